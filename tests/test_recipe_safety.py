@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from base64 import b64decode
 from collections import Counter, defaultdict
 from math import ceil
 from pathlib import Path
@@ -84,21 +85,26 @@ def test_no_text_stands_twice() -> None:
 
 
 def test_no_two_short_prompts_are_nearly_the_same() -> None:
-    """No two share more than OVERLAP of their words (Jaccard).
+    """No two share more than OVERLAP of their words (Jaccard), but for one family's dress around opposite requests.
 
     Two such sets have one of their rarest words in common: only few of each need to be looked up.
     """
-    rows = [(f"{name}, line {i}", text_of(row)) for name in PROMPTS for i, row in enumerate(FILES[name], 1)]
-    short = [(where, set(words(text))) for where, text in rows if len(text) <= SHORT]
-    assert len(short) > 2500
-    frequency = Counter(word for _, bag in short for word in bag)
+    rows = [
+        (f"{name}, line {i}", text_of(row), (row.get("family"), name in RECIPE["positive"]))
+        for name in PROMPTS
+        for i, row in enumerate(FILES[name], 1)
+    ]
+    short = [(where, set(words(text)), dress) for where, text, dress in rows if len(text) <= SHORT]
+    assert len(short) > 3400
+    frequency = Counter(word for _, bag, _ in short for word in bag)
     having: dict[str, list[int]] = defaultdict(list)
     near = []
-    for i, (where, bag) in enumerate(short):
+    for i, (where, bag, (family, harmful)) in enumerate(short):
         rarest = sorted(bag, key=lambda word: (frequency[word], word))[: len(bag) - ceil(OVERLAP * len(bag)) + 1]
         for j in {j for word in rarest for j in having[word]}:
-            other = short[j][1]
-            if len(bag & other) / len(bag | other) > OVERLAP:
+            other, (other_family, other_harmful) = short[j][1:]
+            minimal_pair = family is not None and family == other_family and harmful != other_harmful
+            if not minimal_pair and len(bag & other) / len(bag | other) > OVERLAP:
                 near.append((short[j][0], where, " ".join(sorted(bag & other))))
         for word in rarest:
             having[word].append(i)
@@ -107,23 +113,39 @@ def test_no_two_short_prompts_are_nearly_the_same() -> None:
 
 def test_direct_requests() -> None:
     kinds = Counter(row["kind"] for row in HARMFUL)
-    assert len(HARMFUL) >= 500
-    assert len(kinds) >= 15
+    assert len(HARMFUL) >= 1600
+    assert len(kinds) >= 30
     assert max(kinds.values()) <= 0.15 * len(HARMFUL), kinds.most_common(3)
     assert min(kinds.values()) >= 20, kinds.most_common()[-3:]
 
 
 def test_wrapped_requests() -> None:
     harmful, harmless = named("wrapped_harmful"), named("wrapped_harmless")
-    assert len(harmful) >= 200
-    assert len(harmless) >= 150
+    assert len(harmful) >= 590
+    assert len(harmless) >= 410
     families = Counter(row["family"] for row in harmful)
-    assert len(families) >= 11
+    assert len(families) >= 40
     for rows in (harmless, FILES["wrappers.jsonl"]):
         assert {row["family"] for row in rows} == set(families)
     for rows in (harmful, harmless):
         counts = Counter(row["family"] for row in rows)
         assert max(counts.values()) <= 2 * min(counts.values()), counts
+
+
+@pytest.mark.parametrize("side", ["harmful", "harmless"])
+def test_what_is_enciphered_can_be_deciphered(side: str) -> None:
+    """Whatever looks like Base64 or hexadecimal is: words come out of it."""
+    found = 0
+    for row in named(f"wrapped_{side}"):
+        if row["family"] not in ("encoding", "cipher_and_spelling", "combinations"):
+            continue
+        found_codes = re.findall(r"(?<![\w/+])[A-Za-z0-9+/]{20,}={0,2}|(?:[0-9a-f]{2} ){10,}[0-9a-f]{2}", row["prompt"])
+        codes = [bytes.fromhex(c) if re.fullmatch("[0-9a-f ]+", c) else b64decode(c) for c in found_codes]
+        for code in codes:
+            text = code.decode("ascii")
+            found += 1
+            assert re.fullmatch(r"[\w ,.:;?!'-]+", text) and " " in text, (row, text)
+    assert found >= 3
 
 
 def test_how_a_request_is_dressed_does_not_give_it_away() -> None:
@@ -136,7 +158,7 @@ def test_how_a_request_is_dressed_does_not_give_it_away() -> None:
 def test_ordinary_and_borderline_prompts() -> None:
     ordinary = named("ordinary")
     kinds = Counter(row["kind"] for row in ordinary)
-    assert len(ordinary) >= 800
+    assert len(ordinary) >= 1650
     assert len(kinds) >= 15
     assert max(kinds.values()) <= 0.15 * len(ordinary)
     lengths = sorted(len(row["prompt"]) for row in ordinary)
