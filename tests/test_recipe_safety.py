@@ -41,6 +41,10 @@ def text_of(row: dict[str, Any]) -> str:
     return str(row.get("prompt") or row.get("template") or row.get("text"))
 
 
+def replies(row: dict[str, Any]) -> list[str]:
+    return [message["content"] for message in row["messages"] if message["role"] == "assistant"]
+
+
 def words(text: str) -> list[str]:
     return re.findall(r"\w+", text.lower())
 
@@ -194,6 +198,13 @@ def test_conversations_alternate_and_end_with_the_user(name: str) -> None:
         assert len(turns) >= 3, row
         lengths.add(len(turns))
     assert len(lengths) >= 2
+
+
+def test_a_refusal_inside_a_conversation_decides_nothing() -> None:
+    """Refused and asked again stands beside refused and then something fine: the last request alone counts."""
+    for start, least in (("conversations_harmful", 30), ("conversations_benign", 70)):
+        assert sum(any(map(is_refusal, replies(row))) for row in named(start)) >= least, start
+    assert sum(row["kind"].startswith("after_refusal") for row in named("conversations_benign")) >= 110
 
 
 def test_every_wrapper_has_its_slot_once() -> None:
