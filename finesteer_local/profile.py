@@ -47,6 +47,7 @@ class Profile:
         experts: how to steer, by layer; every layer is at or above the gate's, and above 0.
         strength: lambda.
         scope: `response`, `turn` or `prompt`: which tokens are steered.
+        answer_strength: factor on the vector for the answer's tokens, 0 to 1; the prompt's tokens get all of it.
         training: where it comes from (recipe, data hash, counts, seed, versions, measured figures); JSON values.
     """
 
@@ -57,6 +58,7 @@ class Profile:
     experts: Mapping[int, Experts]
     strength: float = 1.0
     scope: str = "prompt"
+    answer_strength: float = 1.0
     description: str = ""
     license: str = ""
     training: Mapping[str, Any] = field(default_factory=dict)
@@ -94,6 +96,7 @@ class Profile:
             summary,
             strength=self.strength if strength is None else strength,
             scope=self.scope if scope is None else scope,
+            answer_strength=self.answer_strength,
         )
 
     def check_model(self, model: ModelIdentity) -> None:
@@ -167,6 +170,7 @@ def _validate(profile: Profile) -> None:
     _require(0 <= model.n_vocab <= 1 << 24, "model.vocab_size", f"{model.n_vocab} is out of range")
     _require(profile.scope in SCOPES, "scope", f"{profile.scope!r} is none of {', '.join(SCOPES)}")
     _check_number("strength", profile.strength, 0.0, MAX_STRENGTH)
+    _check_number("answer_strength", profile.answer_strength, 0.0, 1.0)
     _require(0 <= profile.gate_layer < model.n_layer, "gate.layer", f"{profile.gate_layer} is not a layer of the model")
     _require(
         not profile.gate.pools or profile.gate_layer < model.n_layer - 1,

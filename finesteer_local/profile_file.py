@@ -65,6 +65,7 @@ def write_profile(profile: Profile, path: Path) -> None:
     add_text("finesteer.chat_template_hash", model.template_hash)
     writer.add_array("finesteer.layers", profile.layers)
     writer.add_float64("finesteer.strength", profile.strength)
+    writer.add_float64("finesteer.answer_strength", profile.answer_strength)
     add_text("finesteer.scope", profile.scope)
     add_text("finesteer.training", profile.training_json())
     add_text("finesteer.gate.kind", profile.gate.kind)
@@ -137,7 +138,9 @@ class _File:
     def count(self, key: str) -> int:
         return int(self.get(key, GGUFValueType.UINT32))
 
-    def number(self, key: str) -> float:
+    def number(self, key: str, default: float | None = None) -> float:
+        if default is not None and key not in self.fields:
+            return default
         return float(self.get(key, GGUFValueType.FLOAT64))
 
     def tensor(self, name: str) -> Array:
@@ -182,6 +185,7 @@ class _File:
             "gate_layer": self.count("finesteer.gate.layer"),
             "experts": {layer: self.experts(layer, model.n_embd) for layer in layers},
             "strength": self.number("finesteer.strength"),
+            "answer_strength": self.number("finesteer.answer_strength", default=1.0),
             "scope": self.text("finesteer.scope"),
             "training": training,
         }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,15 +31,16 @@ def segments(decisions: Sequence[Decision], starts: Sequence[int]) -> list[Segme
     """
     steps = sorted({start for decision, start in zip(decisions, starts, strict=True) if decision.open})
     return [
-        Segment(step, _summed([d for d, start in zip(decisions, starts, strict=True) if d.open and start <= step]))
+        Segment(step, summed(d.vectors for d, start in zip(decisions, starts, strict=True) if start <= step))
         for step in steps
     ]
 
 
-def _summed(decisions: Sequence[Decision]) -> dict[int, Array]:
+def summed(parts: Iterable[Vectors]) -> dict[int, Array]:
+    """The vectors of several profiles, added up layer by layer in the order given."""
     total: dict[int, Array] = {}
-    for decision in decisions:
-        for layer, vector in decision.vectors.items():
+    for vectors in parts:
+        for layer, vector in vectors.items():
             total[layer] = total[layer] + vector if layer in total else vector
     return total
 

@@ -20,7 +20,7 @@ from finesteer_local.identity import ModelIdentity, read_model_identity
 from finesteer_local.profile import MAX_STRENGTH, SCOPES, Profile
 from finesteer_local.runtime.probe import check_steerable
 from finesteer_local.runtime.prompt import turn_start
-from finesteer_local.runtime.prompt_pass import PromptPass, Vectors, segments
+from finesteer_local.runtime.prompt_pass import PromptPass, Vectors, segments, summed
 from finesteer_local.runtime.tap import Array
 from finesteer_local.runtime.tapped import TappedLlama
 from finesteer_local.steering import Decision
@@ -299,7 +299,7 @@ class SteeredLlama(TappedLlama):
         if reading.read_again_from is not None:
             self._read_again(reading.read_again_from, n_prompt, [(s.start, s.vectors) for s in plan])
         if plan:
-            self._set_vectors(plan[-1].vectors)
+            self._set_vectors(summed(decision.answer_vectors for decision in self._decisions))
             self._steered_from = plan[0].start
 
     def _read_again(self, start: int, n_prompt: int, plan: list[tuple[int, Vectors]]) -> None:

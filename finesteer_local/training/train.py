@@ -121,6 +121,7 @@ def train(llama: SteeredLlama, data: TrainingData, settings: Settings, progress:
         experts={chosen.layer: experts[chosen.layer]},
         strength=settings.strength if settings.strength is not None else chosen.strength,
         scope=settings.scope or chosen.scope,
+        answer_strength=chosen.answer_strength,
         training={
             "recipe": data.recipe,
             "data_hash": data.hash,
@@ -271,6 +272,7 @@ def _gate(
     return fit_contrastive_gate(
         positive,
         contrast,
+        [prompt.family for prompt in (*prompts, *data.contrast)],
         seed=settings.seed,
         progress=lambda done, total: progress("training the gate", done, total),
     )
