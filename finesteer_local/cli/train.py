@@ -116,6 +116,11 @@ def _tell(profile: Profile, kept: Path, model: str, reference: str) -> None:
             f"  gate      opens on {gate['recall']:.1%} of held-out prompts that need it, "
             f"on {gate['openings']:.1%} of the others (AUROC {gate['auroc']:.3f})"
         )
+        if gate.get("recall_unseen") is not None:
+            click.echo(
+                f"  unseen    of wrapped requests in families that the gate never saw, it opens on "
+                f"{gate['recall_unseen']:.1%}; of harmless ones in the same dress on {gate['openings_unseen']:.1%}"
+            )
     else:
         click.echo("  gate      always open")
     click.echo(f"Try it: finesteer-local chat {model} --profile {reference}")
