@@ -252,6 +252,13 @@ def test_of_many_pairs_some_from_everywhere(blank: Profile, tmp_path: Path) -> N
     assert chosen.wanted == pytest.approx(0.5, abs=0.05)  # every third was asked: the first half of them is refused
 
 
+def test_long_prompts_are_left_out_where_there_are_others(blank: Profile, tmp_path: Path) -> None:
+    long = [Pair(Prompt([{"role": "user", "content": "x" * (tuning.MAX_PROMPT + 1)}]), "no", "yes")] * 3
+    model = llama(lambda *_: (0.5, 1.0))
+    chosen, _ = tuned(model, blank, tmp_path, pairs=long + PAIRS)  # the fake knows the answers to PAIRS only
+    assert chosen.wanted == pytest.approx(0.5, abs=0.05)
+
+
 def test_one_candidate(blank: Profile, tmp_path: Path) -> None:
     chosen, trials = tuned(llama(lambda *_: (1.0, 1.0)), blank, tmp_path, layers=(9,))
     assert {trial.layer for trial in trials} == {9} == {chosen.layer}

@@ -26,6 +26,7 @@ MARGIN_PAIRS = 10
 MARGIN_TOKENS = 10
 ANSWERS = 24
 ANSWER_TOKENS = 40
+MAX_PROMPT = 600  # letters: every trial reads its prompts anew, and long ones would take most of the time
 FIRST_STRENGTH = 0.9
 STRENGTHS = (0.6, 0.7, 0.8, 1.0, 1.1, 1.25, 1.4)
 SCOPES = ("turn", "prompt")
@@ -111,8 +112,10 @@ class _Tuner:
         progress: Progress,
     ) -> None:
         self.llama, self.blank, self.experts, self.judge = llama, blank, experts, judge
-        step = max(len(pairs) // ANSWERS, 1)
-        self.pairs = list(pairs[::step][:ANSWERS])
+        brief = [pair for pair in pairs if len(pair.prompt.text) <= MAX_PROMPT]
+        pool = brief if len(brief) >= ANSWERS else pairs
+        step = max(len(pool) // ANSWERS, 1)
+        self.pairs = list(pool[::step][:ANSWERS])
         self.progress = progress
         self.coherence = Coherence(float("inf"))
         self._file = folder / "trials.json"
