@@ -264,7 +264,27 @@ def test_other_bad_data(tiny: Path, pairs: Path, contrast: Path, tmp_path: Path)
 
 
 def test_an_unknown_recipe(tiny: Path) -> None:
-    assert error_of("train", tiny, "--recipe", "saftey") == "Error: there is no recipe 'saftey'; known: safety"
+    message = error_of("train", tiny, "--recipe", "saftey")
+    assert message.startswith("Error: there is no recipe 'saftey'; known: safety")
+
+
+def test_a_recipe_of_ones_own(tiny: Path, pairs: Path, contrast: Path, tmp_path: Path) -> None:
+    (tmp_path / "recipe.json").write_text(
+        json.dumps({"name": "mine", "pairs": [pairs.name], "contrast": [contrast.name], "description": "Mine."})
+    )
+    result = good("train", tiny, "--recipe", tmp_path, "--threads", "1")
+    assert result.stdout.startswith("Trained mine for llama.gguf in about ")
+    [kept] = catalog.available_profiles(read_model_identity(tiny).fingerprint)
+    profile = Profile.load(kept.path)
+    assert (profile.name, profile.description, profile.training["recipe"]) == ("mine", "Mine.", tmp_path.name)
+    assert (profile.training["pairs"], profile.training["contrast_prompts"]) == (N, N_CONTRAST)
+
+
+def test_a_folder_that_is_no_recipe(tiny: Path, tmp_path: Path) -> None:
+    assert "recipe.json: no such file" in error_of("train", tiny, "--recipe", tmp_path)
+    (tmp_path / "recipe.json").write_text('{"pairs": ["../../etc/passwd"], "contrast": ["x"]}')
+    assert "no file 'x' in its folder" in error_of("train", tiny, "--recipe", tmp_path)
+    assert not paths.work_dir().exists()
 
 
 def test_a_damaged_model(tmp_path: Path, pairs: Path, contrast: Path) -> None:

@@ -18,11 +18,15 @@ if TYPE_CHECKING:
 
 @click.command("train", short_help="Train a profile for a model.")
 @model_argument
-@click.option("--recipe", metavar="NAME", help="Named training data.  [default: safety, unless --data is given]")
+@click.option(
+    "--recipe",
+    metavar="NAME|DIR",
+    help="Named training data, or a folder with a recipe.json.  [default: safety, unless --data is given]",
+)
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
-    help="Your own pairs: JSONL rows with `prompt`, `chosen`, `rejected`.",
+    help="Your own pairs: JSONL rows with `prompt`, `chosen`, `rejected`, or with lists of `correct` and `wrong`.",
 )
 @click.option(
     "--contrast",

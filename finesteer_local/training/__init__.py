@@ -41,8 +41,8 @@ def train_profile(
     """Train a profile for the GGUF model at `model`.
 
     Args:
-        recipe: a named recipe (`recipes.recipe_names`); or
-        data: a JSONL file of pairs (`prompt`, `chosen`, `rejected`), with
+        recipe: a named recipe (`recipes.recipe_names`) or a folder with a `recipe.json`; or
+        data: a JSONL file of pairs (`prompt`, `chosen`, `rejected`, or lists of `correct` and `wrong`), with
         contrast: a JSONL file of prompts that must stay untouched; without it the `safety` recipe's ordinary prompts.
         name: the profile's name; without it the recipe's, or the data file's.
         gate: `contrastive`, `scs` (the paper's) or `always`.

@@ -24,7 +24,7 @@ def estimate_seconds(model: str | Path, recipe: str = "safety") -> float:
         ModelError, SteeringError: the model cannot be loaded or read.
     """
     data = load_recipe(recipe)
-    everything = [pair.prompt for pair in data.pairs] + list(data.contrast)
+    everything = data.positive + list(data.contrast)
     sample = everything[:: len(everything) // _PROBES][:_PROBES]
     letters = sum(len(prompt.text) for prompt in everything) / max(sum(len(prompt.text) for prompt in sample), 1)
     llama = open_model(model)
