@@ -332,6 +332,7 @@ def test_a_name_comes_before_a_folder(polite: Path, tmp_path: Path, monkeypatch:
 
 
 def test_every_recipe_that_comes_along_can_be_loaded() -> None:
+    assert recipe_names() == ["brief", "safety", "truthful"]
     for name in recipe_names():
         data = load_recipe(name)
         assert data.name == data.recipe == name and data.license == "Apache-2.0"
