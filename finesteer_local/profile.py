@@ -19,7 +19,16 @@ from numpy.typing import NDArray
 from finesteer_local import paths
 from finesteer_local.errors import ProfileError, ProfileMismatchError
 from finesteer_local.identity import ModelIdentity, read_model_identity
-from finesteer_local.steering import AlwaysGate, ContrastiveGate, Decision, Experts, Gate, SubspaceGate, decide
+from finesteer_local.steering import (
+    AlwaysGate,
+    ConditionGate,
+    ContrastiveGate,
+    Decision,
+    Experts,
+    Gate,
+    SubspaceGate,
+    decide,
+)
 
 __all__ = ["SCOPES", "ModelIdentity", "Profile", "read_model_identity"]
 
@@ -76,7 +85,8 @@ class Profile:
 
         Args:
             states: hidden states at `gate_layer` from the start of the last user message to the prompt's last token,
-                shape (n, n_embd); a gate that does not pool needs only the last row.
+                shape (n, n_embd); a gate that does not pool needs only the last row, one that reads the whole prompt
+                (`gate.whole`) the states of all its tokens.
             strength, scope: replace the profile's own.
 
         Raises:
@@ -215,6 +225,12 @@ def _validate_gate(gate: Gate, n_embd: int) -> None:
         _check_number("gate.bias", gate.bias, -1e9, 1e9)
         _check_number("gate.high", gate.high, -1e9, 1e9)
         _check_number("gate.low", gate.low, -1e9, gate.high)
+    elif isinstance(gate, ConditionGate):
+        _check_array("gate.direction", gate.direction, (n_embd,))
+        _require(bool(gate.direction.any()), "gate.direction", "is zero")
+        _check_number("gate.limit", gate.limit, -1.0, 1.0)
+        _require(gate.sign in (-1.0, 1.0), "gate.sign", f"{gate.sign} is neither 1 nor -1")
+        _require(gate.over_prompt in (0.0, 1.0), "gate.over_prompt", f"{gate.over_prompt} is neither 0 nor 1")
     else:
         _require(isinstance(gate, AlwaysGate), "gate.kind", f"{gate.kind!r} is unknown to this version")
 

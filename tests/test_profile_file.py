@@ -372,6 +372,14 @@ def test_unknown_keys_are_ignored(one: Path) -> None:
     assert_same(Profile.load(one), profile())
 
 
+def test_required_features(one: Path) -> None:
+    """What a reader must know to steer as was meant; ignoring it would steer otherwise and say nothing."""
+    rewrite(one, keys={"finesteer.requires": (["later"], GGUFValueType.ARRAY)})
+    refused(one, "finesteer.requires names 'later': it needs a newer finesteer-local")
+    rewrite(one, keys={"finesteer.requires": ("later", TEXT)})
+    refused(one, "key finesteer.requires has the wrong type")
+
+
 def test_not_a_profile_at_all(tmp_path: Path, one: Path) -> None:
     refused(tmp_path / "none.gguf", "cannot read the profile", "No such file")
     refused(tmp_path, "cannot read the profile")

@@ -27,6 +27,7 @@ COMMANDS = {
     "profiles": "List, show, add and remove profiles.",
     "models": "List, fetch and remove models.",
     "inspect": "Show what a profile or a model file holds.",
+    "import": "Make a profile of another program's steering vectors.",
     "export": "Write a profile in another program's format.",
 }
 

@@ -151,6 +151,8 @@ def strength_words(strength: float, answer_strength: float) -> str:
 
 def gate_tokens(profile: Profile) -> str:
     """Which tokens the gate looks at."""
+    if profile.gate.whole:
+        return "all tokens of the prompt"
     return "all tokens of the last question" if profile.gate.pools else "the prompt's last token"
 
 

@@ -47,6 +47,18 @@ if TYPE_CHECKING:
 @click.option("--layer", type=click.IntRange(1), help="Steer this layer instead of the tuned one.")
 @click.option("--strength", type=click.FloatRange(0, MAX_STRENGTH), help="Instead of the tuned one.")
 @click.option("--scope", type=click.Choice(SCOPES), help="Instead of the tuned one.")
+@click.option(
+    "--backend",
+    type=click.Choice(["llama.cpp", "transformers"]),
+    default="llama.cpp",
+    show_default=True,
+    help="With transformers, MODEL is a Hugging Face directory (safetensors) of the same model.",
+)
+@click.option(
+    "--gguf",
+    type=click.Path(path_type=Path),
+    help="With --backend transformers: the GGUF file that the profile is for.  [default: told by the norm weights]",
+)
 @click.option("--threads", type=click.IntRange(1), help="Threads.  [default: this machine's cores]")
 @click.option("--gpu-layers", type=click.IntRange(-1), default=-1, help="Layers on the GPU; -1 is all.  [default: -1]")
 def command(
@@ -62,6 +74,8 @@ def command(
     layer: int | None,
     strength: float | None,
     scope: str | None,
+    backend: str,
+    gguf: Path | None,
     threads: int | None,
     gpu_layers: int,
 ) -> None:
@@ -74,12 +88,14 @@ def command(
         raise click.UsageError("--recipe and --data exclude each other")
     if contrast and not data:
         raise click.UsageError("--contrast goes with --data")
+    if gguf and backend != "transformers":
+        raise click.UsageError("--gguf goes with --backend transformers")
     if output and output.exists() and not force:
         raise StorageError(f"{output} exists; choose another name or add --force")
     from finesteer_local import training
 
     training.require_extra()
-    path = fetch_model(model)
+    path = Path(model) if backend == "transformers" else fetch_model(model)
     with _progress.stages() as report:
         profile = training.train_profile(
             path,
@@ -94,12 +110,14 @@ def command(
             scope=scope,
             n_threads=threads,
             progress=report,
+            backend=backend,
+            gguf=gguf,
             n_gpu_layers=gpu_layers,
         )
     if output:
         profile.save(output)
     kept = output or keep_profile(profile)
-    _tell(profile, kept, model, str(output) if output else profile.name)
+    _tell(profile, kept, str(gguf or "MODEL.gguf") if backend == "transformers" else model, str(output or profile.name))
 
 
 def _tell(profile: Profile, kept: Path, model: str, reference: str) -> None:

@@ -58,7 +58,9 @@ class Turns:
 class TrainingHarvest:
     """Everything that training reads from the model, kept in a folder of the run's own until the profile is written."""
 
-    def __init__(self, llama: SteeredLlama, data: TrainingData, folder: Path, progress: Progress = quiet) -> None:
+    def __init__(
+        self, llama: SteeredLlama, data: TrainingData | None, folder: Path, progress: Progress = quiet
+    ) -> None:
         self.llama, self.data, self.folder, self.progress = llama, data, folder, progress
         paths.ensure_dir(folder)
 

@@ -155,12 +155,20 @@ def train_profile(
     settings: Settings | None = None,
     n_threads: int | None = None,
     progress: Progress = quiet,
+    backend: str = "llama.cpp",
+    gguf: str | Path | None = None,
     **llama_options: Any,
 ) -> Profile:
-    """Open the GGUF model at `model` and `train` a profile for it."""
-    llama = open_model(model, n_threads=n_threads, **llama_options)
+    """Open the model at `model`, GGUF or (backend `transformers`) a directory, and `train` a profile for it."""
     if n_threads:
         torch.set_num_threads(n_threads)
+    llama: Any
+    if backend == "transformers":
+        from finesteer_local.training.transformers_model import TransformersModel
+
+        llama = TransformersModel(model, gguf=gguf)
+    else:
+        llama = open_model(model, n_threads=n_threads, **llama_options)
     try:
         return train(llama, data, settings or Settings(), progress)
     finally:
