@@ -30,9 +30,7 @@ class Hints:
     counting: str | None = None  # of `COUNTINGS`
 
 
-def read_arrays(
-    path: Path, format: str, arrays: Mapping[str | int, NDArray[Any]], hints: Hints, **more: Any
-) -> Foreign:
+def read_arrays(path: Path, format: str, arrays: Mapping[Any, NDArray[Any]], hints: Hints, **more: Any) -> Foreign:
     """The vectors in `arrays`, by name or layer.
 
     Raises:

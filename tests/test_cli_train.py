@@ -143,12 +143,23 @@ def test_what_is_said(tiny: Path, asked: list[dict[str, Any]]) -> None:
     assert "  gate      always open" in good("train", tiny, "--gate", "always").stdout
 
 
+BACKEND = {"backend": "llama.cpp", "gguf": None}
+
+
 def test_defaults(tiny: Path, asked: list[dict[str, Any]]) -> None:
     good("train", tiny)
     [call_] = asked
     call_.pop("progress")
     nothing = dict.fromkeys(("data", "contrast", "name", "layer", "strength", "scope", "n_threads"))
-    assert call_ == {"model": tiny, "recipe": "safety", "gate": "contrastive", "seed": 0, "n_gpu_layers": -1, **nothing}
+    assert call_ == {
+        "model": tiny,
+        "recipe": "safety",
+        "gate": "contrastive",
+        "seed": 0,
+        "n_gpu_layers": -1,
+        **BACKEND,
+        **nothing,
+    }
 
 
 def test_every_option_arrives(tiny: Path, pairs: Path, contrast: Path, asked: list[dict[str, Any]]) -> None:
@@ -169,6 +180,7 @@ def test_every_option_arrives(tiny: Path, pairs: Path, contrast: Path, asked: li
         "scope": "response",
         "n_threads": 3,
         "n_gpu_layers": -1,
+        **BACKEND,
     }
 
 

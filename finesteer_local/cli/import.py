@@ -175,7 +175,7 @@ def command(
         source["gate"] = {
             "data": gate_data.name,
             "seed": seed,
-            **{key: round(value, 4) for key, value in figures.items()},
+            **{key: round(value, 4) for key, value in figures.items() if value is not None},
         }
     profile = assemble.to_profile(
         foreign,

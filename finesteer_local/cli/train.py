@@ -117,10 +117,11 @@ def command(
     if output:
         profile.save(output)
     kept = output or keep_profile(profile)
-    _tell(profile, kept, str(gguf or "MODEL.gguf") if backend == "transformers" else model, str(output or profile.name))
+    chat_with = str(gguf or "MODEL.gguf") if backend == "transformers" else model
+    _tell(profile, kept, model, chat_with, str(output or profile.name))
 
 
-def _tell(profile: Profile, kept: Path, model: str, reference: str) -> None:
+def _tell(profile: Profile, kept: Path, model: str, chat_with: str, reference: str) -> None:
     figures = profile.training["figures"]
     answers = figures["answers"]
     click.echo(f"Trained {profile.name} for {short_name(model)} in {duration(profile.training['seconds'])}.")
@@ -145,4 +146,4 @@ def _tell(profile: Profile, kept: Path, model: str, reference: str) -> None:
             )
     else:
         click.echo("  gate      always open")
-    click.echo(f"Try it: finesteer-local chat {model} --profile {reference}")
+    click.echo(f"Try it: finesteer-local chat {chat_with} --profile {reference}")
