@@ -13,31 +13,12 @@ from finesteer_local.runtime import harvest as module
 from finesteer_local.runtime.harvest import Harvester
 from finesteer_local.runtime.packing import Batch, Request
 from finesteer_local.runtime.tap import Rows
-from finesteer_local.runtime.tapped import TappedLlama
-from reference import SETTINGS, answer, plain_llama, steered_llama
+from reference import answer, plain_llama, steered_llama, tapped, whole_pass
 from tiny import PLACEHOLDER, make_profile, vocabulary, write_tiny_model
 
 PROMPT = np.random.default_rng(5).integers(3, 250, 21).tolist()
 ANSWER = list(range(60, 71))
 NAN = vocabulary().index(PLACEHOLDER)
-
-
-def tapped(path: Path, **settings) -> TappedLlama:
-    return TappedLlama(str(path), **{**SETTINGS, **settings})
-
-
-def whole(path: Path, tokens: list[int], layers: list[int], **settings) -> np.ndarray:
-    """The states of a full pass from scratch, (n_layers, n_tokens, n_embd)."""
-    llama = tapped(path, logits_all=True, **settings)
-    seen: dict[int, list[np.ndarray]] = {layer: [] for layer in layers}
-
-    def look(layer: int, rows: Rows) -> bool:
-        seen[layer].append(rows.read(0, rows.n_rows))
-        return True
-
-    llama.tap.arm(dict.fromkeys(layers, look))
-    llama.eval(tokens)
-    return np.stack([np.concatenate(seen[layer]) for layer in layers])
 
 
 def close(got: np.ndarray, wanted: np.ndarray, limit: float = 0.01) -> None:
@@ -69,19 +50,19 @@ def test_states_are_those_of_a_full_pass(tiny_model: Path, layers: list[int]) ->
         tokens, first = asked[i]
         assert got[i].shape == (len(layers), len(tokens) - first, 64)
         assert got[i].dtype == np.float32
-        wanted = whole(tiny_model, list(tokens), layers, n_ctx=1024, n_batch=1024)[:, first:]
+        wanted = whole_pass(tiny_model, list(tokens), layers, n_ctx=1024, n_batch=1024)[:, first:]
         close(got[i], wanted)
     state = harvester.prompt_state(PROMPT)
     assert state.shape == (len(layers), 64)
-    close(state, whole(tiny_model, PROMPT, layers)[:, -1])
+    close(state, whole_pass(tiny_model, PROMPT, layers)[:, -1])
     answers = harvester.answer_states(PROMPT, ANSWER)
-    close(answers, whole(tiny_model, PROMPT + ANSWER, layers)[:, 21:])
+    close(answers, whole_pass(tiny_model, PROMPT + ANSWER, layers)[:, 21:])
 
 
 @pytest.mark.parametrize("turn", [0, 1, 13, 20])
 def test_the_states_of_a_turn(tiny: Path, turn: int) -> None:
     harvester = Harvester(tapped(tiny), [1, 2])
-    wanted = whole(tiny, PROMPT, [1, 2])[:, turn:]
+    wanted = whole_pass(tiny, PROMPT, [1, 2])[:, turn:]
     for _ in range(2):
         got = harvester.turn_states(PROMPT, turn)
         assert got.shape == (2, 21 - turn, 64)
@@ -94,7 +75,7 @@ def test_the_states_of_a_turn(tiny: Path, turn: int) -> None:
 def test_layers_are_ascending_and_once(tiny: Path) -> None:
     harvester = Harvester(tapped(tiny), [2, 0, 2])
     assert harvester.layers == [0, 2]
-    close(harvester.prompt_state(PROMPT), whole(tiny, PROMPT, [0, 2])[:, -1])
+    close(harvester.prompt_state(PROMPT), whole_pass(tiny, PROMPT, [0, 2])[:, -1])
 
 
 def test_the_same_requests_give_the_same_bits(tiny_model: Path) -> None:
@@ -196,7 +177,7 @@ def test_the_models_own_requests_are_not_disturbed(tiny: Path) -> None:
         np.testing.assert_array_equal(harvester.answer_states(PROMPT, ANSWER), states)
         assert answer(llama, PROMPT) == wanted
         # under a steered answer's control vector the states would be others
-        close(states, whole(tiny, PROMPT + ANSWER, [0, 2])[:, 21:])
+        close(states, whole_pass(tiny, PROMPT + ANSWER, [0, 2])[:, 21:])
 
 
 def test_closing(tiny: Path) -> None:
@@ -255,7 +236,7 @@ def test_nothing_to_read(tiny: Path, prompt: list[int], reply: list[int] | None)
 
 def test_an_answer_without_a_prompt(tiny: Path) -> None:
     got = Harvester(tapped(tiny), [1]).answer_states([], ANSWER)
-    close(got, whole(tiny, ANSWER, [1]))
+    close(got, whole_pass(tiny, ANSWER, [1]))
 
 
 def test_more_than_the_context(tiny: Path) -> None:
@@ -270,7 +251,7 @@ def test_the_recurrent_model(tmp_path: Path) -> None:
     harvester = Harvester(tapped(path), [1, 2])
     asked = [Request([*PROMPT, *reply], 21) for reply in (ANSWER, ANSWER[::-1], ANSWER)]
     for i, states in harvester.harvest(asked):
-        np.testing.assert_allclose(states, whole(path, list(asked[i].tokens), [1, 2])[:, 21:], atol=1e-4)
+        np.testing.assert_allclose(states, whole_pass(path, list(asked[i].tokens), [1, 2])[:, 21:], atol=1e-4)
 
 
 def test_the_real_model(smollm2: Path) -> None:
@@ -282,7 +263,7 @@ def test_the_real_model(smollm2: Path) -> None:
     reply = llama.tokenize(b"Because light is scattered.", add_bos=False)
     asked = [Request([*prompt, *reply], 3) for prompt in prompts]
     for i, states in Harvester(llama, [11, 12]).harvest(asked):
-        wanted = whole(smollm2, list(asked[i].tokens), [11, 12])[:, 3:]
+        wanted = whole_pass(smollm2, list(asked[i].tokens), [11, 12])[:, 3:]
         difference = np.linalg.norm(states - wanted, axis=-1) / np.linalg.norm(wanted, axis=-1)
         assert difference.max() < 0.06, difference
         assert np.median(difference) < 0.03

@@ -81,7 +81,7 @@ class Harvester:
         context = self._context_for(plan)
         started = False
         for batch in plan.batches():
-            if all(known(read.index) for read in batch.reads):
+            if all(known(read.request) for read in batch.reads):
                 continue
             if not (started and self._shared):
                 self._start(context, plan)
@@ -90,7 +90,7 @@ class Harvester:
                 states = self._decode(context, batch)  # (n_layers, n_batch, n_embd)
                 if len(batch.reads) > 1 and not self._checked:
                     read = batch.reads[-1]
-                    self._check(context, requests[read.index], states[:, read.rows])
+                    self._check(context, requests[read.request], states[:, read.rows])
                     started = False
             except _NotShared:
                 self._shared = False
@@ -116,7 +116,7 @@ class Harvester:
     def close(self) -> None:
         """Free the context; the next read makes another."""
         if self._context is not None:
-            self._context.close()
+            self._context.close()  # type: ignore[no-untyped-call]
             self._context = None
 
     # --- the context
@@ -145,7 +145,7 @@ class Harvester:
                 self._context = _internals.LlamaContext(model=self.llama._model, params=params, verbose=False)
             adapter = self.llama._lora_adapter
             if adapter is not None:
-                adapters = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(adapter)
+                adapters = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(adapter)  # type: ignore[misc]
                 llama_cpp.llama_set_adapters_lora(
                     self._context.ctx, adapters, 1, (ctypes.c_float * 1)(self.llama.lora_scale)
                 )

@@ -27,7 +27,7 @@ class Request(NamedTuple):
 class Read(NamedTuple):
     """Where the hidden states of one request are found."""
 
-    index: int  # of the request
+    request: int  # its index
     rows: NDArray[np.intp]  # rows of the batch, one for every token from `first` on
 
 
