@@ -1,21 +1,26 @@
 """Plain llama.cpp control vectors: architecture `controlvector`, one tensor `direction.N` a layer, nothing else.
 
 llama.cpp's loader (common_control_vector_load) rejects a file with any other tensor, a tensor that is not
-one-dimensional float32, or one for layer 0.
+one-dimensional float32, or one for layer 0. repeng, EasySteer and saklas write this format too; `direction.N` is added
+to the output of block N in all of them.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from gguf import GGUFWriter
+from gguf import GGMLQuantizationType, GGUFWriter
 from numpy.typing import NDArray
 
 from finesteer_local.errors import ProfileError
+from finesteer_local.gguf_file import DamagedGGUF, open_gguf
 from finesteer_local.paths import atomic_write
+
+from .foreign import Foreign, layer_number, plain_vectors, refuse, refuse_other_operators
 
 if TYPE_CHECKING:
     from finesteer_local.profile import Profile
@@ -23,6 +28,53 @@ if TYPE_CHECKING:
 Array = NDArray[np.float32]
 
 ARCHITECTURE = "controlvector"
+_MAX_ITEMS = 1 << 14  # keys, array items and tensors
+
+
+def read(path: Path) -> Foreign:
+    """Read a control vector.
+
+    Raises:
+        ProfileError: it is damaged, another kind of GGUF file, or steers something other than the blocks' outputs.
+        OSError: it cannot be read.
+    """
+    try:
+        reader = open_gguf(path, max_items=_MAX_ITEMS)
+        settings = {key: field.contents() for key, field in reader.fields.items() if not key.startswith("GGUF.")}
+    except DamagedGGUF as error:
+        raise refuse(path, error.problem) from error
+    except UnicodeDecodeError as error:
+        raise refuse(path, "a key in it is not UTF-8") from error
+    architecture = settings.get("general.architecture")
+    if architecture == "finesteer":
+        raise refuse(path, f"it is a profile already; add it with: finesteer-local profiles add {path}")
+    if architecture != ARCHITECTURE:
+        raise refuse(path, f"its general.architecture is {str(architecture)[:40]!r}, not {ARCHITECTURE!r}")
+    refuse_other_operators(path, settings)
+    _refuse_other_targets(path, settings)
+    vectors = {}
+    for tensor in reader.tensors:
+        prefix, _, number = tensor.name.partition(".")
+        if prefix != "direction":
+            raise refuse(path, f"tensor {tensor.name[:60]!r} does not belong in a control vector")
+        if tensor.tensor_type not in (GGMLQuantizationType.F32, GGMLQuantizationType.F16):
+            raise refuse(path, f"tensor {tensor.name} has type {tensor.tensor_type.name}, expected F32")
+        vectors[layer_number(path, "a direction", number)] = np.array(tensor.data, np.float32)
+    hint = settings.get(f"{ARCHITECTURE}.model_hint", "")
+    return plain_vectors(path, "llama.cpp control vector", vectors, model_hint=hint if isinstance(hint, str) else "")
+
+
+def _refuse_other_targets(path: Path, settings: Mapping[str, Any]) -> None:
+    """EasySteer writes directions for attention heads and router logits into the same format, and says so in a key."""
+    native = settings.get(f"{ARCHITECTURE}.easysteer")
+    if not isinstance(native, str):
+        return
+    try:
+        component = json.loads(native).get("component")
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise refuse(path, f"its key {ARCHITECTURE}.easysteer is not what EasySteer writes") from error
+    if component not in (None, "hidden_states"):
+        raise refuse(path, f"its vectors are for {str(component)[:40]!r}, not for the hidden states")
 
 
 def expert_shares(profile: Profile, layer: int) -> Array | None:

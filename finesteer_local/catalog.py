@@ -23,7 +23,7 @@ from finesteer_local.fetch import Part, Progress, downloads_dir, fetch, sha256_o
 from finesteer_local.paths import atomic_write, models_dir, profiles_dir
 
 if TYPE_CHECKING:
-    from finesteer_local.profile import ModelIdentity
+    from finesteer_local.profile import ModelIdentity, Profile
 
 _NAME = "[a-z0-9][a-z0-9_-]{0,63}"
 _N_DIGITS = 12
@@ -212,12 +212,18 @@ def resolve_profile(name_or_path: str | os.PathLike[str], identity: ModelIdentit
     raise _unknown("profile", given, {file.name for file in _profile_files()}, "or give the path of a profile file")
 
 
+def profile_target(profile: Profile) -> Path:
+    """Where a profile is kept. It checked its own name and fingerprint: neither can be a part of a path."""
+    return profiles_dir() / f"{profile.name}.{profile.model.fingerprint[:_N_DIGITS]}.gguf"
+
+
 def add_profile(path: str | os.PathLike[str], replace: bool = False) -> Path:
     """Check a profile file and copy it into `profiles_dir()`, where its name finds it; return the copy's path.
 
     Raises:
         ProfileError: no such file, or a damaged one; the message names the field.
-        StorageError: the user has this profile already and `replace` is false, or it cannot be written.
+        StorageError: the user has this profile already and `replace` is false, a link is in its place, or it cannot
+            be written.
     """
     from finesteer_local.profile import Profile
 
@@ -225,14 +231,18 @@ def add_profile(path: str | os.PathLike[str], replace: bool = False) -> Path:
     if not os.path.isfile(source):
         raise ProfileError(f"no such file: {os.fspath(path)!r}")
     profile = Profile.load(source)
-    # The profile checked its own name and fingerprint: neither can be a part of a path.
-    target = profiles_dir() / f"{profile.name}.{profile.model.fingerprint[:_N_DIGITS]}.gguf"
+    target = profile_target(profile)
+    if target.is_symlink():
+        # Writing would follow it, to wherever it leads.
+        raise StorageError(f"{target} is a link; remove it first")
     if target.exists() and not replace:
         raise StorageError(
             f"you have a profile {profile.name!r} for {profile.model.name} already; replace or remove it first"
         )
     with atomic_write(target) as temporary:
         shutil.copyfile(source, temporary)
+        if profile_target(Profile.load(temporary)) != target:
+            raise ProfileError(f"{source} changed while it was copied")
     return target
 
 

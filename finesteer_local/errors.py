@@ -7,6 +7,11 @@ code 1; a library user catches `FineSteerError`, or the built-in exception that 
 from __future__ import annotations
 
 
+def one_line(text: str) -> str:
+    """`text` as a message can hold it: what a file brings along may have line ends and control characters."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
 class FineSteerError(Exception):
     """Base of every error that FineSteer Local raises on purpose."""
 

@@ -1,77 +1,157 @@
 """Opening a GGUF file that nobody vouches for.
 
-The gguf package believes what a header claims: one damaged array length keeps it busy until the memory is full. So the
-header's counts and lengths are held against the file's size before it reads anything.
+The gguf package believes what a header claims: one damaged array length keeps it busy until the memory is full, and an
+array of numbers costs it a hundred times its size. So the header is read here first, every count, length and place held
+against the file's size, in the layout of llama.cpp's gguf.cpp (`gguf_init_from_reader`).
 """
 
 from __future__ import annotations
 
 import mmap
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
+from typing import Any
 
-from gguf import GGUFReader, GGUFValueType
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader, GGUFValueType
 
 _VERSIONS = (2, 3)
-_SIZES = {
-    GGUFValueType.UINT8: 1,
-    GGUFValueType.INT8: 1,
-    GGUFValueType.BOOL: 1,
-    GGUFValueType.UINT16: 2,
-    GGUFValueType.INT16: 2,
-    GGUFValueType.UINT32: 4,
-    GGUFValueType.INT32: 4,
-    GGUFValueType.FLOAT32: 4,
-    GGUFValueType.UINT64: 8,
-    GGUFValueType.INT64: 8,
-    GGUFValueType.FLOAT64: 8,
+_MAX_NAME = 64  # GGML_MAX_NAME
+_MAX_DIMS = 4  # GGML_MAX_DIMS
+_LAYOUTS = {
+    GGUFValueType.UINT8: "<B",
+    GGUFValueType.INT8: "<b",
+    GGUFValueType.BOOL: "<?",
+    GGUFValueType.UINT16: "<H",
+    GGUFValueType.INT16: "<h",
+    GGUFValueType.UINT32: "<I",
+    GGUFValueType.INT32: "<i",
+    GGUFValueType.FLOAT32: "<f",
+    GGUFValueType.UINT64: "<Q",
+    GGUFValueType.INT64: "<q",
+    GGUFValueType.FLOAT64: "<d",
 }
 
 
 class DamagedGGUF(ValueError):
-    """A file that is not what its header claims."""
+    """A file that is not what its header claims; `problem` says it without the file's name."""
+
+    def __init__(self, path: Path, where: str, not_utf8: bool) -> None:
+        at = f"at {where!r} " if where else ""
+        self.problem = f"{at}it holds a text that is not UTF-8" if not_utf8 else f"{at}it is damaged or cut short"
+        super().__init__(f"{path}: {self.problem}")
 
 
-def open_gguf(path: Path, *, max_items: int) -> GGUFReader:
-    """Open the GGUF file at `path`; its metadata may hold `max_items` keys, array items and tensors altogether.
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where a tensor lies in its file."""
+
+    shape: tuple[int, ...]  # rows first, as numpy has it
+    kind: GGMLQuantizationType
+    start: int  # byte in the file
+    n_bytes: int
+
+
+@dataclass
+class Header:
+    """What a GGUF file says of itself; all of it fits into the file."""
+
+    values: dict[str, Any] = field(default_factory=dict)  # numbers and texts
+    arrays: dict[str, tuple[GGUFValueType, int]] = field(default_factory=dict)  # type and number of the items
+    tensors: dict[str, TensorInfo] = field(default_factory=dict)
+
+
+def read_header(path: Path, *, max_items: int) -> Header:
+    """Read the header of the GGUF file at `path`; it may hold `max_items` keys, array items and tensors altogether.
 
     Raises:
         DamagedGGUF: it is damaged, cut short, or larger than that.
         OSError: it cannot be read.
     """
+    with _walking(path, max_items) as walk:
+        return walk.header()
+
+
+def open_gguf(path: Path, *, max_items: int) -> GGUFReader:
+    """As `read_header`, but gives the gguf package's reader, with all values and tensors.
+
+    Raises:
+        DamagedGGUF, OSError: see `read_header`.
+    """
+    with _walking(path, max_items) as walk:
+        walk.header()
+        return GGUFReader(path)
+
+
+@contextmanager
+def _walking(path: Path, max_items: int) -> Iterator[_Walk]:
+    where = None
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            _Header(data, max_items).check()
-        return GGUFReader(path)
+            where = _Walk(data, max_items)
+            yield where
     except OSError:
         raise
-    except Exception as error:  # the reader indexes into whatever the header claims
-        raise DamagedGGUF(f"{path} is damaged or cut short") from error
+    except Exception as error:  # whatever the header claims
+        raise DamagedGGUF(path, where.field if where else "", isinstance(error, UnicodeDecodeError)) from error
 
 
-class _Header:
-    """Walks over the metadata of a GGUF file and raises `ValueError` or `struct.error` where it cannot be right."""
+class _Walk:
+    """Walks over the header of a GGUF file and raises `ValueError` or `struct.error` where it cannot be right."""
 
     def __init__(self, data: mmap.mmap, max_items: int) -> None:
         self.data, self.at, self.items_left = data, 0, max_items
+        self.field = ""  # the key or tensor being read, for messages
 
-    def check(self) -> None:
+    def header(self) -> Header:
+        header = Header()
         self.skip(4)  # the magic, which the caller knows
         version, n_tensors, n_keys = self.take("<IQQ")
         if version not in _VERSIONS:
             raise ValueError(f"unknown version {version}")
         self.count(n_tensors + n_keys)
         for _ in range(n_keys):
-            self.skip_text()
+            self.field = key = self.text()
+            if key in header.values or key in header.arrays:
+                raise ValueError(f"twice the key {key}")
             kind = GGUFValueType(*self.take("<I"))
             if kind == GGUFValueType.ARRAY:
-                item, n_items = self.take("<IQ")
-                self.count(n_items)
-                self.skip_values(GGUFValueType(item), n_items)
+                header.arrays[key] = self.array()
             else:
-                self.skip_values(kind, 1)
+                header.values[key] = self.text() if kind == GGUFValueType.STRING else self.take(_LAYOUTS[kind])[0]
+        self.tensors(n_tensors, header)
+        return header
 
-    def take(self, layout: str) -> tuple[int, ...]:
+    def tensors(self, n_tensors: int, header: Header) -> None:
+        self.field = "the tensors"
+        found = [self.tensor() for _ in range(n_tensors)]
+        alignment = header.values.get("general.alignment", 32)
+        if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
+            raise ValueError("the alignment is not a power of two")
+        start = -(-self.at // alignment) * alignment
+        for name, shape, kind, offset in found:
+            self.field = name
+            block, size = GGML_QUANT_SIZES[kind]
+            if shape and shape[-1] % block:
+                raise ValueError(f"a row of tensor {name} is no whole number of blocks")
+            info = TensorInfo(shape, kind, start + offset, prod(shape) // block * size)
+            if name in header.tensors or info.start + info.n_bytes > len(self.data):
+                raise ValueError(f"tensor {name} is there twice or reaches past the end of the file")
+            header.tensors[name] = info
+
+    def tensor(self) -> tuple[str, tuple[int, ...], GGMLQuantizationType, int]:
+        self.field = name = self.text()
+        (n_dims,) = self.take("<I")
+        if len(name.encode()) >= _MAX_NAME or n_dims > _MAX_DIMS:
+            raise ValueError("a tensor's name or shape is too long")
+        shape = self.take(f"<{n_dims}Q")
+        kind, offset = self.take("<IQ")
+        return name, shape[::-1], GGMLQuantizationType(kind), offset
+
+    def take(self, layout: str) -> tuple[Any, ...]:
         values = struct.unpack_from(layout, self.data, self.at)
         self.at += struct.calcsize(layout)
         return values
@@ -86,14 +166,19 @@ class _Header:
         if self.at > len(self.data):
             raise ValueError("a value reaches past the end of the file")
 
-    def skip_text(self) -> None:
-        self.skip(*self.take("<Q"))
+    def text(self) -> str:
+        (length,) = self.take("<Q")
+        start = self.at
+        self.skip(length)
+        return self.data[start : self.at].decode()
 
-    def skip_values(self, kind: GGUFValueType, n: int) -> None:
+    def array(self) -> tuple[GGUFValueType, int]:
+        number, n_items = self.take("<IQ")
+        kind = GGUFValueType(number)
+        self.count(n_items)
         if kind == GGUFValueType.STRING:
-            for _ in range(n):
-                self.skip_text()
-        elif kind in _SIZES:
-            self.skip(n * _SIZES[kind])
+            for _ in range(n_items):
+                self.skip(*self.take("<Q"))
         else:
-            raise ValueError("an array of arrays")
+            self.skip(n_items * struct.calcsize(_LAYOUTS[kind]))  # an array of arrays has no layout
+        return kind, n_items

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,56 +76,57 @@ def _parts(path: Path) -> list[Path]:
 
 
 def _read(path: Path, parts: list[Path]) -> ModelIdentity:
-    from gguf import GGMLQuantizationType
+    from finesteer_local.gguf_file import DamagedGGUF, read_header
+    from finesteer_local.model_file import check_model, norm_weights
 
-    from finesteer_local.gguf_file import DamagedGGUF, open_gguf
-
-    norms: dict[str, Any] = {}
-    fields: dict[str, Any] = {}
+    values: dict[str, Any] = {}
+    n_tokens = 0
+    norms: dict[str, bytes] = {}
     for part in parts:
         try:
             with part.open("rb") as file:
-                magic = file.read(4)
-            if magic != b"GGUF":
-                raise ModelError(f"{part} is not a GGUF model file; convert it with llama.cpp's convert_hf_to_gguf.py")
-            reader = open_gguf(part, max_items=_MAX_ITEMS)
+                if file.read(4) != b"GGUF":
+                    raise ModelError(
+                        f"{part} is not a GGUF model file; convert it with llama.cpp's convert_hf_to_gguf.py"
+                    )
+            header = read_header(part, max_items=_MAX_ITEMS)
+            norms |= norm_weights(part, header)
         except DamagedGGUF as error:
             raise ModelError(f"{error}; fetch it again") from error
         except OSError as error:
             raise ModelError(f"cannot read the model {part}: {error.strerror}") from error
-        fields |= {name: field for name, field in reader.fields.items() if name not in fields}
-        norms |= {
-            tensor.name: tensor
-            for tensor in reader.tensors
-            if tensor.name.endswith("_norm.weight") and tensor.tensor_type == GGMLQuantizationType.F32
-        }
+        check_model(part, header)
+        # An array where a value belongs has the wrong type.
+        values = {**header.arrays, **header.values, **values}
+        n_tokens = n_tokens or header.arrays.get("tokenizer.ggml.tokens", (None, 0))[1]
 
     def value(key: str, kind: type[Any]) -> Any:
-        found = fields[key].contents() if key in fields else kind()
+        found = values.get(key, kind())
         if not isinstance(found, kind):
             raise ModelError(f"{path} is damaged: its key {key} has the wrong type; fetch it again")
         return found
 
-    try:
-        architecture = value("general.architecture", str)
-        n_embd, n_layer = (value(f"{architecture}.{key}", int) for key in ("embedding_length", "block_count"))
-        context_length = value(f"{architecture}.context_length", int)
-        name, template = value("general.name", str), value("tokenizer.chat_template", str)
-    except UnicodeDecodeError as error:
-        raise ModelError(f"{path} is damaged: a text in it is not UTF-8; fetch it again") from error
+    architecture = value("general.architecture", str)
+    n_embd, n_layer = (value(f"{architecture}.{key}", int) for key in ("embedding_length", "block_count"))
+    context_length = value(f"{architecture}.context_length", int)
+    name, template = value("general.name", str), value("tokenizer.chat_template", str)
     if not (norms and n_embd and n_layer):
         raise ModelError(f"{path} holds no language model to steer (architecture {architecture or 'none'!r})")
-    digest = hashlib.sha256()
-    for norm in sorted(norms):
-        digest.update(norms[norm].data.tobytes())
-    tokens = fields.get("tokenizer.ggml.tokens")
     return ModelIdentity(
-        fingerprint=digest.hexdigest(),
+        fingerprint=fingerprint(norms),
         name=name or path.stem,
         architecture=architecture,
         n_embd=n_embd,
         n_layer=n_layer,
-        n_vocab=len(tokens.data) if tokens is not None else 0,
+        n_vocab=n_tokens,
         template_hash=hashlib.sha256(template.encode()).hexdigest() if template else "",
         context_length=context_length,
     )
+
+
+def fingerprint(norms: Mapping[str, bytes]) -> str:
+    """SHA-256 (hex) over norm weights (float32, little-endian) by their GGUF names, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(norms):
+        digest.update(norms[name])
+    return digest.hexdigest()

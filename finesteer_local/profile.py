@@ -19,7 +19,16 @@ from numpy.typing import NDArray
 from finesteer_local import paths
 from finesteer_local.errors import ProfileError, ProfileMismatchError
 from finesteer_local.identity import ModelIdentity, read_model_identity
-from finesteer_local.steering import AlwaysGate, ContrastiveGate, Decision, Experts, Gate, SubspaceGate, decide
+from finesteer_local.steering import (
+    AlwaysGate,
+    ConditionGate,
+    ContrastiveGate,
+    Decision,
+    Experts,
+    Gate,
+    SubspaceGate,
+    decide,
+)
 
 __all__ = ["SCOPES", "ModelIdentity", "Profile", "read_model_identity"]
 
@@ -47,6 +56,7 @@ class Profile:
         experts: how to steer, by layer; every layer is at or above the gate's, and above 0.
         strength: lambda.
         scope: `response`, `turn` or `prompt`: which tokens are steered.
+        answer_strength: factor on the vector for the answer's tokens, 0 to 1; the prompt's tokens get all of it.
         training: where it comes from (recipe, data hash, counts, seed, versions, measured figures); JSON values.
     """
 
@@ -57,6 +67,7 @@ class Profile:
     experts: Mapping[int, Experts]
     strength: float = 1.0
     scope: str = "prompt"
+    answer_strength: float = 1.0
     description: str = ""
     license: str = ""
     training: Mapping[str, Any] = field(default_factory=dict)
@@ -74,7 +85,8 @@ class Profile:
 
         Args:
             states: hidden states at `gate_layer` from the start of the last user message to the prompt's last token,
-                shape (n, n_embd); a gate that does not pool needs only the last row.
+                shape (n, n_embd); a gate that does not pool needs only the last row, one that reads the whole prompt
+                (`gate.whole`) the states of all its tokens.
             strength, scope: replace the profile's own.
 
         Raises:
@@ -94,6 +106,7 @@ class Profile:
             summary,
             strength=self.strength if strength is None else strength,
             scope=self.scope if scope is None else scope,
+            answer_strength=self.answer_strength,
         )
 
     def check_model(self, model: ModelIdentity) -> None:
@@ -167,6 +180,7 @@ def _validate(profile: Profile) -> None:
     _require(0 <= model.n_vocab <= 1 << 24, "model.vocab_size", f"{model.n_vocab} is out of range")
     _require(profile.scope in SCOPES, "scope", f"{profile.scope!r} is none of {', '.join(SCOPES)}")
     _check_number("strength", profile.strength, 0.0, MAX_STRENGTH)
+    _check_number("answer_strength", profile.answer_strength, 0.0, 1.0)
     _require(0 <= profile.gate_layer < model.n_layer, "gate.layer", f"{profile.gate_layer} is not a layer of the model")
     _require(
         not profile.gate.pools or profile.gate_layer < model.n_layer - 1,
@@ -211,6 +225,12 @@ def _validate_gate(gate: Gate, n_embd: int) -> None:
         _check_number("gate.bias", gate.bias, -1e9, 1e9)
         _check_number("gate.high", gate.high, -1e9, 1e9)
         _check_number("gate.low", gate.low, -1e9, gate.high)
+    elif isinstance(gate, ConditionGate):
+        _check_array("gate.direction", gate.direction, (n_embd,))
+        _require(bool(gate.direction.any()), "gate.direction", "is zero")
+        _check_number("gate.limit", gate.limit, -1.0, 1.0)
+        _require(gate.sign in (-1.0, 1.0), "gate.sign", f"{gate.sign} is neither 1 nor -1")
+        _require(gate.over_prompt in (0.0, 1.0), "gate.over_prompt", f"{gate.over_prompt} is neither 0 nor 1")
     else:
         _require(isinstance(gate, AlwaysGate), "gate.kind", f"{gate.kind!r} is unknown to this version")
 

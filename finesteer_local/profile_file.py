@@ -7,16 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter
+from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter, ReaderField
 from numpy.typing import NDArray
 
-from finesteer_local.errors import ProfileError
+from finesteer_local.errors import ProfileError, one_line
 from finesteer_local.gguf_file import DamagedGGUF, open_gguf
 from finesteer_local.identity import ModelIdentity
 from finesteer_local.profile import ARCHITECTURE, FORMAT_VERSION, Profile
-from finesteer_local.steering import AlwaysGate, ContrastiveGate, Experts, Gate, SubspaceGate
+from finesteer_local.steering import AlwaysGate, ConditionGate, ContrastiveGate, Experts, Gate, SubspaceGate
 
 Array = NDArray[np.float32]
+
+FEATURES: frozenset[str] = frozenset()
+"""What this version knows of the names that `finesteer.requires` may hold: later additions that change a decision."""
 
 _MAX_BYTES = 1 << 30
 _MAX_ITEMS = 1 << 16  # keys, array items and tensors
@@ -39,6 +42,7 @@ _GATES: dict[str, tuple[type[Any], tuple[str, ...], tuple[str, ...]]] = {
         ("mean", "scale", "query", "value_weight", "last_weight"),
         ("bias", "low", "high"),
     ),
+    ConditionGate.kind: (ConditionGate, ("direction",), ("limit", "sign", "over_prompt")),
     AlwaysGate.kind: (AlwaysGate, (), ()),
 }
 
@@ -65,6 +69,7 @@ def write_profile(profile: Profile, path: Path) -> None:
     add_text("finesteer.chat_template_hash", model.template_hash)
     writer.add_array("finesteer.layers", profile.layers)
     writer.add_float64("finesteer.strength", profile.strength)
+    writer.add_float64("finesteer.answer_strength", profile.answer_strength)
     add_text("finesteer.scope", profile.scope)
     add_text("finesteer.training", profile.training_json())
     add_text("finesteer.gate.kind", profile.gate.kind)
@@ -112,14 +117,20 @@ class _File:
             raise self.error(f"it is larger than {_MAX_BYTES >> 20} MiB")
         try:
             reader = open_gguf(path, max_items=_MAX_ITEMS)
-            self.fields = {name: (f.types, f.contents()) for name, f in reader.fields.items()}
-        except (DamagedGGUF, UnicodeDecodeError) as error:
-            raise self.error("it is damaged or cut short") from error
+        except DamagedGGUF as error:
+            raise self.error(error.problem) from error
+        self.fields = {name: (field.types, self._contents(name, field)) for name, field in reader.fields.items()}
         self.tensors = {tensor.name: tensor for tensor in reader.tensors}
         self._unread = set(self.tensors)
 
+    def _contents(self, name: str, field: ReaderField) -> Any:
+        try:
+            return field.contents()
+        except UnicodeDecodeError as error:
+            raise self.error(f"key {name} is damaged: not UTF-8") from error
+
     def error(self, what: str) -> ProfileError:
-        return ProfileError(f"the profile {self.path} cannot be used: {what}")
+        return ProfileError(one_line(f"the profile {self.path} cannot be used: {what}"))
 
     def get(self, key: str, kind: GGUFValueType, *, array: bool = False) -> Any:
         if key not in self.fields:
@@ -137,7 +148,9 @@ class _File:
     def count(self, key: str) -> int:
         return int(self.get(key, GGUFValueType.UINT32))
 
-    def number(self, key: str) -> float:
+    def number(self, key: str, default: float | None = None) -> float:
+        if default is not None and key not in self.fields:
+            return default
         return float(self.get(key, GGUFValueType.FLOAT64))
 
     def tensor(self, name: str) -> Array:
@@ -157,6 +170,8 @@ class _File:
             raise self.error(
                 f"its format_version {version} needs a newer finesteer-local (this reads {FORMAT_VERSION})"
             )
+        if unknown := set(self.requires()) - FEATURES:
+            raise self.error(f"its key finesteer.requires names {min(unknown)!r}: it needs a newer finesteer-local")
         model = ModelIdentity(
             fingerprint=self.text("finesteer.model.fingerprint"),
             name=self.text("finesteer.model.name", optional=True),
@@ -182,6 +197,7 @@ class _File:
             "gate_layer": self.count("finesteer.gate.layer"),
             "experts": {layer: self.experts(layer, model.n_embd) for layer in layers},
             "strength": self.number("finesteer.strength"),
+            "answer_strength": self.number("finesteer.answer_strength", default=1.0),
             "scope": self.text("finesteer.scope"),
             "training": training,
         }
@@ -191,6 +207,11 @@ class _File:
             return Profile(**parts)
         except ProfileError as error:
             raise self.error(str(error).removeprefix("profile ")) from error
+
+    def requires(self) -> list[str]:
+        key = "finesteer.requires"
+        names: list[str] = self.get(key, GGUFValueType.STRING, array=True) if key in self.fields else []
+        return names
 
     def layers(self) -> list[int]:
         types, values = self.fields.get("finesteer.layers", ([], None))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from gguf import GGMLQuantizationType, GGUFReader
 from cli import error_of, good
 from finesteer_local import catalog
 from finesteer_local.converters import controlvector
+from finesteer_local.converters.arrays import Hints
+from finesteer_local.converters.recognise import read as read_foreign
 from finesteer_local.errors import ProfileError
 from finesteer_local.profile import Profile
 from finesteer_local.runtime import open_model
@@ -121,6 +124,44 @@ def test_vector_of_a_prompt_gives_the_same_logits_in_plain_llama_cpp(tiny: Path,
 
 def logits(llama: llama_cpp.Llama) -> np.ndarray:
     return np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(llama.ctx, -1), (llama.n_vocab(),)).copy()
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "json"])
+def test_other_formats_come_back(tiny: Path, profile: Profile, file: Path, tmp_path: Path, kind: str) -> None:
+    out = tmp_path / f"out.{kind}"
+    good("export", file, "--format", kind, "-o", out)
+    expected = controlvector.average_vectors(profile)
+    again = read_foreign(out, Hints(4))
+    assert sorted(again.experts) == [1, 2]
+    for layer, vector in expected.items():
+        np.testing.assert_array_equal(again.experts[layer].prototypes[0], vector)
+    good("export", file, "--format", kind, "-o", out, "--prompt", "hello", "--model", tiny)
+    prompts = read_foreign(out, Hints(4))
+    assert not np.array_equal(prompts.experts[1].prototypes[0], expected[1])
+    good("import", out, "--model", tiny, "-o", tmp_path / "again.gguf")
+    assert Profile.load(tmp_path / "again.gguf").layers == [1, 2]
+
+
+def test_json_says_what_it_is(profile: Profile, file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    good("export", file, "--format", "json", "-o", out)
+    value = json.loads(out.read_text())
+    assert (value["format"], value["version"], value["profile"]) == ("finesteer-vectors", 1, "loud")
+    assert (value["fingerprint"], value["architecture"]) == (profile.model.fingerprint, "llama")
+    assert {layer: len(numbers) for layer, numbers in value["vectors"].items()} == {"1": 64, "2": 64}
+    for change in ({"version": 2}, {"vectors": 3}, {"vectors": {"1": "x"}}, {"vectors": {"a": [1.0]}}):
+        out.write_text(json.dumps({**value, **change}))
+        with pytest.raises(ProfileError):
+            read_foreign(out, Hints(4))
+
+
+def test_the_safetensors_library_reads_it(profile: Profile, file: Path, tmp_path: Path) -> None:
+    library = pytest.importorskip("safetensors")
+    good("export", file, "--format", "safetensors", "-o", tmp_path / "out")
+    with library.safe_open(str(tmp_path / "out"), "np") as opened:
+        assert opened.metadata()["fingerprint"] == profile.model.fingerprint
+        for layer, vector in controlvector.average_vectors(profile).items():
+            np.testing.assert_array_equal(opened.get_tensor(f"layer_{layer}"), vector)
 
 
 def test_by_name(tiny: Path, file: Path, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def file(tiny: Path, tmp_path: Path) -> Path:
 
 def test_add_list_show_rm(file: Path, tiny: Path) -> None:
     assert good("profiles").output == "No profiles yet. Train one with: finesteer-local train MODEL --recipe safety\n"
-    assert good("profiles", "add", file).output.startswith("added ")
+    assert good("profiles", "add", file).stdout.startswith("added ")
     listed = good("profiles").output
     for word in ("NAME", "loud", "Tiny", "you", "Makes it loud"):
         assert word in listed
@@ -70,7 +70,7 @@ def test_mistakes(file: Path, tmp_path: Path) -> None:
 
 
 def test_damaged_profile_is_listed_with_what_is_wrong(file: Path) -> None:
-    kept = Path(good("profiles", "add", file).output.removeprefix("added ").strip())
+    kept = Path(good("profiles", "add", file).stdout.removeprefix("added ").strip())
     kept.write_bytes(kept.read_bytes()[:400])
     assert "cut" in " ".join(good("profiles").output.split())
     assert "damaged or cut short" in error_of("profiles", "show", "loud")

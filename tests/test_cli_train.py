@@ -143,12 +143,23 @@ def test_what_is_said(tiny: Path, asked: list[dict[str, Any]]) -> None:
     assert "  gate      always open" in good("train", tiny, "--gate", "always").stdout
 
 
+BACKEND = {"backend": "llama.cpp", "gguf": None}
+
+
 def test_defaults(tiny: Path, asked: list[dict[str, Any]]) -> None:
     good("train", tiny)
     [call_] = asked
     call_.pop("progress")
     nothing = dict.fromkeys(("data", "contrast", "name", "layer", "strength", "scope", "n_threads"))
-    assert call_ == {"model": tiny, "recipe": "safety", "gate": "contrastive", "seed": 0, "n_gpu_layers": -1, **nothing}
+    assert call_ == {
+        "model": tiny,
+        "recipe": "safety",
+        "gate": "contrastive",
+        "seed": 0,
+        "n_gpu_layers": -1,
+        **BACKEND,
+        **nothing,
+    }
 
 
 def test_every_option_arrives(tiny: Path, pairs: Path, contrast: Path, asked: list[dict[str, Any]]) -> None:
@@ -169,6 +180,7 @@ def test_every_option_arrives(tiny: Path, pairs: Path, contrast: Path, asked: li
         "scope": "response",
         "n_threads": 3,
         "n_gpu_layers": -1,
+        **BACKEND,
     }
 
 
@@ -264,7 +276,27 @@ def test_other_bad_data(tiny: Path, pairs: Path, contrast: Path, tmp_path: Path)
 
 
 def test_an_unknown_recipe(tiny: Path) -> None:
-    assert error_of("train", tiny, "--recipe", "saftey") == "Error: there is no recipe 'saftey'; known: safety"
+    message = error_of("train", tiny, "--recipe", "saftey")
+    assert message.startswith("Error: there is no recipe 'saftey'; known: safety")
+
+
+def test_a_recipe_of_ones_own(tiny: Path, pairs: Path, contrast: Path, tmp_path: Path) -> None:
+    (tmp_path / "recipe.json").write_text(
+        json.dumps({"name": "mine", "pairs": [pairs.name], "contrast": [contrast.name], "description": "Mine."})
+    )
+    result = good("train", tiny, "--recipe", tmp_path, "--threads", "1")
+    assert result.stdout.startswith("Trained mine for llama.gguf in about ")
+    [kept] = catalog.available_profiles(read_model_identity(tiny).fingerprint)
+    profile = Profile.load(kept.path)
+    assert (profile.name, profile.description, profile.training["recipe"]) == ("mine", "Mine.", tmp_path.name)
+    assert (profile.training["pairs"], profile.training["contrast_prompts"]) == (N, N_CONTRAST)
+
+
+def test_a_folder_that_is_no_recipe(tiny: Path, tmp_path: Path) -> None:
+    assert "recipe.json: no such file" in error_of("train", tiny, "--recipe", tmp_path)
+    (tmp_path / "recipe.json").write_text('{"pairs": ["../../etc/passwd"], "contrast": ["x"]}')
+    assert "no file 'x' in its folder" in error_of("train", tiny, "--recipe", tmp_path)
+    assert not paths.work_dir().exists()
 
 
 def test_a_damaged_model(tmp_path: Path, pairs: Path, contrast: Path) -> None:

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from finesteer_local.errors import DataError
-from finesteer_local.training.data import MIN_PAIRS, Pair, Prompt, TrainingData, read_pairs, read_prompts, split
+from finesteer_local.training.data import (
+    MIN_PAIRS,
+    PAIRS_A_QUESTION,
+    Pair,
+    Prompt,
+    TrainingData,
+    first_equal,
+    read_pairs,
+    read_prompts,
+    split,
+)
 
 ROW = {"prompt": "why", "chosen": "no", "rejected": "yes"}
 USER = {"role": "user", "content": "why"}
@@ -74,6 +85,50 @@ def test_a_prompt_that_cannot_be_used_names_the_line(file: Path, value: object) 
     for read in (read_pairs, read_prompts):
         with pytest.raises(DataError, match=r"pairs\.jsonl, line 2: "):
             read(file)
+
+
+QUESTION = {"prompt": "why", "correct": ["because", "no reason"], "wrong": ["fate", "luck", "the moon"]}
+
+
+def test_a_question_gives_up_to_two_pairs(file: Path) -> None:
+    for seed in range(20):
+        got = read_pairs(write(file, QUESTION), seed)
+        assert len(got) == PAIRS_A_QUESTION == len({pair.chosen for pair in got}) == len({p.rejected for p in got})
+        assert got == read_pairs(file, seed)
+    assert len({str(read_pairs(file, seed)) for seed in range(20)}) > 3
+    one = {**QUESTION, "correct": ["because"]}
+    assert {pair.chosen for pair in read_pairs(write(file, one))} == {"because"}
+    assert len(read_pairs(write(file, one))) == 2
+    assert read_pairs(write(file, {**one, "wrong": ["fate"]})) == [Pair(Prompt([USER]), "because", "fate")]
+
+
+@pytest.mark.parametrize(
+    ("fields", "what"),
+    [
+        ({"correct": []}, "the field 'correct' must be a list of answers"),
+        ({"correct": "because"}, "the field 'correct' must be a list of answers"),
+        ({"wrong": ["fate", " "]}, "the field 'wrong' must be a list of answers"),
+        ({"wrong": [3]}, "the field 'wrong' must be a list of answers"),
+        ({"wrong": None}, "the field 'wrong' must be a list of answers"),
+        ({"wrong": ["fate", "fate"]}, "an answer stands twice in 'wrong'"),
+        ({"wrong": ["fate", "because"]}, "an answer is both in 'correct' and in 'wrong'"),
+        ({"prompt": ""}, "the field 'prompt' is missing or empty"),
+    ],
+)
+def test_a_bad_question_names_the_line(file: Path, fields: dict[str, Any], what: str) -> None:
+    with pytest.raises(DataError) as caught:
+        read_pairs(write(file, ROW, {**QUESTION, **fields}))
+    assert str(caught.value) == f"{file}, line 2: {what}"
+
+
+def test_every_prompt_once() -> None:
+    """A question with two pairs is still one question."""
+    some = pairs(MIN_PAIRS)
+    twice = [pair for pair in some for _ in range(2)]
+    assert TrainingData("some", twice, []).positive == TrainingData("some", some, []).positive
+    assert first_equal([pair.prompt for pair in twice[:6]]) == [0, 0, 2, 2, 4, 4]
+    other_kind = replace(some[0].prompt, kind="other")
+    assert first_equal([some[0].prompt, some[1].prompt, other_kind]) == [0, 1, 0]
 
 
 def test_prompts(file: Path) -> None:

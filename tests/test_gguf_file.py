@@ -49,7 +49,7 @@ def test_the_limit_counts_keys_items_and_tensors(tmp_path: Path) -> None:
     path = file(tmp_path / "x.gguf", ("many", [1] * 10, GGUFValueType.ARRAY, GGUFValueType.UINT8))
     assert len(GGUFReader(path).fields) == 3 + 2  # its own three, general.architecture and this one
     open_gguf(path, max_items=2 + 10 + 1)
-    with pytest.raises(DamagedGGUF, match=r"x\.gguf is damaged or cut short"):
+    with pytest.raises(DamagedGGUF, match=r"x\.gguf: at 'many' it is damaged or cut short"):
         open_gguf(path, max_items=2 + 10)
 
 

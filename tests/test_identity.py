@@ -105,18 +105,16 @@ def test_names_that_only_look_like_parts(tiny: Path, tmp_path: Path, name: str) 
 class TestCache:
     @pytest.fixture
     def opened(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-        import gguf
-
         from finesteer_local import gguf_file
 
         seen: list[str] = []
 
-        class Spy(gguf.GGUFReader):
-            def __init__(self, path: Path) -> None:
-                seen.append(Path(path).name)
-                super().__init__(path)
+        def spy(path: Path, **options: int) -> gguf_file.Header:
+            seen.append(path.name)
+            return original(path, **options)
 
-        monkeypatch.setattr(gguf_file, "GGUFReader", Spy)
+        original = gguf_file.read_header
+        monkeypatch.setattr(gguf_file, "read_header", spy)
         return seen
 
     def test_a_file_is_parsed_once(self, tmp_path: Path, opened: list[str]) -> None:

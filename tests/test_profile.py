@@ -53,6 +53,7 @@ NAN, INF = float("nan"), float("inf")
         ("description", {"description": "x" * 70_000}),
         ("license", {"license": "x" * 70_000}),
         *(("strength", {"strength": value}) for value in (-0.1, 100.1, NAN, INF)),
+        *(("answer_strength", {"answer_strength": value}) for value in (-0.1, 1.1, NAN, INF)),
         *(("scope", {"scope": scope}) for scope in ("", "answer", "Prompt")),
         *(("gate.layer", {"gate_layer": layer}) for layer in (-1, N_LAYER)),
         *(("model.fingerprint", {"model": replace(MODEL, fingerprint=f)}) for f in ("", "a" * 63, "A" * 64, "g" * 64)),
@@ -81,6 +82,8 @@ def test_values_out_of_range(field: str, changes: dict) -> None:
     [
         {"name": "a"},
         {"name": "0_-z" * 16},
+        {"answer_strength": 0.0},
+        {"answer_strength": 1.0},
         {"strength": 0.0},
         {"strength": 100.0},
         {"gate_layer": 0, "layers": (1,)},

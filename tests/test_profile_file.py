@@ -34,6 +34,7 @@ def profile(kind: str = "partly", **changes: Any) -> Profile:
         "gate_layer": 1,
         "experts": {layer: make_experts(N_EMBD, rng) for layer in (2, 4)},
         "strength": 1.7,
+        "answer_strength": 0.3,
         "scope": "turn",
         "description": "Refuses what harms: täglich.\nTwo lines.",
         "license": "Apache-2.0",
@@ -152,6 +153,7 @@ def test_the_keys_of_format_version_1(one: Path) -> None:
         "finesteer.chat_template_hash": MODEL.template_hash,
         "finesteer.layers": [2, 4],
         "finesteer.strength": 1.7,
+        "finesteer.answer_strength": 0.3,
         "finesteer.scope": "turn",
         "finesteer.gate.kind": "contrastive",
         "finesteer.gate.layer": 1,
@@ -227,6 +229,7 @@ OPTIONAL = {
     "general.license",
     "finesteer.model.name",
     "finesteer.chat_template_hash",
+    "finesteer.answer_strength",
 }
 
 
@@ -320,6 +323,8 @@ U32, F64, TEXT = GGUFValueType.UINT32, GGUFValueType.FLOAT64, GGUFValueType.STRI
         ("finesteer.model.block_count", (4_000_000_000, U32), "model.block_count"),
         ("finesteer.model.vocab_size", (4_000_000_000, U32), "model.vocab_size"),
         ("finesteer.strength", (-1.0, F64), "strength"),
+        ("finesteer.answer_strength", (-0.1, F64), "answer_strength"),
+        ("finesteer.answer_strength", (1.1, F64), "answer_strength"),
         ("finesteer.strength", (float("nan"), F64), "strength"),
         ("finesteer.strength", (1e9, F64), "strength"),
         ("finesteer.scope", ("everything", TEXT), "scope"),
@@ -365,6 +370,14 @@ def test_another_architecture(one: Path) -> None:
 def test_unknown_keys_are_ignored(one: Path) -> None:
     rewrite(one, keys={"finesteer.later": ("x", TEXT), "general.author": ("me", TEXT)})
     assert_same(Profile.load(one), profile())
+
+
+def test_required_features(one: Path) -> None:
+    """What a reader must know to steer as was meant; ignoring it would steer otherwise and say nothing."""
+    rewrite(one, keys={"finesteer.requires": (["later"], GGUFValueType.ARRAY)})
+    refused(one, "finesteer.requires names 'later': it needs a newer finesteer-local")
+    rewrite(one, keys={"finesteer.requires": ("later", TEXT)})
+    refused(one, "key finesteer.requires has the wrong type")
 
 
 def test_not_a_profile_at_all(tmp_path: Path, one: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from finesteer_local.errors import DataError, UnknownNameError
 from finesteer_local.profile import NAME
 from finesteer_local.training import recipes
-from finesteer_local.training.data import TrainingData
+from finesteer_local.training.data import PAIRS_A_QUESTION, Pair, Prompt, TrainingData
 from finesteer_local.training.recipes import load_data, load_recipe, profile_name, recipe_names
 
 N_PLAIN = 40
@@ -21,6 +21,10 @@ N_PLAIN = 40
 
 def write(file: Path, rows: list[dict[str, Any]]) -> None:
     file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+
+
+def prompt(text: str, kind: str = "") -> Prompt:
+    return Prompt([{"role": "user", "content": text}], kind)
 
 
 @pytest.fixture
@@ -138,8 +142,11 @@ def test_a_damaged_recipe(polite: Path, file: str, text: str, what: str) -> None
 
 
 def test_an_unknown_recipe() -> None:
-    for name in ("saftey", "xyzzy", "", "../recipes/safety"):
+    for name in ("saftey", "safety ", "afety", "safety/recipe.json", "../recipes/safety"):
         with pytest.raises(UnknownNameError, match=f"there is no recipe {name!r}; known: safety"):
+            load_recipe(name)
+    for name in ("xyzzy", ""):
+        with pytest.raises(UnknownNameError, match=f"there is no recipe {name!r}; known: "):
             load_recipe(name)
 
 
@@ -153,7 +160,7 @@ def test_the_nearest_names_come_first(polite: Path) -> None:
 
 
 def test_the_recipe_that_comes_with_the_package() -> None:
-    assert recipe_names() == ["safety"]
+    assert "safety" in recipe_names()
     data = load_recipe("safety")
     assert (data.name, data.recipe, data.license, data.judge) == ("safety", "safety", "Apache-2.0", "refusal")
     assert NAME.fullmatch(data.name) and data.description
@@ -170,6 +177,166 @@ def test_the_recipe_that_comes_with_the_package() -> None:
     for prompts in ([pair.prompt for pair in data.pairs], data.contrast):
         seen = Counter(prompt.family for prompt in prompts)
         assert all(seen[family] >= n for family, n in families.items())
+
+
+@pytest.fixture
+def own(polite: Path, tmp_path: Path) -> Path:
+    """A user's recipe: a folder elsewhere, whose pairs have their own answers."""
+    folder = tmp_path / "My own"
+    folder.mkdir()
+    write(folder / "pairs.jsonl", [{"prompt": f"! {i}", "chosen": f"no {i}", "rejected": "yes"} for i in range(20)])
+    questions = [
+        {"prompt": f"is it {i}?", "correct": [f"it is {i}", f"yes, {i}", "so it is"], "wrong": ["no", "never"]}
+        for i in range(N_PLAIN)
+    ]
+    write(folder / "questions.jsonl", [{**row, "kind": f"kind {i % 4}"} for i, row in enumerate(questions)])
+    write(folder / "short.jsonl", [{"prompt": "short?", "correct": ["a"], "wrong": ["b"]}])
+    write_recipe(folder, pairs=["pairs.jsonl", "questions.jsonl"], contrast=["polite/plain.jsonl"])
+    return folder
+
+
+def write_recipe(folder: Path, **fields: Any) -> None:
+    (folder / "recipe.json").write_text(json.dumps(fields))
+
+
+def test_pairs_with_their_own_answers(own: Path) -> None:
+    data = load_recipe(str(own))
+    assert (data.name, data.recipe, data.judge, data.own_replies) == ("my-own", "My own", "margin", False)
+    assert not data.pooled and load_recipe("polite").pooled
+    assert data.pairs[:20] == [Pair(prompt(f"! {i}"), f"no {i}", "yes") for i in range(20)]
+    asked = data.pairs[20:]
+    assert len(asked) == PAIRS_A_QUESTION * N_PLAIN
+    for i in range(N_PLAIN):
+        first, second = asked[2 * i : 2 * i + 2]
+        assert first.prompt == second.prompt == prompt(f"is it {i}?", f"kind {i % 4}")
+        assert first.chosen != second.chosen and first.rejected != second.rejected
+        assert {first.chosen, second.chosen} < {f"it is {i}", f"yes, {i}", "so it is"}
+    assert {pair.chosen for pair in asked} > {"so it is", "it is 0"}  # not always the first ones
+    assert [p.text for p in data.contrast] == [f"please do {i}" for i in range(N_PLAIN)]
+    assert data.positive == [*(p.prompt for p in data.pairs[:20]), *(p.prompt for p in asked[::2])]
+
+
+def test_the_seed_deals_the_answers_of_a_question(own: Path) -> None:
+    assert load_recipe(str(own), 3).pairs == load_recipe(str(own), 3).pairs
+    assert load_recipe(str(own), 3).pairs != load_recipe(str(own), 4).pairs
+    assert load_recipe(str(own), 3).positive == load_recipe(str(own), 4).positive
+
+
+def test_what_a_recipe_may_leave_out(polite: Path, own: Path) -> None:
+    (polite.parent / "safety").mkdir()
+    for file in polite.iterdir():
+        (polite.parent / "safety" / file.name).write_bytes(file.read_bytes())
+    write_recipe(own, pairs=["pairs.jsonl", "questions.jsonl"])
+    assert load_recipe(str(own)).contrast == load_recipe("safety").contrast
+    write_recipe(own, pairs=["questions.jsonl"], name="calm", judge="refusal", own_replies=True, description="Calms.")
+    data = load_recipe(str(own))
+    assert (data.name, data.judge, data.own_replies, data.description) == ("calm", "refusal", True, "Calms.")
+
+
+def test_a_part_of_a_file(own: Path) -> None:
+    def load(*contrast: Any) -> list[str]:
+        write_recipe(own, pairs=["questions.jsonl"], contrast=list(contrast))
+        return [p.text for p in load_recipe(str(own)).contrast]
+
+    third = [f"is it {i}?" for i in range(3, N_PLAIN, 4)]
+    assert load({"file": "questions.jsonl", "kinds": ["kind 3"]}) == third
+    few = load({"file": "questions.jsonl", "kinds": ["kind 3"], "at_most": 4})
+    assert len(few) == 4 and few == [text for text in third if text in few] and few != third[:4]
+    assert load({"file": "questions.jsonl", "at_most": 1000}) == [f"is it {i}?" for i in range(N_PLAIN)]
+    assert load({"file": "polite/plain.jsonl", "kinds": ["request"], "at_most": 1}, "short.jsonl")[1] == "short?"
+    write_recipe(own, pairs=[{"file": "questions.jsonl", "kinds": ["kind 1", "kind 2", "kind 3"], "at_most": 30}])
+    with pytest.raises(UnknownNameError):  # here no `safety` stands in
+        load_recipe(str(own))
+    write_recipe(own, pairs=[{"file": "questions.jsonl", "kinds": ["kind 1", "kind 2"]}], contrast=["short.jsonl"])
+    assert {pair.prompt.kind for pair in load_recipe(str(own)).pairs} == {"kind 1", "kind 2"}
+
+
+def test_files_outside_are_not_read(own: Path, tmp_path: Path) -> None:
+    write(tmp_path / "secret.jsonl", [{"prompt": "secret"}])
+    (own / "link.jsonl").symlink_to(tmp_path / "secret.jsonl")
+    (own / "sub").mkdir()
+    write(own / "sub" / "inside.jsonl", [{"prompt": "inside"}])
+    outside = "../secret.jsonl", "sub/../../secret.jsonl", str(tmp_path / "secret.jsonl"), "link.jsonl"
+    for name in (*outside, "polite/../../secret.jsonl", "polite", "absent.jsonl", "plain.jsonl", "", 7, None, ["x"]):
+        write_recipe(own, pairs=["questions.jsonl"], contrast=[name])
+        with pytest.raises(DataError) as caught:
+            load_recipe(str(own))
+        assert str(caught.value).startswith(f"{own / 'recipe.json'}: no file {name!r} in its folder"), name
+    for name in ("sub/inside.jsonl", "sub/../short.jsonl", "polite/../polite/plain.jsonl"):
+        write_recipe(own, pairs=["questions.jsonl"], contrast=[name])
+        assert load_recipe(str(own)).contrast
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("{", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ("[]", "not a JSON object"),
+        ('{"pair": ["pairs.jsonl"]}', "unknown field 'pair'; known: name, description"),
+        ('{"pairs": []}', "the field 'pairs' cannot be []"),
+        ('{"pairs": "pairs.jsonl"}', "the field 'pairs' cannot be \"pairs.jsonl\""),
+        ('{"pairs": ["pairs.jsonl"], "name": 3}', "the field 'name' cannot be 3"),
+        ('{"pairs": ["pairs.jsonl"], "own_replies": 1}', "the field 'own_replies' cannot be 1"),
+        ('{"pairs": ["pairs.jsonl"], "judge": "gpt"}', "judge 'gpt' is none of refusal, margin"),
+        ('{"pairs": ["pairs.jsonl"], "chosen": "c"}', "'pairs' have their own answers; leave out 'chosen'"),
+        ('{"contrast": ["short.jsonl"]}', "give either 'pairs', or 'positive', 'chosen' and 'rejected'"),
+        ('{"positive": ["short.jsonl"], "chosen": "c"}', "give either 'pairs', or 'positive', 'chosen' and 'rejected'"),
+        ('{"pairs": [{"file": "pairs.jsonl", "kind": "x"}]}', "unknown field 'kind'; known: file, kinds, at_most"),
+        ('{"pairs": [{"file": "pairs.jsonl", "kinds": "x"}]}', "'kinds' must be a list of names"),
+        ('{"pairs": [{"file": "pairs.jsonl", "kinds": []}]}', "'kinds' must be a list of names"),
+        ('{"pairs": [{"file": "questions.jsonl", "kinds": ["kind 1", "x"]}]}', "nothing in the file is of kind 'x'"),
+        ('{"pairs": [{"file": "pairs.jsonl", "at_most": 0}]}', "'at_most' must be a whole number from 1"),
+        ('{"pairs": [{"file": "pairs.jsonl", "at_most": true}]}', "'at_most' must be a whole number from 1"),
+        ('{"pairs": [{"kinds": ["x"]}]}', "no file None in its folder"),
+    ],
+)
+def test_a_bad_recipe_json(own: Path, text: str, what: str) -> None:
+    if "contrast" not in text and text.startswith("{") and text != "{":
+        text = text[:-1] + ', "contrast": ["short.jsonl"]}'
+    (own / "recipe.json").write_text(text)
+    with pytest.raises(DataError) as caught:
+        load_recipe(str(own))
+    assert str(caught.value).startswith(f"{own / 'recipe.json'}: ") and what in str(caught.value)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("row", "what"),
+    [
+        ({"correct": ["a"], "wrong": ["b"]}, "the field 'prompt' is missing or empty"),
+        ({"prompt": "x", "correct": ["a"]}, "the field 'wrong' must be a list of answers"),
+        ({"prompt": "x", "wrong": ["a"]}, "the field 'correct' must be a list of answers"),
+        ({"prompt": "x", "chosen": "a"}, "the field 'rejected' is missing or empty"),
+        ({"prompt": "x"}, "the field 'chosen' is missing or empty"),
+    ],
+)
+def test_a_bad_row_names_the_line(own: Path, row: dict[str, Any], what: str) -> None:
+    write(own / "questions.jsonl", [{"prompt": "x", "correct": ["a"], "wrong": ["b"]}, row])
+    with pytest.raises(DataError) as caught:
+        load_recipe(str(own))
+    assert str(caught.value) == f"{own / 'questions.jsonl'}, line 2: {what}"
+
+
+def test_a_folder_without_a_recipe(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"^cannot read .*recipe\.json: no such file or directory$"):
+        load_recipe(str(tmp_path))
+
+
+def test_a_name_comes_before_a_folder(polite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "polite").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load_recipe("polite").name == "polite"
+    with pytest.raises(DataError, match="cannot read"):
+        load_recipe("./polite")
+
+
+def test_every_recipe_that_comes_along_can_be_loaded() -> None:
+    assert recipe_names() == ["brief", "safety", "truthful"]
+    for name in recipe_names():
+        data = load_recipe(name)
+        assert data.name == data.recipe == name and data.license == "Apache-2.0"
+        assert not {p.text for p in data.positive} & {p.text for p in data.contrast}
 
 
 def test_two_seeds_of_the_same_recipe() -> None:

@@ -388,3 +388,36 @@ def test_control_vectors_of_the_reference_are_cleared(tiny: Path) -> None:
     read(plain, PROMPT, [(0, {2: np.ones(64, np.float32)})])
     control(plain, {})
     np.testing.assert_array_equal(read(plain, PROMPT), before)
+
+
+@pytest.mark.parametrize("answer_strength", [0.0, 0.4])
+@pytest.mark.parametrize("scope", ["response", "turn", "prompt"])
+def test_the_answer_can_get_less(tiny_model: Path, native_tap: bool, scope: str, answer_strength: float) -> None:
+    """All of the vector for the prompt, a share of it for the answer: what two control vectors would do."""
+    whole = make_profile(tiny_model, name="whole", scope=scope, strength=2.0, layers=(1, 2))
+    partly = make_profile(tiny_model, name="partly", scope=scope, strength=2.0, answer_strength=answer_strength, seed=1)
+    start = len(PROMPT) - 1 if scope == "response" else 0
+    for profiles in ([partly], [whole, partly]):
+        llama = steered_llama(tiny_model, profiles=profiles, native_tap=native_tap)
+        plain = plain_llama(tiny_model)
+        for _ in range(2):  # the second time on the cache of the first
+            llama.reset()
+            llama.eval(PROMPT)
+            prompt = segments(llama.last_decisions, [start] * len(profiles))[0].vectors
+            wanted = read(plain, PROMPT, [(start, prompt)])
+            if start == 0:  # else the prompt's last token is read alone here, and rounds differently
+                np.testing.assert_array_equal(logits(llama), wanted)
+            later: dict[int, np.ndarray] = {}
+            for decision in llama.last_decisions:
+                share = np.float32(answer_strength if decision.profile == "partly" else 1.0)
+                for layer, vector in decision.vectors.items():
+                    later[layer] = later[layer] + share * vector if layer in later else share * vector
+            control(plain, later)
+            for token in (70, 71, 72):
+                llama.eval([token])
+                plain.eval([token])
+            np.testing.assert_allclose(logits(llama), logits(plain), atol=1e-4 if start else 0)
+        read(plain, PROMPT, [(start, prompt)])
+        for token in (70, 71, 72):
+            plain.eval([token])
+        assert not np.allclose(logits(llama), logits(plain), atol=0.01)  # with all of it for the answer

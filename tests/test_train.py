@@ -408,7 +408,7 @@ def test_the_public_name() -> None:
     assert finesteer_local.train_profile is training.train_profile
 
 
-def training_data(n: int = N, recipe: str = "", chosen: int = 0, own_replies: bool = False) -> TrainingData:
+def training_data(n: int = N, pooled: bool = False, chosen: int = 0, own_replies: bool = False) -> TrainingData:
     pairs = [
         Pair(
             Prompt([{"role": "user", "content": row["prompt"]}], row["kind"]),
@@ -418,7 +418,7 @@ def training_data(n: int = N, recipe: str = "", chosen: int = 0, own_replies: bo
         for i, row in enumerate(pair_rows(n))
     ]
     contrast = [Prompt([{"role": "user", "content": f"what is {word}?"}]) for word in WORDS * 3]
-    return TrainingData("some", pairs, contrast, recipe=recipe, own_replies=own_replies)
+    return TrainingData("some", pairs, contrast, pooled=pooled, own_replies=own_replies)
 
 
 def trained_on(tiny: Path, data: TrainingData, monkeypatch: pytest.MonkeyPatch) -> list[Pair]:
@@ -443,7 +443,7 @@ def test_a_users_answers_stay_with_their_prompts(tiny: Path, monkeypatch: pytest
 
 
 def test_of_a_recipes_pool_the_likeliest_answers_are_used(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = training_data(recipe="some", chosen=12)
+    data = training_data(pooled=True, chosen=12)
     used = trained_on(tiny, data, monkeypatch)
     assert [(pair.prompt, pair.rejected) for pair in used] == [(pair.prompt, pair.rejected) for pair in data.pairs]
     pool = {pair.chosen for pair in data.pairs}
@@ -489,6 +489,30 @@ def test_held_out_pairs_are_of_every_kind_or_every_fifth() -> None:
     learn, held = module._held_out([replace(prompt, kind=prompt.text) for prompt in prompts], 4)
     assert held == [0, 5, 10, 15, 20, 25]
     assert sorted(learn + held) == list(range(30))
+
+
+def test_pairs_of_one_prompt_are_held_out_together() -> None:
+    """Else a question would be tuned on that was trained on."""
+    prompts = [Prompt([{"role": "user", "content": str(i % 20)}], f"kind {i % 20 % 2}") for i in range(50)]
+    learn, held = module._held_out(prompts, 4)
+    assert sorted(learn + held) == list(range(50))
+    assert len({prompts[i].text for i in held}) == 4
+    assert not {prompts[i].text for i in held} & {prompts[i].text for i in learn}
+
+
+def test_the_gate_counts_a_question_once(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = training_data()
+    twice = replace(data, pairs=[replace(pair, rejected=f"{i}") for pair in data.pairs for i in range(2)])
+    read: list[int] = []
+    turns = module.TrainingHarvest.turns
+    monkeypatch.setattr(
+        module.TrainingHarvest,
+        "turns",
+        lambda self, prompts, layer: (read.append(len(prompts)), turns(self, prompts, layer))[1],
+    )
+    profile = train(open_model(tiny, n_threads=1), twice, Settings())
+    assert read == [N + len(data.contrast)]
+    assert (profile.training["pairs"], profile.training["contrast_prompts"]) == (2 * N, len(data.contrast))
 
 
 def test_how_long_it_will_take(tmp_path: Path) -> None:

@@ -142,6 +142,24 @@ def test_every_turn_is_scored_by_the_probe_that_has_not_seen_it(monkeypatch: pyt
         assert abs(np.mean(held < 50) - 50 / 120) < 0.05  # both kinds with their share
 
 
+def test_a_wrapper_is_judged_by_a_probe_that_never_saw_its_family(monkeypatch: pytest.MonkeyPatch) -> None:
+    n, n_contrast = 60, 90
+    families = ["", "a", "b", "c", "d", "e"] * (n // 6) + ["", "", "a", "b", "c", "f"] * (n_contrast // 6)
+    trained, train = [], gates._train
+    monkeypatch.setattr(gates, "_train", lambda d, y, rows, seed: (trained.append(rows), train(d, y, rows, seed))[1])
+    _, fit = fit_contrastive_gate(*data(n=n, n_contrast=n_contrast), families, seed=0)
+    for rows in trained:
+        seen = {families[i] for i in rows} - {""}
+        held = {families[i] for i in set(range(n + n_contrast)) - set(rows.tolist())} - {""}
+        assert held and not seen & held
+        plain = [i for i in rows if not families[i]]
+        assert 0 < len(plain) < families.count("")
+    assert fit.recall_unseen is not None and fit.openings_unseen is not None
+    assert 0 <= fit.openings_unseen <= 1 and fit.recall_unseen > 0.5
+    _, plain_fit = fit_contrastive_gate(*data(n=n, n_contrast=n_contrast), seed=0)
+    assert plain_fit.recall_unseen is plain_fit.openings_unseen is None
+
+
 @pytest.mark.parametrize(("n", "n_contrast"), [(24, 1), (24, 20), (30, 34), (60, 60)])
 def test_few_prompts(n: int, n_contrast: int) -> None:
     """Nothing of the schedule divides by zero, whatever the number of batches."""

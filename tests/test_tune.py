@@ -1,4 +1,4 @@
-"""Tuning: which layer, strength and scope, on a model whose answers are made up. No tuned number is tested."""
+"""Tuning: which layer, strengths and scope, on a model whose answers are made up. No tuned number is tested."""
 
 from __future__ import annotations
 
@@ -14,7 +14,17 @@ import pytest
 from finesteer_local.profile import Profile
 from finesteer_local.training import tune as tuning
 from finesteer_local.training.data import Pair, Prompt
-from finesteer_local.training.tune import ANSWERS, FIRST_STRENGTH, SCOPES, STRENGTHS, Trial, as_rows, tune
+from finesteer_local.training.tune import (
+    ANSWER_STRENGTHS,
+    ANSWERS,
+    FIRST_ANSWER_STRENGTH,
+    FIRST_STRENGTH,
+    SCOPES,
+    STRENGTHS,
+    Trial,
+    as_rows,
+    tune,
+)
 from tiny import make_experts, make_profile, write_tiny_model
 
 LAYERS = (3, 5, 7, 9)
@@ -29,7 +39,9 @@ class FakeLlama:
 
     quality: Quality
     margins: dict[int, float]
+    by_answer_strength: Callable[[float], tuple[float, float]] | None = None
     active: tuple[int, float, str] | None = None
+    answer_strength: float = 1.0
     generated: list[tuple[int, float, str]] = field(default_factory=list)
     scored: list[int] = field(default_factory=list)
     interrupt_after: int = 10**9
@@ -41,6 +53,7 @@ class FakeLlama:
             assert profile.gate.kind == "always" and profile.gate_layer == layer
             assert strength is not None
             self.active = (layer, strength, profile.scope)
+            self.answer_strength = profile.answer_strength
 
     def forget(self) -> None:
         pass
@@ -69,6 +82,8 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             raise KeyboardInterrupt
         llama.generated.append(llama.active)
         wanted, coherent = llama.quality(*llama.active)
+        if llama.by_answer_strength:
+            wanted, coherent = llama.by_answer_strength(llama.answer_strength)
         i = prompts.index(prompt)
         return ("I cannot" if i < wanted * ANSWERS else "Sure") + (" mush" if i >= coherent * ANSWERS else "")
 
@@ -210,6 +225,19 @@ def test_weaker_where_the_text_falls_apart(blank: Profile, tmp_path: Path) -> No
     assert min(trial.strength for trial in trials) == down[2]
 
 
+def test_the_answer_gets_what_it_needs(blank: Profile, tmp_path: Path) -> None:
+    """Half of the vector, but for a better reason than chance."""
+    strengths = (FIRST_ANSWER_STRENGTH, *ANSWER_STRENGTHS)
+    assert len(set(strengths)) == len(strengths) and all(0 < s <= 1 for s in strengths)
+    for best in strengths:
+        model = llama(lambda *_: (0.0, 0.0), by_answer_strength=lambda s, best=best: (0.9 if s == best else 0.5, 1.0))
+        chosen, trials = tuned(model, blank, tmp_path / str(best))
+        assert chosen.answer_strength == best and chosen in trials
+    chosen, trials = tuned(llama(lambda *_: (0.9, 1.0)), blank, tmp_path / "alike")
+    assert chosen.answer_strength == FIRST_ANSWER_STRENGTH
+    assert {trial.answer_strength for trial in trials} == set(strengths)
+
+
 def test_pairs_can_judge(blank: Profile, tmp_path: Path) -> None:
     """Where only the pairs can tell, an answer is as wanted while the chosen one is likelier than the rejected one."""
     model = FakeLlama(lambda *_: (0.0, 1.0), {5: 0.5, 7: -0.1})
@@ -222,6 +250,13 @@ def test_of_many_pairs_some_from_everywhere(blank: Profile, tmp_path: Path) -> N
     new = [Pair(Prompt([{"role": "user", "content": "question"}]), "no", "yes")] * 2
     chosen, _ = tuned(llama(lambda *_: (0.5, 1.0)), blank, tmp_path, pairs=[p for pair in PAIRS for p in (pair, *new)])
     assert chosen.wanted == pytest.approx(0.5, abs=0.05)  # every third was asked: the first half of them is refused
+
+
+def test_long_prompts_are_left_out_where_there_are_others(blank: Profile, tmp_path: Path) -> None:
+    long = [Pair(Prompt([{"role": "user", "content": "x" * (tuning.MAX_PROMPT + 1)}]), "no", "yes")] * 3
+    model = llama(lambda *_: (0.5, 1.0))
+    chosen, _ = tuned(model, blank, tmp_path, pairs=long + PAIRS)  # the fake knows the answers to PAIRS only
+    assert chosen.wanted == pytest.approx(0.5, abs=0.05)
 
 
 def test_one_candidate(blank: Profile, tmp_path: Path) -> None:

@@ -81,6 +81,7 @@ def _decision_json(profile: Profile, decision: Decision) -> dict[str, Any]:
         "score": decision.score,
         "threshold": decision.threshold,
         "strength": decision.strength,
+        "answer_strength": decision.answer_strength,
         "scope": decision.scope,
         "gate_layer": profile.gate_layer,
         "layers": profile.layers,

@@ -138,13 +138,21 @@ def why(profile: Profile, decision: Decision) -> RenderableType:
         table.add_row("", "strength 0: the answer is the model's own")
     else:
         table.add_row("", "closed: the answer is the model's own, token for token")
-    table.add_row("strength", number(decision.strength))
+    table.add_row("strength", strength_words(decision.strength, decision.answer_strength))
     table.add_row("scope", f"{decision.scope}: {SCOPE_MEANING[decision.scope]}")
     return table
 
 
+def strength_words(strength: float, answer_strength: float) -> str:
+    """The strength, and what of it the answer's tokens get where that is not all."""
+    less = f", the answer {number(strength * answer_strength)}" if answer_strength != 1 else ""
+    return number(strength) + less
+
+
 def gate_tokens(profile: Profile) -> str:
     """Which tokens the gate looks at."""
+    if profile.gate.whole:
+        return "all tokens of the prompt"
     return "all tokens of the last question" if profile.gate.pools else "the prompt's last token"
 
 

@@ -15,20 +15,26 @@ from finesteer_local.errors import PromptError, UnknownNameError
 
 @click.command("export", short_help="Write a profile in another program's format.")
 @click.argument("profile")
-@click.option("--format", "kind", type=click.Choice(["controlvector"]), required=True, help="llama.cpp's own.")
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["controlvector", "safetensors", "json"]),
+    required=True,
+    help="llama.cpp's own; or one vector a layer for whatever reads safetensors or JSON.",
+)
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The file to write.")
 @click.option("--model", metavar="MODEL", help="The profile's model: for --prompt, or where several have the profile.")
 @click.option("--prompt", metavar="TEXT", help="Export the vector that this prompt gets, instead of the average one.")
 def command(profile: str, kind: str, output: Path, model: str | None, prompt: str | None) -> None:
     """Write a profile in another program's format.
 
-    PROFILE is a profile's file or name. A control vector has no gate: it steers every prompt, and with one vector for
-    all of them. It works with llama-cli and whatever else reads llama.cpp's format:
+    PROFILE is a profile's file or name. What is exported has no gate: it steers every prompt, and with one vector for
+    all of them. A control vector works with llama-cli and whatever else reads llama.cpp's format:
 
     \b
     llama-cli -m model.gguf --control-vector out.gguf
     """
-    from finesteer_local.converters import controlvector
+    from finesteer_local.converters import controlvector, ours
     from finesteer_local.profile import Profile
 
     if prompt is not None:
@@ -43,10 +49,14 @@ def command(profile: str, kind: str, output: Path, model: str | None, prompt: st
     else:
         vectors = _vectors_for(prompt, model, path)
         what = "this prompt's vector"
-    controlvector.write(output, vectors, model_hint=loaded.model.architecture)
+    if kind == "controlvector":
+        controlvector.write(output, vectors, model_hint=loaded.model.architecture)
+    else:
+        (ours.write_safetensors if kind == "safetensors" else ours.write_json)(output, vectors, loaded)
     layers = ", ".join(map(str, sorted(vectors)))
     click.echo(f"{output}: {what} of {loaded.name} for {loaded.model.name}, layers {layers}, strength included")
-    click.echo(f"Use it with: llama-cli -m MODEL --control-vector {output}", err=True)
+    if kind == "controlvector":
+        click.echo(f"Use it with: llama-cli -m MODEL --control-vector {output}", err=True)
 
 
 def _find(profile: str, model: str | None) -> Path:

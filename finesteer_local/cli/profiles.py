@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,10 +12,13 @@ from typing import TYPE_CHECKING
 import click
 
 from finesteer_local import catalog
-from finesteer_local.errors import UnknownNameError
+from finesteer_local.errors import DownloadError, ProfileError, UnknownNameError
 
 if TYPE_CHECKING:
     from finesteer_local.catalog import ProfileRef
+    from finesteer_local.profile import Profile
+
+_MAX_DOWNLOAD = 256 << 20
 
 model_option = click.option("--model", metavar="MODEL", help="For which model, where several have such a profile.")
 
@@ -69,11 +74,73 @@ def show(name: str, model: str | None, as_json: bool) -> None:
 
 
 @command.command("add")
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option("--replace", is_flag=True, help="Put it in place of the one you have.")
-def add(file: Path, replace: bool) -> None:
-    """Copy a profile file to where its name finds it."""
-    click.echo(f"added {catalog.add_profile(file, replace)}")
+@click.argument("source", metavar="FILE|URL|hf:OWNER/REPO/FILE")
+@click.option("--replace", is_flag=True, help="Put it in place of the one you have, without asking.")
+@click.option("--sha256", metavar="HEX", help="Take it only if this is its SHA-256.")
+def add(source: str, replace: bool, sha256: str | None) -> None:
+    """Copy a profile to where its name finds it.
+
+    It comes from a file, from the web (https), or from a Hugging Face repository (hf:owner/repo/file, with @revision at
+    the end where it is not the main one). What it does and for which model is shown; one that you have is replaced only
+    if you say so.
+    """
+    import tempfile
+
+    from finesteer_local.cli import _progress
+    from finesteer_local.download import download, is_remote
+    from finesteer_local.fetch import sha256_of
+    from finesteer_local.profile import Profile
+
+    if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
+        raise click.UsageError("--sha256 takes 64 hexadecimal digits")
+    with tempfile.TemporaryDirectory(prefix="finesteer-") as folder:
+        path = Path(source)
+        if is_remote(source):
+            path = Path(folder) / "profile.gguf"
+            with _progress.download(f"fetching {source}") as report:
+                download(source, path, limit=_MAX_DOWNLOAD, checked=sha256 is not None, on_progress=report)
+        elif not path.expanduser().is_file():
+            raise ProfileError(f"no such file: {source!r}")
+        path = path.expanduser()
+        digest = sha256_of(path)
+        if sha256 is not None and digest != sha256.lower():
+            raise DownloadError(f"{source} has the SHA-256 {digest}, not {sha256.lower()}; it was not added")
+        profile = Profile.load(path)
+        _show(profile, path.stat().st_size, digest)
+        known = catalog.profile_target(profile)
+        if known.exists() and not replace and sys.stdin.isatty() and sys.stderr.isatty():
+            same = "the same file" if sha256_of(known) == digest else "another one"
+            question = f"You have a profile {profile.name!r} for {profile.model.name} already, {same}. Replace it?"
+            if not click.confirm(question, err=True):
+                click.echo("Nothing was changed.", err=True)
+                return
+            replace = True
+        click.echo(f"added {catalog.add_profile(path, replace)}")
+
+
+def _show(profile: Profile, n_bytes: int, digest: str) -> None:
+    """What a profile does and for which model, on stderr: a user decides by it."""
+    from finesteer_local.cli._view import gate_tokens, one_line
+    from finesteer_local.cli.models import size
+
+    model = profile.model
+    gate = (
+        "none: it steers every prompt"
+        if profile.gate.kind == "always"
+        else f"{profile.gate.kind}, {gate_tokens(profile)}"
+    )
+    layers = ", ".join(map(str, profile.layers))
+    for name, value in {
+        "profile": profile.name,
+        "": one_line(profile.description),
+        "for": one_line(f"{model.name} ({model.architecture}, {model.n_layer} layers, {model.n_embd} wide)"),
+        "gate": gate,
+        "steers": f"layers {layers}, strength {profile.strength:g}, scope {profile.scope}",
+        "license": one_line(profile.license),
+        "file": f"{size(n_bytes)}, SHA-256 {digest}",
+    }.items():
+        if value:
+            click.echo(f"  {name:<8} {value}", err=True)
 
 
 @command.command("rm")

@@ -18,11 +18,15 @@ if TYPE_CHECKING:
 
 @click.command("train", short_help="Train a profile for a model.")
 @model_argument
-@click.option("--recipe", metavar="NAME", help="Named training data.  [default: safety, unless --data is given]")
+@click.option(
+    "--recipe",
+    metavar="NAME|DIR",
+    help="Named training data, or a folder with a recipe.json.  [default: safety, unless --data is given]",
+)
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
-    help="Your own pairs: JSONL rows with `prompt`, `chosen`, `rejected`.",
+    help="Your own pairs: JSONL rows with `prompt`, `chosen`, `rejected`, or with lists of `correct` and `wrong`.",
 )
 @click.option(
     "--contrast",
@@ -43,6 +47,18 @@ if TYPE_CHECKING:
 @click.option("--layer", type=click.IntRange(1), help="Steer this layer instead of the tuned one.")
 @click.option("--strength", type=click.FloatRange(0, MAX_STRENGTH), help="Instead of the tuned one.")
 @click.option("--scope", type=click.Choice(SCOPES), help="Instead of the tuned one.")
+@click.option(
+    "--backend",
+    type=click.Choice(["llama.cpp", "transformers"]),
+    default="llama.cpp",
+    show_default=True,
+    help="With transformers, MODEL is a Hugging Face directory (safetensors) of the same model.",
+)
+@click.option(
+    "--gguf",
+    type=click.Path(path_type=Path),
+    help="With --backend transformers: the GGUF file that the profile is for.  [default: told by the norm weights]",
+)
 @click.option("--threads", type=click.IntRange(1), help="Threads.  [default: this machine's cores]")
 @click.option("--gpu-layers", type=click.IntRange(-1), default=-1, help="Layers on the GPU; -1 is all.  [default: -1]")
 def command(
@@ -58,6 +74,8 @@ def command(
     layer: int | None,
     strength: float | None,
     scope: str | None,
+    backend: str,
+    gguf: Path | None,
     threads: int | None,
     gpu_layers: int,
 ) -> None:
@@ -70,12 +88,14 @@ def command(
         raise click.UsageError("--recipe and --data exclude each other")
     if contrast and not data:
         raise click.UsageError("--contrast goes with --data")
+    if gguf and backend != "transformers":
+        raise click.UsageError("--gguf goes with --backend transformers")
     if output and output.exists() and not force:
         raise StorageError(f"{output} exists; choose another name or add --force")
     from finesteer_local import training
 
     training.require_extra()
-    path = fetch_model(model)
+    path = Path(model) if backend == "transformers" else fetch_model(model)
     with _progress.stages() as report:
         profile = training.train_profile(
             path,
@@ -90,15 +110,18 @@ def command(
             scope=scope,
             n_threads=threads,
             progress=report,
+            backend=backend,
+            gguf=gguf,
             n_gpu_layers=gpu_layers,
         )
     if output:
         profile.save(output)
     kept = output or keep_profile(profile)
-    _tell(profile, kept, model, str(output) if output else profile.name)
+    chat_with = str(gguf or "MODEL.gguf") if backend == "transformers" else model
+    _tell(profile, kept, model, chat_with, str(output or profile.name))
 
 
-def _tell(profile: Profile, kept: Path, model: str, reference: str) -> None:
+def _tell(profile: Profile, kept: Path, model: str, chat_with: str, reference: str) -> None:
     figures = profile.training["figures"]
     answers = figures["answers"]
     click.echo(f"Trained {profile.name} for {short_name(model)} in {duration(profile.training['seconds'])}.")
@@ -116,6 +139,11 @@ def _tell(profile: Profile, kept: Path, model: str, reference: str) -> None:
             f"  gate      opens on {gate['recall']:.1%} of held-out prompts that need it, "
             f"on {gate['openings']:.1%} of the others (AUROC {gate['auroc']:.3f})"
         )
+        if gate.get("recall_unseen") is not None:
+            click.echo(
+                f"  unseen    of wrapped requests in families that the gate never saw, it opens on "
+                f"{gate['recall_unseen']:.1%}; of harmless ones in the same dress on {gate['openings_unseen']:.1%}"
+            )
     else:
         click.echo("  gate      always open")
-    click.echo(f"Try it: finesteer-local chat {model} --profile {reference}")
+    click.echo(f"Try it: finesteer-local chat {chat_with} --profile {reference}")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -35,7 +36,45 @@ class _NotShared(Exception):
     """Prompts cannot be read together in this model's memory."""
 
 
-class Harvester:
+class Reader(ABC):
+    """Reads hidden states of one model at `layers`, which are ascending."""
+
+    layers: list[int]
+
+    @abstractmethod
+    def harvest(
+        self, requests: Sequence[Request], known: Callable[[int], bool] = lambda index: False
+    ) -> Iterator[tuple[int, Array]]:
+        """Read every request, in whatever order is best.
+
+        Args:
+            requests: what to read; all of them decide how they are batched.
+            known: whether the states of a request are there already. A batch that holds nothing else is left out, so
+                that reading the rest gives the very numbers that reading everything would.
+
+        Yields:
+            Index of the request, and the hidden states of its tokens from `first` on, float32,
+            shape (n_layers, n, n_embd).
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give back what reading took; the next read takes it again."""
+
+    def prompt_state(self, prompt: Sequence[int]) -> Array:
+        """Hidden states of the prompt's last token, shape (n_layers, n_embd), float32."""
+        return self.turn_states(prompt, len(prompt) - 1)[:, -1]
+
+    def turn_states(self, prompt: Sequence[int], turn: int) -> Array:
+        """Hidden states of the prompt's tokens from `turn` on, shape (n_layers, n_prompt - turn, n_embd), float32."""
+        return next(self.harvest([Request(prompt, turn)]))[1]
+
+    def answer_states(self, prompt: Sequence[int], answer: Sequence[int]) -> Array:
+        """Hidden states of the answer's tokens after `prompt`, shape (n_layers, n_answer, n_embd), float32."""
+        return self.turn_states([*prompt, *answer], len(prompt))
+
+
+class Harvester(Reader):
     """Reads hidden states of the model of `llama` at `layers`. The model's own requests are not disturbed.
 
     A context of its own shares the model's weights; `close` frees it, or closing the model does.
@@ -59,17 +98,7 @@ class Harvester:
     def harvest(
         self, requests: Sequence[Request], known: Callable[[int], bool] = lambda index: False
     ) -> Iterator[tuple[int, Array]]:
-        """Read every request, in the order that shares most.
-
-        Args:
-            requests: what to read; all of them decide how they are batched.
-            known: whether the states of a request are there already. A batch that holds nothing else is left out, so
-                that reading the rest gives the very numbers that reading everything would.
-
-        Yields:
-            Index of the request, and the hidden states of its tokens from `first` on, float32,
-            shape (n_layers, n, n_embd).
-        """
+        """Read every request, in the order that shares most; see `Reader`."""
         for request in requests:
             if not 0 <= request.first < len(request.tokens):
                 raise PromptError("an empty prompt or answer has no hidden states")
@@ -100,18 +129,6 @@ class Harvester:
             llama_cpp.llama_memory_seq_rm(context.memory, -1, len(plan.root), -1)
             for index, rows in batch.reads:
                 yield index, states[:, rows]
-
-    def prompt_state(self, prompt: Sequence[int]) -> Array:
-        """Hidden states of the prompt's last token, shape (n_layers, n_embd), float32."""
-        return self.turn_states(prompt, len(prompt) - 1)[:, -1]
-
-    def turn_states(self, prompt: Sequence[int], turn: int) -> Array:
-        """Hidden states of the prompt's tokens from `turn` on, shape (n_layers, n_prompt - turn, n_embd), float32."""
-        return next(self.harvest([Request(prompt, turn)]))[1]
-
-    def answer_states(self, prompt: Sequence[int], answer: Sequence[int]) -> Array:
-        """Hidden states of the answer's tokens after `prompt`, shape (n_layers, n_answer, n_embd), float32."""
-        return self.turn_states([*prompt, *answer], len(prompt))
 
     def close(self) -> None:
         """Free the context; the next read makes another."""
@@ -198,6 +215,12 @@ class Harvester:
     def _on_layer(self, layer: int, rows: Rows) -> bool:
         self._parts[layer].append(rows.read(0, rows.n_rows))
         return layer != self.layers[-1]
+
+
+def reader_of(llama: TappedLlama, layers: Sequence[int]) -> Reader:
+    """A reader of the model's states: a model that does not run in llama.cpp brings its own."""
+    own: Callable[[Sequence[int]], Reader] | None = getattr(llama, "reader", None)
+    return own(layers) if own else Harvester(llama, layers)
 
 
 @contextmanager

@@ -103,7 +103,9 @@ def _remembered_prompt(llama: Llama, messages: Sequence[Message], options: Mappi
 
 
 def _tells_time(llama: Llama) -> bool:
-    """Whether the model's templates may render the same messages differently tomorrow."""
+    """Whether the model's templates may render the same messages differently tomorrow, as far as can be seen."""
+    if not hasattr(llama, "metadata"):
+        return True
     return any("strftime" in text for key, text in llama.metadata.items() if key.startswith("tokenizer.chat_template"))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,15 +31,16 @@ def segments(decisions: Sequence[Decision], starts: Sequence[int]) -> list[Segme
     """
     steps = sorted({start for decision, start in zip(decisions, starts, strict=True) if decision.open})
     return [
-        Segment(step, _summed([d for d, start in zip(decisions, starts, strict=True) if d.open and start <= step]))
+        Segment(step, summed(d.vectors for d, start in zip(decisions, starts, strict=True) if start <= step))
         for step in steps
     ]
 
 
-def _summed(decisions: Sequence[Decision]) -> dict[int, Array]:
+def summed(parts: Iterable[Vectors]) -> dict[int, Array]:
+    """The vectors of several profiles, added up layer by layer in the order given."""
     total: dict[int, Array] = {}
-    for decision in decisions:
-        for layer, vector in decision.vectors.items():
+    for vectors in parts:
+        for layer, vector in vectors.items():
             total[layer] = total[layer] + vector if layer in total else vector
     return total
 
@@ -51,11 +52,12 @@ class PromptPass:
         profiles: the active profiles.
         starts: for each profile the index of the first prompt token in its scope.
         turn: index of the first token of the last user message; a gate that pools reads from there on.
-        known: for each profile what its gate keeps of the turn's tokens before `n_past`.
+        known: for each profile what its gate keeps of the tokens from `read_from` to `n_past`.
         n_past: tokens of the prompt that the cache already holds.
         n_prompt: tokens of the whole prompt.
         n_layer: layers of the model.
         decide: profile, `h` and the gate's summary of the turn to decision.
+        read_from: index from which gates read: 0 where one reads the whole prompt; `turn` where none does.
 
     Attributes:
         decisions: one a profile, in order, once the pass is over.
@@ -74,9 +76,11 @@ class PromptPass:
         n_prompt: int,
         n_layer: int,
         decide: Callable[[Profile, Array, Array], Decision],
+        read_from: int | None = None,
     ) -> None:
+        read_from = turn if read_from is None else read_from
         self._profiles, self._starts = profiles, starts
-        self._turn, self._n_prompt = turn, n_prompt
+        self._read_from, self._before_turn, self._n_prompt = read_from, turn - read_from, n_prompt
         self._decide = decide
         self._summaries = [[summary] for summary in known]
         self._found: dict[int, Decision] = {}  # index of the profile -> its decision
@@ -104,7 +108,7 @@ class PromptPass:
 
     @property
     def summaries(self) -> list[Array]:
-        """For each profile what its gate kept of the turn, one row a token where it pools."""
+        """For each profile what its gate kept from `read_from` on, one row a token where it pools."""
         return [np.concatenate(pieces) for pieces in self._summaries]
 
     @property
@@ -130,8 +134,8 @@ class PromptPass:
         gates = [i for i, profile in enumerate(self._profiles) if profile.gate_layer == layer]
         last = self._stop >= self._n_prompt
         pools = any(self._profiles[i].gate.pools for i in gates)
-        # Rows of the turn in this micro-batch; the prompt's last token belongs to every turn.
-        begin = max(self._turn - self._first, 0) if pools else rows.n_rows - 1
+        # Rows to be read in this micro-batch; the prompt's last token belongs to every turn.
+        begin = max(self._read_from - self._first, 0) if pools else rows.n_rows - 1
         if not gates or begin >= rows.n_rows or not (pools or last):
             return
         states = rows.read(begin, rows.n_rows)
@@ -139,7 +143,8 @@ class PromptPass:
             profile = self._profiles[i]
             self._summaries[i].append(profile.gate.summary(states))
             if last:
-                self._found[i] = self._decide(profile, states[-1], self.summaries[i])
+                unread = 0 if profile.gate.whole or not profile.gate.pools else self._before_turn
+                self._found[i] = self._decide(profile, states[-1], self.summaries[i][unread:])
 
     def _plan_steering(self) -> bool:
         """Decide what this pass still does; False ends it, because its results would be thrown away."""

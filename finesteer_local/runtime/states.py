@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from finesteer_local import paths, state_cache
 from finesteer_local.errors import StorageError
-from finesteer_local.runtime.harvest import Harvester
+from finesteer_local.runtime.harvest import reader_of
 from finesteer_local.runtime.packing import Request
 from finesteer_local.runtime.steered import SteeredLlama
 
@@ -114,13 +114,13 @@ def _harvest(
         n_done = int(done.sum())
         if n_done:
             report(n_done)
-        harvester = Harvester(llama, layers)
+        reader = reader_of(llama, layers)
         try:
-            for i, states in harvester.harvest(requests, lambda i: bool(done[i])):
+            for i, states in reader.harvest(requests, lambda i: bool(done[i])):
                 if done[i]:  # read again, to the same numbers, with the rest of its batch
                     continue
                 for segment, layer in zip(segments, layers, strict=True):
-                    segment.put(i, states[harvester.layers.index(layer)])
+                    segment.put(i, states[reader.layers.index(layer)])
                 done[i] = True
                 n_done += 1
                 if n_done % _SAVE == 0:
@@ -128,7 +128,7 @@ def _harvest(
                         segment.save()
                 report(n_done)
         finally:
-            harvester.close()
+            reader.close()
         for segment, store in zip(segments, stores, strict=True):
             store.add(segment.finish())
 
@@ -322,15 +322,19 @@ def _model_key(llama: SteeredLlama) -> str:
     Tokens stand for the chat template; the fingerprint is the same for every quantisation of one model, so the file's
     size and samples of its content are told besides.
     """
-    digest = hashlib.sha256()
-    with open(llama.model_path, "rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        for i in range(_SAMPLES):
-            file.seek(size * i // _SAMPLES)
-            digest.update(file.read(_BLOCK))
-    lora = [Path(llama.lora_path).stat().st_size, llama.lora_scale] if llama.lora_path else None
-    params = llama.context_params
-    scaling = [params.rope_freq_base, params.rope_freq_scale, params.rope_scaling_type, params.type_k, params.type_v]
-    parts = [METHOD, llama_cpp_version, llama.identity.fingerprint, size, lora, scaling, repr(llama.kv_overrides)]
+    path = Path(llama.model_path)
+    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+    digest, sizes = hashlib.sha256(), []
+    for each in files:
+        with each.open("rb") as file:
+            sizes.append(file.seek(0, os.SEEK_END))
+            for i in range(_SAMPLES):
+                file.seek(sizes[-1] * i // _SAMPLES)
+                digest.update(file.read(_BLOCK))
+    parts: list[Any] = [METHOD, llama_cpp_version, llama.identity.fingerprint, sizes]
+    if params := getattr(llama, "context_params", None):
+        parts += [params.rope_freq_base, params.rope_freq_scale, params.rope_scaling_type, params.type_k, params.type_v]
+        parts += [repr(llama.kv_overrides)]
+        parts += [Path(llama.lora_path).stat().st_size, llama.lora_scale] if llama.lora_path else []
     digest.update(json.dumps(parts).encode())
     return digest.hexdigest()[:24]

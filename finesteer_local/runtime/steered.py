@@ -20,7 +20,7 @@ from finesteer_local.identity import ModelIdentity, read_model_identity
 from finesteer_local.profile import MAX_STRENGTH, SCOPES, Profile
 from finesteer_local.runtime.probe import check_steerable
 from finesteer_local.runtime.prompt import turn_start
-from finesteer_local.runtime.prompt_pass import PromptPass, Vectors, segments
+from finesteer_local.runtime.prompt_pass import PromptPass, Vectors, segments, summed
 from finesteer_local.runtime.tap import Array
 from finesteer_local.runtime.tapped import TappedLlama
 from finesteer_local.steering import Decision
@@ -241,7 +241,8 @@ class SteeredLlama(TappedLlama):
         prompt, turn = list(tokens), self._prompt_turn
         reusable = self._steered_from
         if any(profile.gate.pools for profile in self._profiles):
-            reusable = min(reusable, max(turn, self._summarised(turn)))
+            read_from = self._read_from(turn)
+            reusable = min(reusable, max(read_from, self._summarised(read_from)))
         if self.n_tokens > reusable:
             cached = self.input_ids[: self.n_tokens].tolist()
             self.n_tokens = self.keep(reusable)
@@ -262,6 +263,10 @@ class SteeredLlama(TappedLlama):
             self._prompt_read = self._input_ids.tolist(), turn
         self._prompt_due, self._prompt_turn = False, 0
 
+    def _read_from(self, turn: int) -> int:
+        """The first token that a gate reads: 0 where one reads the whole prompt, else the turn's first."""
+        return 0 if any(profile.gate.whole for profile in self._profiles) else turn
+
     def _summarised(self, turn: int) -> int:
         """The cached token up to which the gates have seen a turn that starts at `turn`."""
         tokens, known_from, _ = self._summaries
@@ -271,14 +276,15 @@ class SteeredLlama(TappedLlama):
         n_past = self.n_tokens
         n_prompt = n_past + len(tokens)
         turn = min(turn, n_prompt - 1)
-        known_from = self._summaries.turn
-        known = slice(turn - known_from, n_past - known_from) if turn < n_past else slice(0)
+        read_from, known_from = self._read_from(turn), self._summaries.turn
+        known = slice(read_from - known_from, n_past - known_from) if read_from < n_past else slice(0)
         first = {"response": n_prompt - 1, "turn": turn, "prompt": 0}
         starts = [first[self._scope or profile.scope] for profile in self._profiles]
         reading = PromptPass(
             self._profiles,
             starts,
             turn=turn,
+            read_from=read_from,
             known=[rows[known] for rows in self._summaries.rows],
             n_past=n_past,
             n_prompt=n_prompt,
@@ -294,12 +300,12 @@ class SteeredLlama(TappedLlama):
         if not reading.complete:
             raise SteeringError("llama.cpp did not show the layers that the profiles use; nothing was generated")
         self._decisions = reading.decisions
-        self._summaries = _Summaries(self._input_ids.tolist(), turn, reading.summaries)
+        self._summaries = _Summaries(self._input_ids.tolist(), read_from, reading.summaries)
         plan = segments(self._decisions, starts)
         if reading.read_again_from is not None:
             self._read_again(reading.read_again_from, n_prompt, [(s.start, s.vectors) for s in plan])
         if plan:
-            self._set_vectors(plan[-1].vectors)
+            self._set_vectors(summed(decision.answer_vectors for decision in self._decisions))
             self._steered_from = plan[0].start
 
     def _read_again(self, start: int, n_prompt: int, plan: list[tuple[int, Vectors]]) -> None:

@@ -2,6 +2,6 @@
 
 from finesteer_local.steering.decision import Decision, decide
 from finesteer_local.steering.experts import Experts
-from finesteer_local.steering.gate import AlwaysGate, ContrastiveGate, Gate, SubspaceGate
+from finesteer_local.steering.gate import AlwaysGate, ConditionGate, ContrastiveGate, Gate, SubspaceGate
 
-__all__ = ["AlwaysGate", "ContrastiveGate", "Decision", "Experts", "Gate", "SubspaceGate", "decide"]
+__all__ = ["AlwaysGate", "ConditionGate", "ContrastiveGate", "Decision", "Experts", "Gate", "SubspaceGate", "decide"]

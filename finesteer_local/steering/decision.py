@@ -29,11 +29,18 @@ class Decision:
     beta: Mapping[int, Array] = field(default_factory=dict)  # layer -> residual coefficients, (r,)
     vectors: Mapping[int, Array] = field(default_factory=dict)  # layer -> strength * g * v(h), (n_embd,)
     labels: Mapping[int, tuple[str, ...]] = field(default_factory=dict)  # layer -> the experts' names
+    answer_strength: float = 1.0  # factor on `vectors` for the answer's tokens, 0 to 1
 
     @property
     def open(self) -> bool:
         """Whether anything is added to the hidden states."""
         return bool(self.vectors)
+
+    @property
+    def answer_vectors(self) -> dict[int, Array]:
+        """What the answer's tokens get, by layer: `answer_strength * vectors`; nothing where that is 0."""
+        factor = np.float32(self.answer_strength)
+        return {layer: factor * vector for layer, vector in self.vectors.items()} if factor else {}
 
     def leading_experts(self, n: int = 3) -> list[tuple[str, float]]:
         """The `n` experts with the greatest weight, averaged over the layers: (name, weight), heaviest first."""
@@ -54,6 +61,7 @@ def decide(
     *,
     strength: float,
     scope: str,
+    answer_strength: float = 1.0,
 ) -> Decision:
     """`H <- H + strength * g(h) * v(h)`: everything on its right-hand side, for one prompt.
 
@@ -65,6 +73,7 @@ def decide(
         summary: the gate's summary of the last user turn's hidden states, one row a token.
         strength: lambda; 0 steers nothing.
         scope: which tokens are steered; carried along.
+        answer_strength: factor on the vector for the answer's tokens; carried along.
 
     Raises:
         SteeringError: `h`, the score or a vector is not finite. A profile never fails silently.
@@ -76,7 +85,7 @@ def decide(
         raise SteeringError(f"profile {profile!r}: the gate's score is not finite; the profile is damaged")
     g = gate.value(score)
     if g == 0.0 or strength == 0.0:
-        return Decision(profile, g, score, gate.threshold, strength, scope)
+        return Decision(profile, g, score, gate.threshold, strength, scope, answer_strength=answer_strength)
     alpha = {layer: e.alpha(h) for layer, e in experts.items()}
     beta = {layer: e.beta(h) for layer, e in experts.items()}
     scale = np.float32(strength * g)
@@ -85,4 +94,4 @@ def decide(
         if not np.isfinite(vector).all():
             raise SteeringError(f"profile {profile!r}: layer {layer}'s vector is not finite; the profile is damaged")
     labels = {layer: e.labels for layer, e in experts.items() if e.labels}
-    return Decision(profile, g, score, gate.threshold, strength, scope, alpha, beta, vectors, labels)
+    return Decision(profile, g, score, gate.threshold, strength, scope, alpha, beta, vectors, labels, answer_strength)

@@ -18,8 +18,14 @@ class Gate(Protocol):
     """What every kind of gate offers."""
 
     kind: ClassVar[str]
-    pools: ClassVar[bool]
-    """Whether the gate reads every token of the last user turn, not only the prompt's last one."""
+
+    @property
+    def pools(self) -> bool:
+        """Whether the gate reads every token of the last user turn, not only the prompt's last one."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether a gate that pools reads the whole prompt, not only its last user turn."""
 
     @property
     def threshold(self) -> float:
@@ -51,6 +57,7 @@ class SubspaceGate:
 
     kind: ClassVar[str] = "scs"
     pools: ClassVar[bool] = False
+    whole: ClassVar[bool] = False
 
     mean: Array  # mu, (n_embd,)
     basis: Array  # V, (n_embd, k), orthonormal columns
@@ -93,6 +100,7 @@ class ContrastiveGate:
 
     kind: ClassVar[str] = "contrastive"
     pools: ClassVar[bool] = True
+    whole: ClassVar[bool] = False
     clip: ClassVar[float] = 8.0
     """Standardised states are cut here: the first token of a text has a few activations a thousand times the rest."""
 
@@ -134,11 +142,53 @@ class ContrastiveGate:
 
 
 @dataclass(frozen=True, eq=False)
+class ConditionGate:
+    """The condition of conditional activation steering, CAST (arXiv 2409.05907), as IBM's library computes it.
+
+    `s = cos(x, tanh(c c'x / c'c))` for a condition vector `c`, with `x` the mean of the hidden states of the whole
+    prompt or the last one alone; `g = 1` where `s` is above the limit (or below it, with a sign of -1), else 0.
+    """
+
+    kind: ClassVar[str] = "cast"
+
+    direction: Array  # c, (n_embd,)
+    limit: float
+    sign: float  # 1: opens above the limit; -1: below
+    over_prompt: float  # 1: x is the mean over the prompt's tokens; 0: the last token
+
+    @property
+    def pools(self) -> bool:
+        return self.over_prompt > 0
+
+    @property
+    def whole(self) -> bool:
+        return self.pools
+
+    @property
+    def threshold(self) -> float:
+        return self.sign * self.limit
+
+    def summary(self, states: Array) -> Array:
+        return states if self.pools else states[:, :0]
+
+    def score(self, h: Array, summary: Array) -> float:
+        x = summary.mean(axis=0, dtype=np.float64) if self.pools else h.astype(np.float64)
+        c = self.direction.astype(np.float64)
+        y = np.tanh(c * (c @ x) / (c @ c))
+        lengths = float(np.linalg.norm(x) * np.linalg.norm(y))
+        return self.sign * float(x @ y) / lengths if lengths > 0 else self.threshold
+
+    def value(self, score: float) -> float:
+        return 1.0 if score > self.threshold else 0.0
+
+
+@dataclass(frozen=True, eq=False)
 class AlwaysGate:
     """Open for every prompt: a plain control vector has no gate."""
 
     kind: ClassVar[str] = "always"
     pools: ClassVar[bool] = False
+    whole: ClassVar[bool] = False
 
     @property
     def threshold(self) -> float:

@@ -36,13 +36,15 @@ def train_profile(
     scope: str | None = None,
     n_threads: int | None = None,
     progress: Progress | None = None,
+    backend: str = "llama.cpp",
+    gguf: str | Path | None = None,
     **llama_options: Any,
 ) -> Profile:
     """Train a profile for the GGUF model at `model`.
 
     Args:
-        recipe: a named recipe (`recipes.recipe_names`); or
-        data: a JSONL file of pairs (`prompt`, `chosen`, `rejected`), with
+        recipe: a named recipe (`recipes.recipe_names`) or a folder with a `recipe.json`; or
+        data: a JSONL file of pairs (`prompt`, `chosen`, `rejected`, or lists of `correct` and `wrong`), with
         contrast: a JSONL file of prompts that must stay untouched; without it the `safety` recipe's ordinary prompts.
         name: the profile's name; without it the recipe's, or the data file's.
         gate: `contrastive`, `scs` (the paper's) or `always`.
@@ -50,10 +52,13 @@ def train_profile(
         layer, strength, scope: instead of the tuned ones.
         n_threads: for llama.cpp and torch.
         progress: called with (stage, done, total).
+        backend: `llama.cpp`, or `transformers`: then `model` is a Hugging Face directory with safetensors.
+        gguf: with `transformers`, the GGUF file that the profile is for; it must be of the same model. Without it the
+            profile is for every GGUF file whose norm weights are the directory's.
         llama_options: as for `llama_cpp.Llama`.
 
     Raises:
-        MissingExtraError: torch or scikit-learn is not installed.
+        MissingExtraError: torch, scikit-learn or transformers is not installed.
         DataError: the data cannot be used; the message names the line.
         ModelError, SteeringError: the model cannot be loaded or steered.
         ProfileError: the gate, strength or scope that was asked for does not exist.
@@ -68,6 +73,8 @@ def train_profile(
         data=loaded,
         settings=training.Settings(gate=gate, seed=seed, layer=layer, strength=strength, scope=scope),
         n_threads=n_threads,
+        backend=backend,
+        gguf=gguf,
         **({"progress": progress} if progress else {}),
         **llama_options,
     )

@@ -16,6 +16,7 @@ from finesteer_local.jsonl import Messages, is_text, messages_of, read_rows
 from finesteer_local.profile import NAME
 
 MIN_PAIRS = 24
+PAIRS_A_QUESTION = 2
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class TrainingData:
         judge: how generated answers are judged while tuning: `refusal`, or `margin` where only the pairs can tell.
         own_replies: move away from the model's own unsteered replies, where they show the unwanted behaviour, rather
             than from the pairs' rejected answers: what the model would have said is a better start than a stock one.
+        pooled: the answers were dealt from a pool, so that any of them goes with any prompt.
     """
 
     name: str
@@ -62,6 +64,7 @@ class TrainingData:
     judge: str = "margin"
     recipe: str = ""
     own_replies: bool = False
+    pooled: bool = False
     hash: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -71,6 +74,18 @@ class TrainingData:
             raise DataError(f"{self.name!r} cannot name a profile; use lower-case letters, digits, - and _")
         if len(self.pairs) < MIN_PAIRS:
             raise DataError(f"{len(self.pairs)} pairs are too few to train on; give at least {MIN_PAIRS}")
+
+    @property
+    def positive(self) -> list[Prompt]:
+        """The pairs' prompts, each once, however many pairs it has."""
+        prompts = [pair.prompt for pair in self.pairs]
+        return [prompts[i] for i, first in enumerate(first_equal(prompts)) if i == first]
+
+
+def first_equal(prompts: Sequence[Prompt]) -> list[int]:
+    """For every prompt, the index of the first with the same messages."""
+    first: dict[str, int] = {}
+    return [first.setdefault(json.dumps(prompt.messages), i) for i, prompt in enumerate(prompts)]
 
 
 def prompt_of(row: dict[str, Any], where: str) -> Prompt:
@@ -83,28 +98,56 @@ def read_prompts(path: Path) -> list[Prompt]:
     return [prompt_of(row, where) for where, row in read_rows(path)]
 
 
-def read_pairs(path: Path) -> list[Pair]:
-    """Preference pairs (`prompt`, `chosen`, `rejected`) of a JSONL file.
+def read_pairs(path: Path, seed: int = 0) -> list[Pair]:
+    """Preference pairs of a JSONL file, one or several a row.
 
-    An answer may also be a list of chat messages, as preference data sets have it: its last message counts.
+    A row has a prompt and either `chosen` and `rejected`, or lists of `correct` and `wrong` answers, of which up to
+    PAIRS_A_QUESTION pairs are dealt by `seed`. A chosen or rejected answer may also be a list of chat messages, as
+    preference data sets have it: its last message counts.
 
     Raises:
-        DataError: a field is missing or empty; the message names the line.
+        DataError: a field is missing or empty, or an answer stands on both sides; the message names the line.
     """
+    rng = np.random.default_rng(seed)
     pairs = []
     for where, row in read_rows(path):
-        answers = []
-        for name in ("chosen", "rejected"):
-            value = row.get(name)
-            if isinstance(value, list) and value and isinstance(value[-1], dict):
-                value = value[-1].get("content")
-            if not is_text(value):
-                raise DataError(f"{where}: the field {name!r} is missing or empty")
-            answers.append(str(value))
-        if answers[0] == answers[1]:
-            raise DataError(f"{where}: 'chosen' and 'rejected' are the same")
-        pairs.append(Pair(prompt_of(row, where), answers[0], answers[1]))
+        prompt = prompt_of(row, where)
+        if "correct" in row or "wrong" in row:
+            answers = [_answers(row, name, where) for name in ("correct", "wrong")]
+            if set(answers[0]) & set(answers[1]):
+                raise DataError(f"{where}: an answer is both in 'correct' and in 'wrong'")
+            n = min(PAIRS_A_QUESTION, max(map(len, answers)))  # one list lasts for n answers: no pair comes twice
+            indices = [dealt(n, len(side), rng) for side in answers]
+            pairs += [Pair(prompt, answers[0][i], answers[1][j]) for i, j in zip(*indices, strict=True)]
+        else:
+            chosen, rejected = (_answer(row, name, where) for name in ("chosen", "rejected"))
+            if chosen == rejected:
+                raise DataError(f"{where}: 'chosen' and 'rejected' are the same")
+            pairs.append(Pair(prompt, chosen, rejected))
     return pairs
+
+
+def _answer(row: dict[str, Any], name: str, where: str) -> str:
+    value = row.get(name)
+    if isinstance(value, list) and value and isinstance(value[-1], dict):
+        value = value[-1].get("content")
+    if not is_text(value):
+        raise DataError(f"{where}: the field {name!r} is missing or empty")
+    return str(value)
+
+
+def _answers(row: dict[str, Any], name: str, where: str) -> list[str]:
+    values = row.get(name)
+    if not isinstance(values, list) or not values or not all(map(is_text, values)):
+        raise DataError(f"{where}: the field {name!r} must be a list of answers")
+    if len(set(values)) < len(values):
+        raise DataError(f"{where}: an answer stands twice in {name!r}")
+    return values
+
+
+def dealt(n: int, n_cards: int, rng: np.random.Generator) -> list[int]:
+    """`n` cards from a pack of `n_cards`, shuffled anew whenever it is used up."""
+    return [int(i) for _ in range(-(-n // n_cards)) for i in rng.permutation(n_cards)][:n]
 
 
 def split(n: int, groups: Sequence[str], seed: int, share: float = 0.2) -> tuple[list[int], list[int]]:

@@ -11,7 +11,7 @@ from finesteer_local.runtime.prompt import chat_prompt
 from finesteer_local.training.harvest import generate
 from finesteer_local.training.recipes import load_recipe
 from finesteer_local.training.train import LAYERS, MAX_PAIRS, REPLY_TOKENS
-from finesteer_local.training.tune import ANSWER_TOKENS, ANSWERS, SCOPES, STRENGTHS
+from finesteer_local.training.tune import ANSWER_STRENGTHS, ANSWER_TOKENS, ANSWERS, SCOPES, STRENGTHS
 
 _PROBES = 6
 _FITTING = 40.0  # seconds that experts and gate take beside the model; they hardly depend on it
@@ -24,7 +24,7 @@ def estimate_seconds(model: str | Path, recipe: str = "safety") -> float:
         ModelError, SteeringError: the model cannot be loaded or read.
     """
     data = load_recipe(recipe)
-    everything = [pair.prompt for pair in data.pairs] + list(data.contrast)
+    everything = data.positive + list(data.contrast)
     sample = everything[:: len(everything) // _PROBES][:_PROBES]
     letters = sum(len(prompt.text) for prompt in everything) / max(sum(len(prompt.text) for prompt in sample), 1)
     llama = open_model(model)
@@ -41,6 +41,7 @@ def estimate_seconds(model: str | Path, recipe: str = "safety") -> float:
         reading = time.monotonic() - started
     finally:
         llama.close()
-    answers = MAX_PAIRS + ANSWERS * (2 * len(SCOPES) + len(STRENGTHS) / 2) * ANSWER_TOKENS / REPLY_TOKENS
+    trials = 2 * len(SCOPES) + len(STRENGTHS) / 2 + len(ANSWER_STRENGTHS)
+    answers = MAX_PAIRS + ANSWERS * trials * ANSWER_TOKENS / REPLY_TOKENS
     per_read = reading / len(sample)
     return answer * answers + reading * letters + per_read * 2 * MAX_PAIRS + _FITTING

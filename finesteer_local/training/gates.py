@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,13 +19,13 @@ Array = NDArray[np.float32]
 
 FOLDS = 4
 HEADS = 8
-EPOCHS = 5
+EPOCHS = 8
 BATCH = 32
-LEARNING_RATE = 2e-3
+LEARNING_RATE = 4e-3
 WEIGHT_DECAY = 1.0
-DROPOUT = 0.2
+DROPOUT = 0.4
 SMOOTHING = 0.02
-OPENINGS = 0.035
+OPENINGS = 0.04
 """Share of held-out contrast prompts on which a contrastive gate may open. Many of them are hard on purpose: plain ones
 open it less than half as often."""
 SUBSPACE_RANK = 64
@@ -38,6 +38,8 @@ class GateFit:
     auroc: float
     recall: float  # share of held-out prompts that need intervention on which it opens
     openings: float  # share of held-out contrast prompts on which it opens
+    recall_unseen: float | None = None  # recall on wrapped prompts whose wrapper family the probe never saw
+    openings_unseen: float | None = None  # openings on contrast prompts in such families
 
 
 def fit_subspace_gate(
@@ -87,18 +89,23 @@ class Probe(nn.Module):
 def fit_contrastive_gate(
     positive: Turns,
     contrast: Turns,
+    families: Sequence[str] = (),
     *,
     seed: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[ContrastiveGate, GateFit]:
     """Train an attention probe by cross-validation and calibrate its threshold on the scores of held-out turns.
 
-    The gate is the mean of the folds' probes. Every turn is scored once by the probe that has not seen it; the gate
-    opens above the score that `OPENINGS` of the held-out contrast turns exceed.
+    The gate is the mean of the folds' probes. Every turn is scored once by the probe that has not seen it, nor any turn
+    of its family; the gate opens above the score that `OPENINGS` of the held-out contrast turns exceed.
+
+    Args:
+        families: for every positive, then every contrast turn the family of its wrapper, "" without one; () for none.
     """
     data = _Standardised([positive, contrast])
     labels = np.r_[np.ones(len(positive)), np.zeros(len(contrast))].astype(np.float32)
-    folds = _folds(labels, seed)
+    wrapped = np.array(families or [""] * len(labels))
+    folds = _folds(labels, wrapped, seed)
     held_out = np.zeros(len(labels), np.float32)
     probes = []
     for fold in range(FOLDS):
@@ -120,16 +127,30 @@ def fit_contrastive_gate(
             low=low,
             high=low + 0.25,
         )
-    return gate, _fit(gate, inside, outside)
+    fit = _fit(gate, inside, outside)
+    if families:
+        opened = held_out > low
+        fit = replace(
+            fit,
+            recall_unseen=_share(opened[(labels == 1) & (wrapped != "")]),
+            openings_unseen=_share(opened[(labels == 0) & (wrapped != "")]),
+        )
+    return gate, fit
 
 
-def _folds(labels: NDArray[np.float32], seed: int) -> NDArray[np.intp]:
-    """A fold for every row, each with its share of both labels."""
+def _share(opened: NDArray[np.bool_]) -> float | None:
+    return float(opened.mean()) if len(opened) else None
+
+
+def _folds(labels: NDArray[np.float32], families: NDArray[np.str_], seed: int) -> NDArray[np.intp]:
+    """A fold for every row, each with its share of both labels, and whole families in one fold."""
     rng = np.random.default_rng(seed)
     folds = np.zeros(len(labels), np.intp)
     for label in (0, 1):
-        rows = rng.permutation(np.flatnonzero(labels == label))
+        rows = rng.permutation(np.flatnonzero((labels == label) & (families == "")))
         folds[rows] = np.arange(len(rows)) % FOLDS
+    for i, family in enumerate(rng.permutation(sorted(set(families) - {""}))):
+        folds[families == family] = i % FOLDS
     return folds
 
 

@@ -60,7 +60,9 @@ class TrainingHarvest:
     written: a run that was interrupted goes on with both.
     """
 
-    def __init__(self, llama: SteeredLlama, data: TrainingData, folder: Path, progress: Progress = quiet) -> None:
+    def __init__(
+        self, llama: SteeredLlama, data: TrainingData | None, folder: Path, progress: Progress = quiet
+    ) -> None:
         self.llama, self.data, self.folder, self.progress = llama, data, folder, progress
         self._known: dict[int, tuple[Prompt, NDArray[np.int32]]] = {}  # tokens, by the prompt's id
         paths.ensure_dir(folder)

@@ -19,7 +19,7 @@ from finesteer_local.evaluation.judges import is_refusal
 from finesteer_local.profile import MAX_STRENGTH, SCOPES, Profile
 from finesteer_local.runtime import SteeredLlama, open_model
 from finesteer_local.steering import AlwaysGate, Experts, Gate
-from finesteer_local.training.data import Pair, Prompt, TrainingData, split
+from finesteer_local.training.data import Pair, Prompt, TrainingData, first_equal, split
 from finesteer_local.training.experts import train_experts
 from finesteer_local.training.gates import GateFit, fit_contrastive_gate, fit_subspace_gate
 from finesteer_local.training.harvest import Progress, TrainingHarvest, Turns, quiet, run_folder
@@ -77,7 +77,7 @@ def train(llama: SteeredLlama, data: TrainingData, settings: Settings, progress:
     harvest = TrainingHarvest(llama, data, folder, progress)
     harvest.check([*(pair.prompt for pair in data.pairs), *(data.contrast if gated else ())])
     pairs = _sample(data.pairs, settings.seed)
-    if data.recipe:  # the answers of a user's pairs belong to their prompts
+    if data.pooled:
         pairs = _natural(harvest, pairs)
     replies = harvest.replies(pairs, REPLY_TOKENS)
     if data.own_replies:
@@ -121,6 +121,7 @@ def train(llama: SteeredLlama, data: TrainingData, settings: Settings, progress:
         experts={chosen.layer: experts[chosen.layer]},
         strength=settings.strength if settings.strength is not None else chosen.strength,
         scope=settings.scope or chosen.scope,
+        answer_strength=chosen.answer_strength,
         training={
             "recipe": data.recipe,
             "data_hash": data.hash,
@@ -154,12 +155,20 @@ def train_profile(
     settings: Settings | None = None,
     n_threads: int | None = None,
     progress: Progress = quiet,
+    backend: str = "llama.cpp",
+    gguf: str | Path | None = None,
     **llama_options: Any,
 ) -> Profile:
-    """Open the GGUF model at `model` and `train` a profile for it."""
-    llama = open_model(model, n_threads=n_threads, **llama_options)
+    """Open the model at `model`, GGUF or (backend `transformers`) a directory, and `train` a profile for it."""
     if n_threads:
         torch.set_num_threads(n_threads)
+    llama: Any
+    if backend == "transformers":
+        from finesteer_local.training.transformers_model import TransformersModel
+
+        llama = TransformersModel(model, gguf=gguf)
+    else:
+        llama = open_model(model, n_threads=n_threads, **llama_options)
     try:
         return train(llama, data, settings or Settings(), progress)
     finally:
@@ -187,12 +196,12 @@ def _sample(pairs: Sequence[Pair], seed: int) -> list[Pair]:
 
 
 def _held_out(prompts: Sequence[Prompt], seed: int) -> tuple[list[int], list[int]]:
-    """Indices for training and validation, every kind and wrapper with its share."""
-    learn, held = split(len(prompts), [prompt.family or prompt.kind for prompt in prompts], seed)
-    if not held:  # every kind is small: hold out every fifth
-        held = list(range(0, len(prompts), 5))
-        learn = [i for i in range(len(prompts)) if i % 5]
-    return learn, held
+    """Indices for training and validation, every kind and wrapper with its share; equal prompts stay together."""
+    first = first_equal(prompts)
+    distinct = [i for i in range(len(prompts)) if first[i] == i]
+    _, chosen = split(len(distinct), [prompts[i].family or prompts[i].kind for i in distinct], seed)
+    held = {distinct[i] for i in chosen} or set(distinct[::5])  # every kind is small: hold out every fifth
+    return [i for i, j in enumerate(first) if j not in held], [i for i, j in enumerate(first) if j in held]
 
 
 def _natural(harvest: TrainingHarvest, pairs: Sequence[Pair]) -> list[Pair]:
@@ -260,7 +269,7 @@ def _gate(
 ) -> tuple[Gate, GateFit | None]:
     if settings.gate == "always":
         return AlwaysGate(), None
-    prompts: list[Prompt] = [pair.prompt for pair in data.pairs]
+    prompts = data.positive
     n = len(prompts)
     everything = harvest.turns([*prompts, *data.contrast], layer)
     positive = Turns(everything.states, everything.offsets[: n + 1])
@@ -271,6 +280,7 @@ def _gate(
     return fit_contrastive_gate(
         positive,
         contrast,
+        [prompt.family for prompt in (*prompts, *data.contrast)],
         seed=settings.seed,
         progress=lambda done, total: progress("training the gate", done, total),
     )

@@ -1,4 +1,4 @@
-"""Tuning on validation data: which layer, which strength, which scope.
+"""Tuning on validation data: which layer, which strength, which scope, and how much of it the answer gets.
 
 First the log-probability margin between chosen and rejected answers ranks the layers, then generated answers decide.
 """
@@ -25,10 +25,13 @@ from finesteer_local.training.harvest import Progress, answer_tokens, generate
 MARGIN_PAIRS = 10
 MARGIN_TOKENS = 10
 ANSWERS = 24
-ANSWER_TOKENS = 24
+ANSWER_TOKENS = 40
+MAX_PROMPT = 600  # letters: every trial reads its prompts anew, and long ones would take most of the time
 FIRST_STRENGTH = 0.9
 STRENGTHS = (0.6, 0.7, 0.8, 1.0, 1.1, 1.25, 1.4)
 SCOPES = ("turn", "prompt")
+FIRST_ANSWER_STRENGTH = 0.5
+ANSWER_STRENGTHS = (0.35, 0.7, 1.0)
 TOLERANCE = 0.03
 """A weaker setting within this of the best is preferred: it disturbs the text less."""
 
@@ -40,6 +43,7 @@ class Trial:
     layer: int
     strength: float
     scope: str
+    answer_strength: float
     wanted: float  # share of answers with the wanted behaviour
     coherent: float  # share of answers that are language
     score: float  # share that is both
@@ -56,10 +60,10 @@ def tune(
     folder: Path,
     progress: Progress,
 ) -> tuple[Trial, list[Trial]]:
-    """Choose layer, strength and scope with the gate held open.
+    """Choose layer, strength, scope and answer strength with the gate held open.
 
     Args:
-        blank: a profile whose gate is always open; its experts, strength and scope are replaced.
+        blank: a profile whose gate is always open; its experts, strengths and scope are replaced.
         experts: the candidates, by layer.
         pairs: validation pairs.
         own: the model's unsteered replies, by which coherence is calibrated.
@@ -89,7 +93,11 @@ def tune(
         if held_up and best.score > 0.5:
             break  # at least one weaker setting was as good, and not because none does anything yet
     good = [trial for trial in trials if trial.score >= best.score - TOLERANCE]
-    return min(good, key=lambda trial: (trial.strength, -trial.score)), trials
+    chosen = min(good, key=lambda trial: (trial.strength, -trial.score))
+    # The prompt is read under all of it, so the answer needs less; more makes a small model repeat itself.
+    others = [tuner.trial(chosen.layer, chosen.strength, chosen.scope, share) for share in ANSWER_STRENGTHS]
+    better = max(others, key=lambda trial: trial.score)
+    return (better if better.score > chosen.score + TOLERANCE else chosen), trials + others
 
 
 class _Tuner:
@@ -104,15 +112,17 @@ class _Tuner:
         progress: Progress,
     ) -> None:
         self.llama, self.blank, self.experts, self.judge = llama, blank, experts, judge
-        step = max(len(pairs) // ANSWERS, 1)
-        self.pairs = list(pairs[::step][:ANSWERS])
+        brief = [pair for pair in pairs if len(pair.prompt.text) <= MAX_PROMPT]
+        pool = brief if len(brief) >= ANSWERS else pairs
+        step = max(len(pool) // ANSWERS, 1)
+        self.pairs = list(pool[::step][:ANSWERS])
         self.progress = progress
         self.coherence = Coherence(float("inf"))
         self._file = folder / "trials.json"
         self._known: dict[str, dict[str, float]] = (
             json.loads(self._file.read_text(encoding="utf-8")) if self._file.exists() else {}
         )
-        self._done, self._total = 0, len(experts) + 1 + 2 * len(SCOPES) + 2
+        self._done, self._total = 0, len(experts) + 1 + 2 * len(SCOPES) + 2 + len(ANSWER_STRENGTHS)
 
     def _remembered(self, key: str, compute: Callable[[], dict[str, float]]) -> dict[str, float]:
         if key not in self._known:
@@ -123,9 +133,14 @@ class _Tuner:
         self.progress("tuning", min(self._done, self._total), self._total)
         return self._known[key]
 
-    def _activate(self, layer: int, strength: float, scope: str) -> None:
+    def _activate(self, layer: int, strength: float, scope: str, answer_strength: float) -> None:
         profile = replace(
-            self.blank, gate=AlwaysGate(), gate_layer=layer, experts={layer: self.experts[layer]}, scope=scope
+            self.blank,
+            gate=AlwaysGate(),
+            gate_layer=layer,
+            experts={layer: self.experts[layer]},
+            scope=scope,
+            answer_strength=answer_strength,
         )
         self.llama.set_profiles([profile], strength=strength)
 
@@ -133,7 +148,7 @@ class _Tuner:
         """Mean log-probability a token of the chosen answers' beginnings over the rejected ones', steered."""
 
         def compute() -> dict[str, float]:
-            self._activate(layer, FIRST_STRENGTH, SCOPES[0])
+            self._activate(layer, FIRST_STRENGTH, SCOPES[0], FIRST_ANSWER_STRENGTH)
             return {"margin": float(np.mean([self._margin(pair) for pair in self.pairs[:MARGIN_PAIRS]]))}
 
         return self._remembered(f"margin {layer}", compute)["margin"]
@@ -151,11 +166,11 @@ class _Tuner:
 
         self.coherence = Coherence(self._remembered("coherence", compute)["limit"])
 
-    def trial(self, layer: int, strength: float, scope: str) -> Trial:
+    def trial(self, layer: int, strength: float, scope: str, answer_strength: float = FIRST_ANSWER_STRENGTH) -> Trial:
         """Generate answers under one setting and judge them."""
 
         def compute() -> dict[str, float]:
-            self._activate(layer, strength, scope)
+            self._activate(layer, strength, scope, answer_strength)
             self.llama.forget()  # so that a run that goes on here generates exactly what this one does
             answers = [generate(self.llama, pair.prompt, ANSWER_TOKENS) for pair in self.pairs]
             if self.judge == "refusal":
@@ -170,7 +185,8 @@ class _Tuner:
                 "score": float(np.mean([w and c for w, c in zip(wanted, coherent, strict=True)])),
             }
 
-        return Trial(layer, strength, scope, **self._remembered(f"{layer} {strength} {scope}", compute))
+        figures = self._remembered(f"{layer} {strength} {scope} {answer_strength}", compute)
+        return Trial(layer, strength, scope, answer_strength, **figures)
 
 
 def as_rows(trials: Sequence[Trial]) -> list[dict[str, object]]:

@@ -1,8 +1,9 @@
-"""Recipes: named training data and settings, one folder each.
+"""Recipes: training data and settings, one folder each.
 
-`recipe.json` of a recipe names its files: `positive` prompts need intervention, `contrast` prompts must stay
-untouched; each positive prompt is paired with one of the `chosen` and one of the `rejected` answers. `wrappers` are
-templates that are put around both kinds alike, so that the gate learns what is asked and not how it is dressed.
+`recipe.json` of a recipe names its files: `contrast` prompts must stay untouched, and those that need intervention come
+in one of two ways. Either `pairs` files bring each prompt with its own answers, or `positive` prompts are each paired
+with one of the `chosen` and one of the `rejected` answers; then `wrappers`, templates, may be put around both kinds
+alike, so that the gate learns what is asked and not how it is dressed. docs/recipes.md has it in full.
 """
 
 from __future__ import annotations
@@ -10,18 +11,24 @@ from __future__ import annotations
 import difflib
 import json
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from finesteer_local.errors import DataError, UnknownNameError
-from finesteer_local.jsonl import read_rows
-from finesteer_local.training.data import Pair, Prompt, TrainingData, read_pairs, read_prompts
+from finesteer_local.jsonl import is_text, read_rows
+from finesteer_local.training.data import Pair, Prompt, TrainingData, dealt, read_pairs, read_prompts
 
 _FOLDER = Path(__file__).parent
 _SLOT = "{request}"
+JUDGES = ("refusal", "margin")
+# What recipe.json may hold, and what each value must be.
+_TEXTS = ("name", "description", "license", "judge", "chosen", "rejected", "wrappers")
+_LISTS = ("positive", "pairs", "contrast")
+_Item = TypeVar("_Item")
 
 
 def recipe_names() -> list[str]:
@@ -30,49 +37,141 @@ def recipe_names() -> list[str]:
 
 
 def load_recipe(name: str, seed: int = 0) -> TrainingData:
-    """The recipe's data; answers and wrappers are dealt out by `seed`.
+    """The data of a named recipe, or of a folder with a `recipe.json`; answers and wrappers are dealt out by `seed`.
 
     Raises:
         UnknownNameError: there is no such recipe; the message offers the nearest.
         DataError: a file of the recipe is damaged.
     """
-    if name not in recipe_names():
+    if name in recipe_names():
+        folder = _FOLDER / name
+    elif name and Path(name).is_dir():
+        folder = Path(name)
+    else:
         near = difflib.get_close_matches(name, recipe_names(), 3, 0.0)
         raise UnknownNameError(f"there is no recipe {name!r}; known: {', '.join(near)}")
-    folder = _FOLDER / name
-    recipe = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
+    recipe = _read_recipe(folder)
     rng = np.random.default_rng(seed)
-    positive = [prompt for file in recipe["positive"] for prompt in read_prompts(folder / file)]
-    contrast = [prompt for file in recipe["contrast"] for prompt in read_prompts(folder / file)]
-    wrappers = _rows(folder, recipe.get("wrappers"), "template")
-    positive += _wrapped(wrappers, positive, rng)
-    contrast += _wrapped(wrappers, contrast, rng)
-    chosen = [row["text"] for row in _rows(folder, recipe["chosen"], "text")]
-    rejected = [row["text"] for row in _rows(folder, recipe["rejected"], "text")]
-    pairs = [
-        Pair(prompt, chosen[i], rejected[j])
-        for prompt, i, j in zip(
-            positive, _dealt(len(positive), len(chosen), rng), _dealt(len(positive), len(rejected), rng), strict=True
-        )
-    ]
+    if "contrast" in recipe:
+        contrast = _files(folder, recipe["contrast"], read_prompts, lambda prompt: prompt.kind, rng)
+    else:
+        contrast = list(load_recipe("safety", seed).contrast)
+    if "pairs" in recipe:
+        pairs = _files(folder, recipe["pairs"], lambda path: read_pairs(path, seed), lambda p: p.prompt.kind, rng)
+    else:
+        pairs, contrast = _from_pools(folder, recipe, contrast, rng)
     return TrainingData(
-        name=recipe["name"],
+        name=recipe.get("name") or profile_name(folder.resolve().name),
         pairs=pairs,
         contrast=contrast,
-        description=recipe["description"],
-        license=recipe["license"],
-        judge=recipe["judge"],
-        own_replies=recipe["own_replies"],
-        recipe=name,
+        description=recipe.get("description", ""),
+        license=recipe.get("license", ""),
+        judge=recipe.get("judge", "margin"),
+        own_replies=recipe.get("own_replies", False),
+        recipe=folder.resolve().name,
+        pooled="pairs" not in recipe,
     )
+
+
+def _read_recipe(folder: Path) -> dict[str, Any]:
+    """`recipe.json`, with every value of the right type; raises `DataError`."""
+    file = folder / "recipe.json"
+    try:
+        recipe = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"cannot read {file}: {(error.strerror or str(error)).lower()}") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file}: not JSON") from error
+    if not isinstance(recipe, dict):
+        raise DataError(f"{file}: not a JSON object")
+    for key, value in recipe.items():
+        if key in _TEXTS:
+            sound = is_text(value)
+        elif key in _LISTS:
+            sound = isinstance(value, list) and bool(value)
+        elif key == "own_replies":
+            sound = isinstance(value, bool)
+        else:
+            raise DataError(f"{file}: unknown field {key!r}; known: {', '.join((*_TEXTS, *_LISTS, 'own_replies'))}")
+        if not sound:
+            raise DataError(f"{file}: the field {key!r} cannot be {json.dumps(value)[:60]}")
+    if recipe.get("judge", "margin") not in JUDGES:
+        raise DataError(f"{file}: judge {recipe['judge']!r} is none of {', '.join(JUDGES)}")
+    pools = [key for key in ("positive", "chosen", "rejected", "wrappers") if key in recipe]
+    if "pairs" in recipe and pools:
+        raise DataError(f"{file}: 'pairs' have their own answers; leave out {', '.join(map(repr, pools))}")
+    if "pairs" not in recipe and not {"positive", "chosen", "rejected"} <= set(pools):
+        raise DataError(f"{file}: give either 'pairs', or 'positive', 'chosen' and 'rejected'")
+    return recipe
+
+
+def _path(folder: Path, name: object) -> Path:
+    """The file that a recipe names: in its own folder, or RECIPE/FILE among those that come with the package."""
+    if isinstance(name, str):
+        for root in (folder, _FOLDER):
+            path = (root / name).resolve()
+            if path.is_relative_to(root.resolve()) and path.is_file():
+                return root / name
+    raise DataError(
+        f"{folder / 'recipe.json'}: no file {name!r} in its folder, nor as RECIPE/FILE of a recipe that comes along"
+    )
+
+
+def _files(
+    folder: Path,
+    entries: Sequence[Any],
+    read: Callable[[Path], list[_Item]],
+    kind: Callable[[_Item], str],
+    rng: np.random.Generator,
+) -> list[_Item]:
+    """What the files of a recipe's list hold.
+
+    An entry is a file's name, or an object: its `file`, only those `kinds`, and `at_most` so many, drawn by `rng`.
+    """
+    items: list[_Item] = []
+    for entry in entries:
+        part = entry if isinstance(entry, dict) else {"file": entry}
+        where = f"{folder / 'recipe.json'}: {json.dumps(entry)[:60]}"
+        kinds, at_most = part.get("kinds"), part.get("at_most")
+        if unknown := set(part) - {"file", "kinds", "at_most"}:
+            raise DataError(f"{where}: unknown field {min(unknown)!r}; known: file, kinds, at_most")
+        if kinds is not None and not (isinstance(kinds, list) and kinds and all(map(is_text, kinds))):
+            raise DataError(f"{where}: 'kinds' must be a list of names")
+        if at_most is not None and (type(at_most) is not int or at_most < 1):
+            raise DataError(f"{where}: 'at_most' must be a whole number from 1")
+        found = read(_path(folder, part.get("file")))
+        if kinds is not None:
+            if missing := set(kinds) - set(map(kind, found)):
+                raise DataError(f"{where}: nothing in the file is of kind {min(missing)!r}")
+            found = [item for item in found if kind(item) in kinds]
+        if at_most is not None and len(found) > at_most:
+            found = [found[i] for i in sorted(rng.permutation(len(found))[:at_most])]
+        items += found
+    return items
+
+
+def _from_pools(
+    folder: Path, recipe: dict[str, Any], contrast: list[Prompt], rng: np.random.Generator
+) -> tuple[list[Pair], list[Prompt]]:
+    """Pairs of `positive` prompts with answers from the two pools, and all contrast prompts, wrapped ones included."""
+    positive = _files(folder, recipe["positive"], read_prompts, lambda prompt: prompt.kind, rng)
+    wrappers = _rows(folder, recipe.get("wrappers"), "template")
+    positive += _wrapped(wrappers, positive, rng)
+    contrast = contrast + _wrapped(wrappers, contrast, rng)
+    chosen = [row["text"] for row in _rows(folder, recipe["chosen"], "text")]
+    rejected = [row["text"] for row in _rows(folder, recipe["rejected"], "text")]
+    n = len(positive)
+    dealings = zip(positive, dealt(n, len(chosen), rng), dealt(n, len(rejected), rng), strict=True)
+    return [Pair(prompt, chosen[i], rejected[j]) for prompt, i, j in dealings], contrast
 
 
 def _rows(folder: Path, file: str | None, field: str) -> list[dict[str, Any]]:
     if file is None:
         return []
-    rows = [row for _, row in read_rows(folder / file)]
-    if not all(isinstance(row.get(field), str) and row[field].strip() for row in rows):
-        raise DataError(f"{folder / file}: a row has no {field!r}")
+    path = _path(folder, file)
+    rows = [row for _, row in read_rows(path)]
+    if not rows or not all(isinstance(row.get(field), str) and row[field].strip() for row in rows):
+        raise DataError(f"{path}: a row has no {field!r}")
     return rows
 
 
@@ -88,11 +187,6 @@ def _wrapped(wrappers: list[dict[str, Any]], prompts: list[Prompt], rng: np.rand
             text = wrappers[outer[i]]["template"].replace(_SLOT, text)
         wrapped.append(Prompt([{"role": "user", "content": text}], plain[j].kind, row["family"]))
     return wrapped
-
-
-def _dealt(n: int, n_cards: int, rng: np.random.Generator) -> list[int]:
-    """`n` cards from a pack of `n_cards`, shuffled anew whenever it is used up."""
-    return [int(i) for _ in range(-(-n // n_cards)) for i in rng.permutation(n_cards)][:n]
 
 
 def load_data(

@@ -1,0 +1,114 @@
+"""A reference reader of FineSteer profiles: docs/profile-format.md in code, with gguf and numpy alone.
+
+    python docs/reference_reader.py PROFILE.gguf STATES.npy
+
+STATES.npy holds the prompt's hidden states at the gate's layer, float32, shape (n_tokens, n_embd), one row a token:
+from the last user message's first token to the prompt's last, or all of the prompt where the gate reads the whole of
+it. Prints the decision. It expects a sound file; a program that meets files from elsewhere has to check more.
+"""
+
+import sys
+
+import numpy as np
+from gguf import GGUFReader
+
+
+class Profile:
+    """A profile file, read once; `decide` gives what it does to one prompt."""
+
+    def __init__(self, path):
+        reader = GGUFReader(path)
+        self.keys = {name: field.contents() for name, field in reader.fields.items()}
+        self.tensors = {t.name: np.array(t.data, np.float32) for t in reader.tensors}
+        key = self.keys.get
+        if key("general.architecture") != "finesteer" or key("finesteer.format_version") != 1:
+            raise ValueError("not a profile of format version 1")
+        if key("finesteer.requires"):
+            raise ValueError(f"it requires {key('finesteer.requires')}, which this reader does not know")
+        self.kind = key("finesteer.gate.kind")
+        self.layers = sorted(key("finesteer.layers"))
+        self.strength = key("finesteer.strength")
+
+    def gate_key(self, name):
+        return self.keys[f"finesteer.gate.{name}"]
+
+    def gate(self, states):
+        """The score and g of hidden states (n_tokens, n_embd)."""
+        return {"always": always, "scs": scs, "contrastive": contrastive, "cast": cast}[self.kind](self, states)
+
+    def vector(self, layer, h):
+        """`C'alpha + U beta`, (n_embd,), for the last token's hidden state."""
+        at = {name: self.tensors.get(name) for name in expert_tensors(layer)}
+        prototypes, weight, bias, basis, w0, b0, w2, b2 = at.values()
+        logits = h @ weight + bias
+        alpha = np.exp(logits - logits.max())
+        alpha /= alpha.sum()
+        v = alpha @ prototypes
+        if basis is not None:
+            v = v + basis @ (np.maximum(h @ w0 + b0, 0) @ w2 + b2)
+        return v
+
+    def decide(self, states):
+        """The score, g, and by layer the vector to add: strength * g * v(h)."""
+        score, g = self.gate(states)
+        if g == 0 or self.strength == 0:
+            return score, g, {}
+        h = states[-1]
+        return score, g, {layer: np.float32(self.strength * g) * self.vector(layer, h) for layer in self.layers}
+
+
+def expert_tensors(layer):
+    """The names of a layer's tensors, in the order of C, A, a, U, W_0, b_0, W_2, b_2."""
+    beta = (f"residual.{layer}.beta.{i}.{part}" for i in (0, 2) for part in ("weight", "bias"))
+    router = f"experts.{layer}.router"
+    return [f"experts.{layer}.prototypes", f"{router}.weight", f"{router}.bias", f"residual.{layer}.basis", *beta]
+
+
+def always(profile, states):
+    """Opens for every prompt."""
+    return 1.0, 1.0
+
+
+def scs(profile, states):
+    """Subspace-guided conditional steering."""
+    mean, basis, calibration = (profile.tensors[f"gate.{name}"] for name in ("mean", "basis", "calibration"))
+    centred = states[-1] - mean
+    energy = float(centred @ centred)
+    score = float(np.sum((centred @ basis) ** 2)) / energy if energy > 0 else 0.0
+    eps, gamma, floor = (profile.gate_key(name) for name in ("eps", "gamma", "floor"))
+    rank = max(int(np.ceil(eps * len(calibration) - 1e-9)), 1)
+    if score >= calibration[rank - 1]:
+        return score, 1.0
+    g = (np.searchsorted(calibration, score, side="right") / len(calibration) / eps) ** gamma
+    return score, float(g) if g >= floor else 0.0
+
+
+def contrastive(profile, states):
+    """The attention probe."""
+    names = ("mean", "scale", "query", "value_weight", "last_weight")
+    mean, scale, query, value_weight, last_weight = (profile.tensors[f"gate.{name}"] for name in names)
+    x = np.clip((states - mean) / scale, -8, 8)  # (n_tokens, n_embd)
+    # einsum adds up row by row; BLAS would round differently for more rows, by some 1e-6
+    logits, values = (np.einsum("nd,kd->nk", x, np.ascontiguousarray(w.T)) for w in (query, value_weight))
+    weights = np.exp(logits - logits.max(axis=0))
+    pooled = (weights * values).sum(axis=0) / weights.sum(axis=0)  # (K,)
+    score = float(pooled.sum() + x[-1] @ last_weight) + profile.gate_key("bias")
+    low, high = profile.gate_key("low"), profile.gate_key("high")
+    return score, 1.0 if score >= high else max((score - low) / (high - low), 0.0) if score > low else 0.0
+
+
+def cast(profile, states):
+    """Conditional activation steering."""
+    c = profile.tensors["gate.direction"].astype(np.float64)
+    sign, limit = profile.gate_key("sign"), profile.gate_key("limit")
+    x = states.mean(axis=0, dtype=np.float64) if profile.gate_key("over_prompt") else states[-1].astype(np.float64)
+    y = np.tanh(c * (c @ x) / (c @ c))
+    score = sign * float(x @ y / (np.linalg.norm(x) * np.linalg.norm(y)))
+    return score, float(score > sign * limit)
+
+
+if __name__ == "__main__":
+    score, g, vectors = Profile(sys.argv[1]).decide(np.load(sys.argv[2]))
+    print(f"score {score:.6g}, g {g:.6g}")
+    for layer, vector in vectors.items():
+        print(f"layer {layer}: vector of length {np.linalg.norm(vector):.6g}, begins {vector[:4]}")

@@ -1,0 +1,129 @@
+"""Fetching one file from the web or from a Hugging Face repository, in bounds, to a place of ours."""
+
+from __future__ import annotations
+
+import http.client
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import urlsplit
+
+from finesteer_local.errors import DownloadError, MissingExtraError
+from finesteer_local.fetch import sha256_of
+
+Progress = Callable[[int, int], None]
+"""Called with the bytes downloaded so far and the bytes in all (0 where the server does not say)."""
+
+_BLOCK = 1 << 18
+_TIMEOUT = 30.0
+_HUB = re.compile(r"hf:([\w.-]{1,96})/([\w.-]{1,96})/([^@\\]{1,400}?)(?:@([\w./-]{1,100}))?")
+
+
+def is_remote(source: str) -> bool:
+    """Whether `source` is a URL or names a file of a Hugging Face repository (`hf:owner/repo/file`)."""
+    return source.startswith("hf:") or "://" in source
+
+
+def download(source: str, target: Path, *, limit: int, checked: bool, on_progress: Progress | None = None) -> None:
+    """Fetch `source` to `target`.
+
+    Args:
+        source: `https://...`, or `hf:owner/repo/file`, with `@revision` where it is not the main one.
+        limit: most bytes that are taken.
+        checked: whether the caller knows the SHA-256; only then plain http is taken.
+
+    Raises:
+        DownloadError: it cannot be fetched, stops half-way, is too large, or is not what the hub says it is.
+        MissingExtraError: `hf:` without huggingface_hub.
+    """
+    if source.startswith("hf:"):
+        _from_hub(source, target, limit)
+    else:
+        _from_web(source, target, limit, checked, on_progress)
+
+
+class _SameSafety(urllib.request.HTTPRedirectHandler):
+    """Follows a redirect only to https, or from http to http: never to a file of this machine, never less safely."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
+    ) -> urllib.request.Request | None:
+        before, after = urlsplit(req.full_url).scheme, urlsplit(newurl).scheme
+        if after != "https" and (before, after) != ("http", "http"):
+            raise DownloadError(f"cannot fetch {req.full_url}: it leads to {after or 'nowhere'}, which is not safe")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _from_web(url: str, target: Path, limit: int, checked: bool, on_progress: Progress | None) -> None:
+    scheme = urlsplit(url).scheme.lower()
+    if scheme not in ("https", "http"):
+        raise DownloadError(f"cannot fetch {url}: only https can be fetched, or hf:owner/repo/file")
+    if scheme == "http" and not checked:
+        raise DownloadError(f"cannot fetch {url}: http can be changed on its way; use https, or give --sha256")
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler,
+        urllib.request.HTTPHandler,
+        urllib.request.HTTPSHandler,
+        urllib.request.HTTPDefaultErrorHandler,
+        urllib.request.HTTPErrorProcessor,
+        _SameSafety,
+    ):
+        opener.add_handler(handler())
+    try:
+        with opener.open(urllib.request.Request(url), timeout=_TIMEOUT) as answer, target.open("wb") as file:
+            announced = int(answer.headers.get("Content-Length") or 0)
+            if announced > limit:
+                raise DownloadError(f"cannot fetch {url}: it has {announced:,} bytes, more than a profile can have")
+            done = 0
+            while block := answer.read(_BLOCK):
+                done += len(block)
+                if done > limit:
+                    raise DownloadError(f"cannot fetch {url}: it has more than {limit:,} bytes")
+                file.write(block)
+                if on_progress:
+                    on_progress(done, announced)
+            if announced and done != announced:
+                raise DownloadError(f"cannot fetch {url}: it stopped at {done:,} of {announced:,} bytes; try again")
+    except DownloadError:
+        raise
+    except urllib.error.HTTPError as error:
+        raise DownloadError(f"cannot fetch {url}: the server says {error.code} {error.reason}") from error
+    except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
+        reason = getattr(error, "reason", None) or error
+        raise DownloadError(f"cannot fetch {url}: {' '.join(str(reason).split())[:200]}") from error
+
+
+def _from_hub(source: str, target: Path, limit: int) -> None:
+    match = _HUB.fullmatch(source)
+    parts = match[3].split("/") if match else []
+    if not match or any(part in ("", ".", "..") for part in (match[1], match[2], *parts)):
+        raise DownloadError(f"{source!r} names no file of a repository; write hf:owner/repo/file")
+    try:
+        from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+    except ImportError as error:
+        raise MissingExtraError(
+            "hf: needs huggingface_hub; install with: pip install 'finesteer-local[hub]'"
+        ) from error
+    repo = f"{match[1]}/{match[2]}"
+    try:
+        about = get_hf_file_metadata(hf_hub_url(repo, match[3], revision=match[4]), timeout=_TIMEOUT)
+        if about.size is None or about.size > limit:
+            raise DownloadError(
+                f"cannot fetch {source}: it has {about.size or 0:,} bytes; a profile has up to {limit:,}"
+            )
+        # The commit that was asked about, so that what comes is what was announced.
+        got = Path(hf_hub_download(repo, match[3], revision=about.commit_hash, local_dir=target.parent / "hub"))
+    except DownloadError:
+        raise
+    except Exception as error:  # the hub's errors have many roots, and httpx's are beside them
+        raise DownloadError(f"cannot fetch {source}: {' '.join(str(error).split())[:200]}") from error
+    if got.stat().st_size != about.size:
+        raise DownloadError(f"cannot fetch {source}: it has {got.stat().st_size:,} bytes, not {about.size:,}")
+    # For large files the hub's etag is the SHA-256; for small ones git's own hash, which says less.
+    if about.etag and re.fullmatch(r"[0-9a-f]{64}", about.etag) and sha256_of(got) != about.etag:
+        raise DownloadError(f"cannot fetch {source}: it has another SHA-256 than the hub says")
+    got.replace(target)

@@ -1,0 +1,67 @@
+"""Wrote the test vectors beside it: `python tests/data/profiles/make.py`, from the repository's root.
+
+Each case is a small profile, prompts' hidden states, and the decisions that follow. They were checked against
+docs/reference_reader.py before they were kept; tests/test_profile_vectors.py holds both implementations to them.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parents[1]))
+
+N_EMBD, N_LAYER = 16, 6
+
+
+def main() -> None:
+    from finesteer_local.profile import ModelIdentity, Profile
+    from finesteer_local.steering import ConditionGate
+    from tiny import make_experts, make_gate
+
+    model = ModelIdentity("0123456789abcdef" * 4, "Small", "llama", N_EMBD, N_LAYER, 100, "")
+    rng = np.random.default_rng(0)
+    condition = rng.standard_normal(N_EMBD).astype(np.float32)
+    last_token = make_gate("selective, last token", N_EMBD, rng)
+    gates = {
+        "always": make_gate("open", N_EMBD, rng),
+        "scs": type(last_token)(
+            last_token.mean, last_token.basis, np.linspace(0.5, 0.9, 40, dtype=np.float32), eps=0.5, gamma=2.0
+        ),
+        "contrastive": make_gate("selective", N_EMBD, rng),
+        "contrastive_ramp": replace(make_gate("selective", N_EMBD, rng), low=-5.0, high=5.0),
+        "cast_mean": ConditionGate(condition, limit=0.02, sign=1.0, over_prompt=1.0),
+        "cast_last": ConditionGate(condition, limit=0.15, sign=-1.0, over_prompt=0.0),
+    }
+    cases = []
+    for name, gate in gates.items():
+        rank = 0 if name == "always" else 2
+        experts = {layer: make_experts(N_EMBD, rng, rank=rank, width=8 if rank else 0) for layer in (2, 4)}
+        profile = Profile("vectors", model, gate, 1, experts, strength=0.75, scope="turn")
+        profile.save(HERE / f"{name}.gguf")
+        prompts = []
+        for n_tokens in (1, 2, 3, 7, 7, 7):
+            states = (2 * rng.standard_normal((n_tokens, N_EMBD))).astype(np.float32)
+            decision = profile.decide(states)
+            prompts.append(
+                {
+                    "states": [[float(x) for x in row] for row in states],
+                    "score": decision.score,
+                    "g": decision.g,
+                    "alpha": {str(n): [float(x) for x in a] for n, a in decision.alpha.items()},
+                    "beta": {str(n): [float(x) for x in b] for n, b in decision.beta.items()},
+                    "vectors": {str(n): [float(x) for x in v] for n, v in decision.vectors.items()},
+                }
+            )
+        cases.append({"profile": f"{name}.gguf", "prompts": prompts})
+    text = json.dumps({"format_version": 1, "tolerance": 1e-6, "cases": cases}, indent=None)
+    (HERE / "decisions.json").write_text(text.replace('{"states"', '\n{"states"') + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""The Hugging Face directory of a tiny GGUF model: the same weights, tokenizer and template."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from gguf import GGUFReader
+
+from tiny import CHATML, SPECIAL
+
+_HEADS, _HEADS_KV = 4, 2
+
+
+def write_directory(gguf: Path, folder: Path) -> Path:
+    """Write `folder` from a tiny model of the architecture llama or qwen2."""
+    import torch
+    from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
+    from tokenizers.models import BPE
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+    reader = GGUFReader(gguf)
+    keys = {name: field.contents() for name, field in reader.fields.items()}
+    architecture = keys["general.architecture"]
+    tensors = {t.name: np.array(t.data, np.float32) for t in reader.tensors}
+    tokens, merges = keys["tokenizer.ggml.tokens"], keys["tokenizer.ggml.merges"]
+    sizes = {
+        "hidden_size": keys[f"{architecture}.embedding_length"],
+        "num_hidden_layers": keys[f"{architecture}.block_count"],
+        "intermediate_size": keys[f"{architecture}.feed_forward_length"],
+        "num_attention_heads": _HEADS,
+        "num_key_value_heads": _HEADS_KV,
+        "vocab_size": len(tokens),
+        "max_position_embeddings": keys[f"{architecture}.context_length"],
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": False,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    kind = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen2": (Qwen2Config, Qwen2ForCausalLM)}[architecture]
+    model = kind[1](kind[0](**sizes))
+    state = {
+        "model.embed_tokens.weight": tensors["token_embd.weight"],
+        "lm_head.weight": tensors["output.weight"],
+        "model.norm.weight": tensors["output_norm.weight"],
+    }
+    parts = {
+        "attn_norm": "input_layernorm",
+        "ffn_norm": "post_attention_layernorm",
+        "attn_q": "self_attn.q_proj",
+        "attn_k": "self_attn.k_proj",
+        "attn_v": "self_attn.v_proj",
+        "attn_output": "self_attn.o_proj",
+        "ffn_gate": "mlp.gate_proj",
+        "ffn_up": "mlp.up_proj",
+        "ffn_down": "mlp.down_proj",
+    }
+    for name, array in tensors.items():
+        block, _, rest = name.removeprefix("blk.").partition(".")
+        part, _, suffix = rest.rpartition(".")
+        if name.startswith("blk."):
+            if architecture == "llama" and part in ("attn_q", "attn_k"):
+                # convert_hf_to_gguf.py interleaves the two halves of every head; here they come apart again
+                heads = _HEADS if part == "attn_q" else _HEADS_KV
+                array = array.reshape(heads, -1, 2, array.shape[1]).swapaxes(1, 2).reshape(array.shape)
+            state[f"model.layers.{block}.{parts[part]}.{suffix}"] = array
+    model.load_state_dict({name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in state.items()})
+    model.save_pretrained(folder)
+    tokenizer = Tokenizer(BPE({token: i for i, token in enumerate(tokens)}, [tuple(m.split(" ")) for m in merges]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=SPECIAL[1], eos_token=SPECIAL[2])
+    fast.chat_template = CHATML
+    fast.save_pretrained(folder)
+    return folder
