@@ -40,7 +40,6 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[object]]:
     """What `expanded` gives whenever the harvester asks it."""
-    monkeypatch.setattr(harvesting, "_EXPAND_FROM", 100)
     copies: list[object] = []
 
     def remember(llama: TappedLlama, n_layers: int) -> object:
@@ -59,7 +58,7 @@ def read(harvester: Harvester) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("layers", [[0], [1, 2]], ids=str)
 def test_the_states_are_the_models_own(slow: Path, made: list[object], layers: list[int]) -> None:
-    got = read(Harvester(tapped(slow), layers))
+    got = read(Harvester(tapped(slow), layers, expand_from=100))
     assert len(made) == 1 and made[0] is not None
     for prompt, states in zip(PROMPTS, got, strict=True):
         wanted = whole_pass(slow, prompt, layers)
@@ -71,9 +70,9 @@ def test_the_states_are_the_models_own(slow: Path, made: list[object], layers: l
 def test_the_default_model(smollm2: Path, made: list[object]) -> None:
     llama = TappedLlama(str(smollm2), n_ctx=256, n_threads=2, verbose=False)
     try:
-        own = read(Harvester(llama, [12], expand=False))
+        own = read(Harvester(llama, [12], expand_from=float("inf")))
         assert not made
-        got = read(Harvester(llama, [12]))
+        got = read(Harvester(llama, [12], expand_from=100))
         assert made and made[0] is not None
         difference = [
             np.linalg.norm(a - b, axis=-1) / np.linalg.norm(b, axis=-1) for a, b in zip(got, own, strict=True)
@@ -84,7 +83,7 @@ def test_the_default_model(smollm2: Path, made: list[object]) -> None:
 
 
 def test_the_same_requests_give_the_same_bits(slow: Path, made: list[object]) -> None:
-    harvester = Harvester(tapped(slow), [1])
+    harvester = Harvester(tapped(slow), [1], expand_from=100)
     first = read(harvester)
     again = read(harvester)
     assert len(made) == 1  # the copy is kept
@@ -98,10 +97,10 @@ def test_the_same_requests_give_the_same_bits(slow: Path, made: list[object]) ->
 def test_a_copy_that_gives_other_states_is_not_used(
     slow: Path, made: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = read(Harvester(tapped(slow), [1], expand=False))
+    own = read(Harvester(tapped(slow), [1], expand_from=float("inf")))
     dequantize = expand.quants.dequantize
     monkeypatch.setattr(expand.quants, "dequantize", lambda *args: dequantize(*args)[::-1])
-    for a, b in zip(read(Harvester(tapped(slow), [1])), own, strict=True):
+    for a, b in zip(read(Harvester(tapped(slow), [1], expand_from=100)), own, strict=True):
         assert np.array_equal(a, b)
     assert made[0] is not None
 
@@ -113,28 +112,28 @@ def test_a_copy_that_gives_other_states_is_not_used(
 )
 def test_no_copy(tmp_path: Path, made: list[object], architecture: str, ftype: int) -> None:
     model = quantised(tmp_path, architecture, ftype)
-    assert len(read(Harvester(tapped(model), [1]))) == len(PROMPTS)
+    assert len(read(Harvester(tapped(model), [1], expand_from=100))) == len(PROMPTS)
     assert made == [None]
 
 
 def test_no_copy_of_what_is_too_large(slow: Path, made: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(expand, "MAX_BYTES", 1000)
-    assert len(read(Harvester(tapped(slow), [1]))) == len(PROMPTS)
+    assert len(read(Harvester(tapped(slow), [1], expand_from=100))) == len(PROMPTS)
     assert made == [None]
 
 
 def test_few_prompts_are_read_without_one(slow: Path, made: list[object]) -> None:
-    Harvester(tapped(slow), [1]).prompt_state(PROMPTS[0])
+    Harvester(tapped(slow), [1], expand_from=100).prompt_state(PROMPTS[0])
     assert not made
 
 
 def test_the_last_layer_is_read_without_one(slow: Path, made: list[object]) -> None:
-    assert len(read(Harvester(tapped(slow), [3]))) == len(PROMPTS)
+    assert len(read(Harvester(tapped(slow), [3], expand_from=100))) == len(PROMPTS)
     assert not made
 
 
 def test_nothing_is_left_on_disk(slow: Path, made: list[object], home: Path) -> None:
-    read(Harvester(tapped(slow), [1]))
+    read(Harvester(tapped(slow), [1], expand_from=100))
     assert made[0] is not None
     assert not list(home.rglob("expanded-*"))
 
@@ -144,5 +143,5 @@ def test_no_room_for_a_copy(slow: Path, made: list[object], monkeypatch: pytest.
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(expand, "_write", full)
-    assert len(read(Harvester(tapped(slow), [1]))) == len(PROMPTS)
+    assert len(read(Harvester(tapped(slow), [1], expand_from=100))) == len(PROMPTS)
     assert made == [None]

@@ -27,7 +27,7 @@ from finesteer_local.runtime.tap import Array, Rows, Tap
 from finesteer_local.runtime.tapped import TappedLlama
 
 MICRO_BATCH = 512
-_EXPAND_FROM = 30_000  # prompt tokens for which a faster copy of the model pays
+EXPAND_FROM = 30_000  # prompt tokens for which a faster copy of the model pays
 _MICRO_BATCH_TOP = 128  # the top layer computes only rows that get logits, and those are large
 SEQUENCES = 48
 _SAME = 0.15  # relative difference of a state read in a batch and alone; rounding stays well below (see above)
@@ -82,14 +82,14 @@ class Harvester(Reader):
     A context of its own shares the model's weights; `close` frees it, or closing the model does.
 
     Args:
-        expand: whether many prompts may be read from a faster copy of the layers (expand.py).
+        expand_from: prompt tokens of one harvest from which a faster copy of the layers pays (expand.py).
 
     Raises:
         PromptError: nothing to read, or more than the context of `llama` holds.
         SteeringError: a hidden state is not finite, or llama.cpp does not show a layer.
     """
 
-    def __init__(self, llama: TappedLlama, layers: Sequence[int], *, expand: bool = True) -> None:
+    def __init__(self, llama: TappedLlama, layers: Sequence[int], *, expand_from: float = EXPAND_FROM) -> None:
         self.llama, self.layers = llama, sorted(set(layers))
         self.top = self.layers[-1] == llama.n_layer - 1
         self.tap = Tap(llama.n_embd, native=llama.tap.native)
@@ -98,7 +98,7 @@ class Harvester(Reader):
         self._shared = not (llama_cpp.llama_model_is_recurrent(model) or llama_cpp.llama_model_is_hybrid(model))
         self._checked = False  # whether sharing is known to work
         self._model = llama._model  # or its expanded copy
-        self._expandable = expand
+        self._expand_from, self._expandable = expand_from, True
         self._context: _internals.LlamaContext | None = None
         self._parts: dict[int, list[Array]] = {}
 
@@ -113,7 +113,7 @@ class Harvester(Reader):
                 raise PromptError(
                     f"a prompt of {len(request.tokens)} tokens is longer than the context ({self.llama.n_ctx()})"
                 )
-        if self._expandable and sum(len(request.tokens) for request in requests) >= _EXPAND_FROM:
+        if self._expandable and sum(len(request.tokens) for request in requests) >= self._expand_from:
             self._expand(requests[0])
         plan = self._plan(requests)
         context = self._context_for(plan)
