@@ -44,6 +44,10 @@ class SteeringError(FineSteerError, RuntimeError):
     """Steering that cannot be applied: a non-finite hidden state, or an architecture llama.cpp cannot steer."""
 
 
+class QueueFullError(FineSteerError, RuntimeError):
+    """More requests than may wait; ask again later."""
+
+
 class DownloadError(FineSteerError, OSError):
     """A download that failed, stopped half-way, or has the wrong hash."""
 
