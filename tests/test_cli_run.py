@@ -244,6 +244,16 @@ def test_ctrl_c_ends_a_run(model: Path) -> None:
         assert "Stopped." in screen.seen and "Traceback" not in screen.seen
 
 
+def test_ctrl_c_ends_many_rows(model: Path, tmp_path: Path) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_text("\n".join(json.dumps({"prompt": f"hello {i}"}) for i in range(60)))
+    with terminal("run", model, "--jsonl", source, "--max-tokens", "100000", "--ctx", "20000") as screen:
+        screen.wait_for("answering")
+        screen.interrupt()
+        assert screen.exit_code() == 130
+        assert "Stopped." in screen.seen and "Traceback" not in screen.seen
+
+
 def test_numbers_out_of_range() -> None:
     for option in (("--seed", "-1"), ("--strength", "-1"), ("--temperature", "-0.1"), ("--max-tokens", "0")):
         assert call("run", "m", "hello", *option).exit_code == 2
