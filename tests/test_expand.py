@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator
+from contextlib import closing, nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from llama_cpp import llama_cpp
 
-from finesteer_local.runtime import expand
+from finesteer_local.errors import ModelError
+from finesteer_local.identity import read_model_identity
+from finesteer_local.runtime import expand, open_model
 from finesteer_local.runtime import harvest as harvesting
-from finesteer_local.runtime.expand import expanded
+from finesteer_local.runtime.expand import expanded, open_fast
 from finesteer_local.runtime.harvest import Harvester
 from finesteer_local.runtime.packing import Request
 from finesteer_local.runtime.tapped import TappedLlama
 from reference import tapped, whole_pass
-from tiny import write_tiny_model
+from tiny import ARCHITECTURES, make_profile, write_tiny_model
 
 PROMPTS = [np.random.default_rng(i).integers(3, 250, 30).tolist() for i in range(6)]
 
@@ -42,8 +46,8 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[object]]:
     """What `expanded` gives whenever the harvester asks it."""
     copies: list[object] = []
 
-    def remember(llama: TappedLlama, n_layers: int) -> object:
-        copies.append(expanded(llama, n_layers))
+    def remember(llama: TappedLlama) -> object:
+        copies.append(expanded(llama))
         return copies[-1]
 
     monkeypatch.setattr(harvesting, "expanded", remember)
@@ -98,22 +102,53 @@ def test_a_copy_that_gives_other_states_is_not_used(
     slow: Path, made: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = read(Harvester(tapped(slow), [1], expand_from=float("inf")))
-    dequantize = expand.quants.dequantize
-    monkeypatch.setattr(expand.quants, "dequantize", lambda *args: dequantize(*args)[::-1])
+    other = write_tiny_model(tmp_path / "other.gguf", seed=1)
+    monkeypatch.setattr(expand, "float32_copy", lambda path: nullcontext(other))
     for a, b in zip(read(Harvester(tapped(slow), [1], expand_from=100)), own, strict=True):
         assert np.array_equal(a, b)
     assert made[0] is not None
 
 
-@pytest.mark.parametrize(
-    ("architecture", "ftype"),
-    [("gemma3", llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_1), ("llama", llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0)],
-    ids=["unknown architecture", "fast already"],
-)
-def test_no_copy(tmp_path: Path, made: list[object], architecture: str, ftype: int) -> None:
-    model = quantised(tmp_path, architecture, ftype)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_copy_is_the_same_model(tmp_path: Path, architecture: str) -> None:
+    model = quantised(tmp_path, architecture)
+    with closing(open_model(model)) as own, open_fast(model) as copy:
+        assert copy.model_path != own.model_path and Path(copy.model_path).name == model.name
+        assert copy.identity == own.identity
+        assert {**copy.metadata, "general.file_type": ""} == {**own.metadata, "general.file_type": ""}
+        assert copy.chat_format == own.chat_format
+        text = b"how are you"
+        assert copy.tokenize(text) == own.tokenize(text)
+    assert not Path(copy.model_path).exists()
+
+
+def test_training_is_for_the_file_itself(slow: Path) -> None:
+    """The copy is gone by the time that a profile is used."""
+    with open_fast(slow) as copy:
+        profile = make_profile(Path(copy.model_path))
+    profile.check_model(read_model_identity(slow))
+
+
+@pytest.mark.parametrize("options", [{"kv_overrides": {"some.key": 1}}], ids=str)
+def test_what_was_changed_on_opening_is_not_copied(slow: Path, options: dict[str, Any]) -> None:
+    with open_fast(slow, **options) as llama:
+        assert llama.model_path == str(slow)
+
+
+def test_errors_are_those_of_opening(tmp_path: Path) -> None:
+    for name, content in (("missing.gguf", None), ("empty.gguf", b""), ("text.gguf", b"hello")):
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+        with pytest.raises(ModelError), open_fast(tmp_path / name):
+            pass
+
+
+def test_no_copy_of_what_is_fast_already(tmp_path: Path, made: list[object]) -> None:
+    model = quantised(tmp_path, ftype=llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0)
     assert len(read(Harvester(tapped(model), [1], expand_from=100))) == len(PROMPTS)
     assert made == [None]
+    with open_fast(model) as llama:
+        assert llama.model_path == str(model)
 
 
 def test_no_copy_of_what_is_too_large(slow: Path, made: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,13 +170,16 @@ def test_the_last_layer_is_read_without_one(slow: Path, made: list[object]) -> N
 def test_nothing_is_left_on_disk(slow: Path, made: list[object], home: Path) -> None:
     read(Harvester(tapped(slow), [1], expand_from=100))
     assert made[0] is not None
+    with pytest.raises(KeyboardInterrupt), open_fast(slow) as llama:
+        assert list(home.rglob("expanded-*")) and home in Path(llama.model_path).parents
+        raise KeyboardInterrupt
     assert not list(home.rglob("expanded-*"))
 
 
-def test_no_room_for_a_copy(slow: Path, made: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(expand, "_write", full)
+def test_no_room_for_a_copy(slow: Path, made: list[object], home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(expand.llama_cpp, "llama_model_quantize", lambda *_: 1)
     assert len(read(Harvester(tapped(slow), [1], expand_from=100))) == len(PROMPTS)
-    assert made == [None]
+    home.joinpath("cache").rename(home / "elsewhere")
+    home.joinpath("cache").write_text("in the way")
+    assert len(read(Harvester(tapped(slow), [1], expand_from=100))) == len(PROMPTS)
+    assert made == [None, None]

@@ -12,10 +12,8 @@ at most). The same requests are always batched alike and give the same bits.
 from __future__ import annotations
 
 import ctypes
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 
 import numpy as np
 from llama_cpp import _internals, llama_cpp
@@ -23,6 +21,7 @@ from llama_cpp import _internals, llama_cpp
 from finesteer_local.errors import PromptError, SteeringError
 from finesteer_local.runtime.expand import expanded
 from finesteer_local.runtime.packing import Batch, Plan, Request
+from finesteer_local.runtime.quiet import unlogged
 from finesteer_local.runtime.tap import Array, Rows, Tap
 from finesteer_local.runtime.tapped import TappedLlama
 
@@ -154,7 +153,7 @@ class Harvester(Reader):
     def _expand(self, request: Request) -> None:
         """Read from a faster copy of the layers, where there is one and it gives the same states."""
         self._expandable = False
-        copy = None if self.top else expanded(self.llama, self.layers[-1] + 1)
+        copy = None if self.top else expanded(self.llama)
         if copy is None:
             return
         plan = Plan([request], n_tokens=MICRO_BATCH, n_sequences=1)
@@ -190,7 +189,7 @@ class Harvester(Reader):
             params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_AUTO
             params.embeddings = False
             params.cb_eval, params.cb_eval_user_data = self.tap.callback, self.tap.user_data
-            with _unlogged():  # llama.cpp warns of a full-size window cache, which is what is wanted here
+            with unlogged():  # llama.cpp warns of a full-size window cache, which is what is wanted here
                 self._context = _internals.LlamaContext(model=self._model, params=params, verbose=False)
             adapter = self.llama._lora_adapter
             if adapter is not None:
@@ -258,18 +257,6 @@ def reader_of(llama: TappedLlama, layers: Sequence[int]) -> Reader:
     """A reader of the model's states: a model that does not run in llama.cpp brings its own."""
     own: Callable[[Sequence[int]], Reader] | None = getattr(llama, "reader", None)
     return own(layers) if own else Harvester(llama, layers)
-
-
-@contextmanager
-def _unlogged() -> Iterator[None]:
-    """Nothing of llama.cpp's log, not even warnings, which llama-cpp-python prints as errors."""
-    logger = logging.getLogger("llama-cpp-python")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _decode(

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from finesteer_local.runtime import open_model
+from finesteer_local.runtime.expand import open_fast
 from finesteer_local.runtime.harvest import Harvester
 from finesteer_local.runtime.packing import Request
 from finesteer_local.runtime.prompt import chat_prompt
@@ -30,8 +30,7 @@ def estimate_seconds(model: str | Path, recipe: str = "safety") -> float:
     """
     data = load_recipe(recipe)
     everything = data.positive + list(data.contrast)
-    llama = open_model(model)
-    try:
+    with open_fast(model) as llama:
         asked = _spread(data.positive, _PROBES)
         list(generate(llama, asked[:1], 4))  # the first request also pays for setting up
         started = time.monotonic()
@@ -39,14 +38,12 @@ def estimate_seconds(model: str | Path, recipe: str = "safety") -> float:
         answer = (time.monotonic() - started) / len(asked)
         read = _spread(everything, _READS)
         requests = [Request(tokens, 0) for tokens in (chat_prompt(llama, prompt.messages) for prompt in read)]
-        harvester = Harvester(llama, [max(round(LAYERS[-1] * llama.n_layer), 1)], expand_from=0)
+        harvester = Harvester(llama, [max(round(LAYERS[-1] * llama.n_layer), 1)])
         list(harvester.harvest(requests[:1]))  # pays for setting up, too
         started = time.monotonic()
         list(harvester.harvest(requests))
         reading = (time.monotonic() - started) / sum(len(prompt.text) for prompt in read)
         harvester.close()
-    finally:
-        llama.close()
     answers = MAX_PAIRS + ANSWERS * _TRIALS * ANSWER_TOKENS / REPLY_TOKENS
     return answer * answers + reading * sum(len(prompt.text) for prompt in everything) + _FITTING
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from finesteer_local.errors import DataError
-from finesteer_local.runtime import open_model
+from finesteer_local.runtime.expand import open_fast
 from finesteer_local.steering import Gate
 from finesteer_local.training.data import Prompt, read_prompts, split
 from finesteer_local.training.gates import fit_contrastive_gate, fit_subspace_gate
@@ -48,8 +48,7 @@ def train_gate(
     """
     wanted = _enough(read_prompts(positive), str(positive))
     others = _enough(read_prompts(contrast), str(contrast)) if contrast else list(load_recipe("safety", seed).contrast)
-    llama = open_model(model, n_threads=n_threads, **llama_options)
-    try:
+    with open_fast(model, n_threads=n_threads, **llama_options) as llama:
         if layer >= llama.n_layer - 1:
             raise DataError(f"a gate cannot read layer {layer}, the model's last; steer a lower one too, with --layers")
         with tempfile.TemporaryDirectory(prefix="finesteer-") as folder:
@@ -66,8 +65,6 @@ def train_gate(
                 inside, outside, seed=seed, progress=lambda done, total: progress("training the gate", done, total)
             )
             return probe, asdict(fit)
-    finally:
-        llama.close()
 
 
 def _enough(prompts: Sequence[Prompt], where: str) -> list[Prompt]:

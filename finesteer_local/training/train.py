@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, closing
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -17,7 +18,8 @@ from numpy.typing import NDArray
 from finesteer_local.errors import DataError, ProfileError
 from finesteer_local.evaluation.judges import is_refusal
 from finesteer_local.profile import MAX_STRENGTH, SCOPES, Profile
-from finesteer_local.runtime import SteeredLlama, open_model
+from finesteer_local.runtime import SteeredLlama
+from finesteer_local.runtime.expand import open_fast
 from finesteer_local.steering import AlwaysGate, Experts, Gate
 from finesteer_local.training.data import Pair, Prompt, TrainingData, first_equal, split
 from finesteer_local.training.experts import train_experts
@@ -162,17 +164,15 @@ def train_profile(
     """Open the model at `model`, GGUF or (backend `transformers`) a directory, and `train` a profile for it."""
     if n_threads:
         torch.set_num_threads(n_threads)
-    llama: Any
+    opened: AbstractContextManager[Any]
     if backend == "transformers":
         from finesteer_local.training.transformers_model import TransformersModel
 
-        llama = TransformersModel(model, gguf=gguf)
+        opened = closing(TransformersModel(model, gguf=gguf))
     else:
-        llama = open_model(model, n_threads=n_threads, **llama_options)
-    try:
+        opened = open_fast(model, n_threads=n_threads, **llama_options)
+    with opened as llama:
         return train(llama, data, settings or Settings(), progress)
-    finally:
-        llama.close()
 
 
 def _candidates(llama: SteeredLlama, settings: Settings) -> list[int]:
