@@ -185,7 +185,7 @@ def test_of_equals_the_weaker(blank: Profile, tmp_path: Path) -> None:
 
 def test_nearly_as_good_is_good_enough(blank: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def quality(layer: int, strength: float, scope: str) -> tuple[float, float]:
-        return (1.0 if strength >= FIRST_STRENGTH else 0.9, 1.0)
+        return (1.0, 1.0 if strength >= FIRST_STRENGTH else 0.9)
 
     monkeypatch.setattr(tuning, "TOLERANCE", 0.2)
     assert tuned(llama(quality), blank, tmp_path / "a")[0].strength == min(STRENGTHS)

@@ -27,7 +27,7 @@ Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total)."""
 
 MAX_TURN = 256  # tokens of a turn that are kept: its end, where a long prompt's request mostly is
-_FLUSH = 32  # replies between two savings
+_FLUSH = 32  # answers at a time, and between two savings
 _ROOM = 32  # tokens of the context that are left for an answer
 
 
@@ -175,7 +175,7 @@ def generate(llama: SteeredLlama, prompts: Sequence[Prompt], max_tokens: int) ->
     """The model's greedy answers under its active profiles, in order; several at a time where llama.cpp runs it."""
     conversations = [prompt.messages for prompt in prompts]
     if isinstance(llama, SteeredLlama):
-        for answer in greedy_answers(llama, conversations, max_tokens):
+        for answer in greedy_answers(llama, conversations, max_tokens, at_most=_FLUSH):
             yield answer.text
     else:  # the model of training's other backend
         llama.forget()

@@ -35,8 +35,9 @@ FIRST_ANSWER_STRENGTH = 0.5
 ANSWER_STRENGTHS = (0.35, 0.7, 1.0)
 CONTENDERS = 2
 """So many layers generate answers; the margins have ranked them all."""
-TOLERANCE = 0.03
-"""A weaker setting within this of the best is preferred: it disturbs the text less."""
+TOLERANCE = 0.05
+"""What one answer more or less can do. Within this of the best a weaker setting is preferred, since it disturbs the
+text less; and the layer with the better margin, and the narrower scope."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +81,10 @@ def tune(
     ranked = sorted(experts, key=lambda layer: -tuner.margin(layer))
     tuner.calibrate(own)
     trials = [tuner.trial(layer, FIRST_STRENGTH, SCOPES[0]) for layer in ranked[:CONTENDERS]]
-    best = max(trials, key=lambda trial: trial.score)
-    trials += [tuner.trial(best.layer, FIRST_STRENGTH, scope) for scope in SCOPES[1:]]
-    first = max((trial for trial in trials if trial.layer == best.layer), key=lambda trial: trial.score)
+    best = _first_of_the_best(trials)
+    scoped = [tuner.trial(best.layer, FIRST_STRENGTH, scope) for scope in SCOPES[1:]]
+    trials += scoped
+    first = _first_of_the_best([best, *scoped])
     # Down as long as nothing is lost: a weaker setting disturbs the text less. Up where there is something to gain.
     compared = [first]
     for strengths in _outwards(STRENGTHS, FIRST_STRENGTH):
@@ -109,12 +111,17 @@ def _outwards(values: Sequence[float], centre: float) -> tuple[list[float], list
     return sorted((v for v in values if v < centre), reverse=True), sorted(v for v in values if v > centre)
 
 
+def _first_of_the_best(trials: Sequence[Trial]) -> Trial:
+    top = max(trial.score for trial in trials)
+    return next(trial for trial in trials if trial.score >= top - TOLERANCE)
+
+
 def _best(trials: Sequence[Trial]) -> Trial:
-    """Of those that are as good as the best, and of these of those that steer as often, the weakest."""
+    """Of those that are as good as the best, and of these of those that steer most often, the weakest."""
     top = max(trial.score for trial in trials)
     good = [trial for trial in trials if trial.score >= top - TOLERANCE]
     wanted = max(trial.wanted for trial in good)
-    return min((t for t in good if t.wanted >= wanted - TOLERANCE), key=lambda trial: (trial.strength, -trial.score))
+    return min((t for t in good if t.wanted == wanted), key=lambda trial: (trial.strength, -trial.score))
 
 
 class _Tuner:

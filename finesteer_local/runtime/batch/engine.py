@@ -21,7 +21,7 @@ from finesteer_local.runtime.batch.sequence import Waiting
 from finesteer_local.runtime.steered import SteeredLlama
 
 MAX_QUEUE = 256
-ON_GPU = Sizes(chunk=512, whole=512)
+ON_GPU = Sizes(chunk=512, whole=512, between=512)
 PREFIX_BYTES = 16 << 20
 
 
@@ -74,7 +74,7 @@ class BatchEngine:
             llama.check_steerable()
         except SteeringError as error:
             self._unsteerable = error  # requests without profiles work all the same
-        sizes = sizes or (ON_GPU if _on_gpu(llama) else Sizes())
+        sizes = sizes or default_sizes(llama)
         self._streams = Streams(
             llama,
             n_sequences=n_parallel,
@@ -181,5 +181,7 @@ class BatchEngine:
         self._inbox.clear()
 
 
-def _on_gpu(llama: SteeredLlama) -> bool:
-    return bool(llama_cpp.llama_supports_gpu_offload()) and llama.model_params.n_gpu_layers != 0
+def default_sizes(llama: SteeredLlama) -> Sizes:
+    """Short pieces on the CPU, longer ones on a GPU."""
+    on_gpu = llama_cpp.llama_supports_gpu_offload() and llama.model_params.n_gpu_layers != 0
+    return ON_GPU if on_gpu else Sizes()

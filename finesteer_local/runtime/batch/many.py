@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from finesteer_local.runtime.batch.answer import Answer, AnswerStream
 from finesteer_local.runtime.batch.context import bytes_per_token
-from finesteer_local.runtime.batch.engine import BatchEngine
+from finesteer_local.runtime.batch.engine import BatchEngine, default_sizes
 from finesteer_local.runtime.batch.request import Request, active_steering, chat_request
 from finesteer_local.runtime.prompt import Message
 from finesteer_local.runtime.steered import SteeredLlama
@@ -18,7 +19,11 @@ _AHEAD = 4  # requests that wait, for each that runs
 
 
 def greedy_answers(
-    llama: SteeredLlama, conversations: Sequence[Sequence[Message]], max_tokens: int
+    llama: SteeredLlama,
+    conversations: Sequence[Sequence[Message]],
+    max_tokens: int,
+    *,
+    at_most: int = MAX_PARALLEL,
 ) -> Iterator[Answer]:
     """The model's greedy answers to many chats, as it is steered now: `prompt.greedy_answer` for each, only faster.
 
@@ -28,6 +33,7 @@ def greedy_answers(
     Args:
         conversations: messages of each chat.
         max_tokens: longest answer.
+        at_most: as for `answers`.
 
     Yields:
         One answer a conversation, in their order, with `text` and `decisions`, as soon as all before it are done.
@@ -38,14 +44,21 @@ def greedy_answers(
     """
     steer = active_steering(llama)
     options = {"max_tokens": max_tokens, "temperature": 0.0, "repeat_penalty": 1.0}
-    yield from answers(llama, [chat_request(llama, messages, steer=steer, **options) for messages in conversations])
+    requests = [chat_request(llama, messages, steer=steer, **options) for messages in conversations]
+    yield from answers(llama, requests, at_most=at_most)
 
 
-def answers(llama: SteeredLlama, requests: Sequence[Request], *, n_parallel: int | None = None) -> Iterator[Answer]:
+def answers(
+    llama: SteeredLlama,
+    requests: Sequence[Request],
+    *,
+    n_parallel: int | None = None,
+    at_most: int = MAX_PARALLEL,
+) -> Iterator[Answer]:
     """Answer all requests, several at a time; the answers come in the requests' order.
 
     Args:
-        n_parallel: requests at a time; None takes `MAX_PARALLEL`, or fewer where their keys and values would take more
+        n_parallel: requests at a time; None takes `at_most`, or fewer where their keys and values would take more
             than a GiB.
 
     Raises:
@@ -57,8 +70,10 @@ def answers(llama: SteeredLlama, requests: Sequence[Request], *, n_parallel: int
         return
     n_ctx = max(_length(llama, request) for request in requests)
     fits = _CACHE_BYTES // max(bytes_per_token(llama) * n_ctx, 1)
-    n_parallel = min(n_parallel or max(min(MAX_PARALLEL, fits), 1), len(requests))
-    with BatchEngine(llama, n_parallel=n_parallel, n_ctx=n_ctx, max_queue=_AHEAD * n_parallel) as engine:
+    n_parallel = min(n_parallel or max(min(at_most, fits), 1), len(requests))
+    # Nobody waits for the next token here: prompts are read first, so that as many answers as can be grow together.
+    sizes = replace(default_sizes(llama), between=n_parallel * n_ctx)
+    with BatchEngine(llama, n_parallel=n_parallel, n_ctx=n_ctx, max_queue=_AHEAD * n_parallel, sizes=sizes) as engine:
         streams: deque[AnswerStream] = deque()
         for request in requests:
             if len(streams) > _AHEAD * n_parallel:

@@ -21,6 +21,8 @@ class Sizes:
     """A long prompt is read in pieces of this length; others wait for no more than one."""
     whole: int = 256
     """A last user turn up to this length is read in one piece, so that it is decided and steered in one pass."""
+    between: int = 64
+    """About so much of prompts is read between two tokens of the answers. It changes no cut, only who waits."""
 
 
 def cuts(n_prompt: int, turn: int, *, sizes: Sizes, shares: bool) -> list[int]:

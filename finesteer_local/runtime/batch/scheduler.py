@@ -66,10 +66,10 @@ class Scheduler:
         return not self.queue and not self.running
 
     def step(self) -> None:
-        """One token for every answer, then about one piece of prompts."""
+        """One token for every answer, then about as much of prompts as may come in between."""
         self._admit()
         self._decode([sequence for sequence in self.running if sequence.answering])
-        budget = self.sizes.chunk
+        budget = self.sizes.between
         while budget > 0 and (reading := self._next_to_read()):
             start, stop = reading.piece()
             self._read(reading, start, stop)
