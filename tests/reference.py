@@ -11,6 +11,8 @@ import numpy as np
 from llama_cpp import Llama, llama_cpp
 
 from finesteer_local.runtime import SteeredLlama
+from finesteer_local.runtime.tap import Rows
+from finesteer_local.runtime.tapped import TappedLlama
 
 Vectors = Mapping[int, np.ndarray]
 SETTINGS: dict[str, Any] = {"n_ctx": 512, "n_threads": 1, "n_threads_batch": 1, "verbose": False}
@@ -22,6 +24,24 @@ def plain_llama(path: Path, **settings: Any) -> Llama:
 
 def steered_llama(path: Path, **settings: Any) -> SteeredLlama:
     return SteeredLlama(str(path), **{**SETTINGS, **settings})
+
+
+def tapped(path: Path, **settings: Any) -> TappedLlama:
+    return TappedLlama(str(path), **{**SETTINGS, **settings})
+
+
+def whole_pass(path: Path, tokens: Sequence[int], layers: Sequence[int], **settings: Any) -> np.ndarray:
+    """The hidden states of a full pass from scratch, (n_layers, n_tokens, n_embd)."""
+    llama = tapped(path, logits_all=True, **settings)
+    seen: dict[int, list[np.ndarray]] = {layer: [] for layer in layers}
+
+    def look(layer: int, rows: Rows) -> bool:
+        seen[layer].append(rows.read(0, rows.n_rows))
+        return True
+
+    llama.tap.arm(dict.fromkeys(layers, look))
+    llama.eval(tokens)
+    return np.stack([np.concatenate(seen[layer]) for layer in layers])
 
 
 def logits(llama: Llama) -> np.ndarray:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from llama_cpp import Llama, llama_chat_format
 
+from finesteer_local.runtime import prompt as module
 from finesteer_local.runtime.prompt import PLAIN_FORMAT, chat_prompt, turn_start
 from reference import plain_llama
 from tiny import write_tiny_model
@@ -111,6 +112,30 @@ def test_the_turn_starts_with_the_messages_first_letter(llama: Llama, content: s
     lengths = [len(llama.detokenize([token], special=True)) for token in prompt]
     # the token that holds the first byte: a line break of the message can be one token with the template's
     assert sum(lengths[:start]) <= n_head < sum(lengths[: start + 1])
+
+
+def test_prompts_with_the_same_history_share_their_renderings(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    llama = plain_llama(tiny)
+    rendered: list[Any] = []
+    monkeypatch.setattr(module, "chat_prompt", lambda *args, **kw: (rendered.append(args), chat_prompt(*args, **kw))[1])
+    alone = [{"role": "user", "content": text} for text in ("Hello", "and how are you?", "oh")]
+    starts = [turn_start(llama, [message], chat_prompt(llama, [message])) for message in alone]
+    assert len(rendered) == 2 and len(set(starts)) == 1
+    turn_start(llama, MESSAGES, chat_prompt(llama, MESSAGES))
+    assert len(rendered) == 4
+    llama.chat_format = "llama-2"
+    assert turn_start(llama, alone[:1], chat_prompt(llama, alone[:1])) != starts[0]
+    turn_start(llama, alone[:1], chat_prompt(llama, alone[:1]), tools=[object()])  # no key for those
+    for i in range(40):
+        turn_start(llama, [{"role": "system", "content": str(i)}, USER], [1, 2])
+    assert len(vars(llama)["_rendered"]) == 32
+
+
+def test_a_template_that_tells_the_time_is_rendered_every_time(tmp_path: Path) -> None:
+    template = "{{ strftime_now('%f') }}|{% for m in messages %}{{ m.content }}|{% endfor %}"
+    llama = plain_llama(write_tiny_model(tmp_path / "m.gguf", chat_template=template))
+    first, second = (module._remembered_prompt(llama, [USER], {}) for _ in range(2))
+    assert first != second
 
 
 def test_only_the_last_user_message_counts(llama: Llama) -> None:

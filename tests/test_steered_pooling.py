@@ -9,10 +9,8 @@ import pytest
 
 from finesteer_local.errors import SteeringError
 from finesteer_local.runtime import SteeredLlama
-from finesteer_local.runtime.harvest import Harvester
 from finesteer_local.runtime.prompt import chat_prompt, turn_start
-from finesteer_local.runtime.tapped import TappedLlama
-from reference import SETTINGS, answer, logits, plain_llama, steered_llama
+from reference import answer, logits, plain_llama, steered_llama, whole_pass
 from tiny import PLACEHOLDER, make_profile, vocabulary, write_tiny_model
 
 PROMPT = np.random.default_rng(7).integers(3, 250, 40).tolist()
@@ -50,8 +48,7 @@ def test_it_reads_the_turn_and_nothing_before_it(tiny_model: Path, native_tap: b
     profile = make_profile(tiny_model, gate="partly")
     llama = steered_llama(tiny_model, profiles=[profile], native_tap=native_tap, **settings)
     ask(llama, PROMPT, turn, 1)
-    harvester = Harvester(TappedLlama(str(tiny_model), **{**SETTINGS, **settings}), [1])
-    whole = harvester.answer_states([], PROMPT)[0]
+    whole = whole_pass(tiny_model, PROMPT, [1], **settings)[0]
     wanted = profile.decide(whole[turn:])
     assert (llama.last_decision.g, llama.last_decision.score) == (wanted.g, wanted.score)
     np.testing.assert_array_equal(llama.last_decision.vectors[2], wanted.vectors[2])
@@ -64,7 +61,7 @@ def test_a_chats_turn_is_its_last_user_message(tiny: Path) -> None:
     llama = steered_llama(tiny, profiles=[profile])
     prompt = chat_prompt(llama, CHAT)
     turn = turn_start(llama, CHAT, prompt)
-    whole = Harvester(TappedLlama(str(tiny), **SETTINGS), [1]).answer_states([], prompt)[0]
+    whole = whole_pass(tiny, prompt, [1])[0]
     wanted = profile.decide(whole[turn:])
     llama.create_chat_completion(CHAT, max_tokens=1)
     assert llama.last_decision.score == wanted.score

@@ -13,6 +13,8 @@ import pytest
 from finesteer_local import paths
 from finesteer_local.errors import DataError, StorageError
 from finesteer_local.runtime import SteeredLlama
+from finesteer_local.runtime import harvest as reading
+from finesteer_local.runtime import states as cache
 from finesteer_local.runtime.harvest import Harvester
 from finesteer_local.runtime.prompt import chat_prompt, turn_start
 from finesteer_local.runtime.score import answer_logprobs
@@ -77,12 +79,12 @@ def test_deltas_are_mean_answer_states_apart(llama: SteeredLlama, tmp_path: Path
     for i, pair in enumerate(PAIRS[:3]):
         harvester = Harvester(llama, [1, 2])
         tokens = chat_prompt(llama, pair.prompt.messages)
-        np.testing.assert_allclose(states[i], harvester.prompt_state(tokens), atol=1e-4)
+        np.testing.assert_allclose(states[i], harvester.prompt_state(tokens), rtol=5e-3, atol=5e-3)
         chosen, rejected = (
             harvester.answer_states(tokens, llama.tokenize(text.encode(), add_bos=False)).mean(axis=1)
             for text in (pair.chosen, pair.rejected)
         )
-        np.testing.assert_allclose(deltas[i], chosen - rejected, atol=1e-4)
+        np.testing.assert_allclose(deltas[i], chosen - rejected, rtol=5e-3, atol=5e-3)
     assert np.abs(deltas).max() > 0.1
 
 
@@ -95,7 +97,7 @@ def test_turns(llama: SteeredLlama, tmp_path: Path) -> None:
     for i, each in enumerate(prompts):
         tokens = chat_prompt(llama, each.messages)
         wanted = harvester.turn_states(tokens, turn_start(llama, each.messages, tokens))[0]
-        np.testing.assert_allclose(got[i], wanted, rtol=2e-3, atol=2e-3)
+        np.testing.assert_allclose(got[i], wanted, rtol=5e-3, atol=5e-3)
         np.testing.assert_array_equal(got.last[i], got[i][-1])
     assert len(got[1]) < len(chat_prompt(llama, prompts[1].messages)) - 20  # the last turn alone
     assert got.last.shape == (3, 64)
@@ -118,43 +120,67 @@ def test_of_a_long_turn_the_end_is_kept(one: SteeredLlama, tmp_path: Path, monke
     tokens = chat_prompt(one, long.messages)
     assert len(got[0]) == 50 > len(got[1]) >= 8
     wanted = Harvester(one, [1]).turn_states(tokens, len(tokens) - 50)[0]
-    np.testing.assert_allclose(got[0], wanted, rtol=2e-3, atol=2e-3)
+    np.testing.assert_allclose(got[0], wanted, rtol=5e-3, atol=5e-3)
 
 
 def test_states_that_float16_cannot_hold(one: SteeredLlama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Gemma's first tokens have activations of 1e5 and more: cut, never infinite."""
-    read = Harvester.turn_states
-    monkeypatch.setattr(Harvester, "turn_states", lambda *args: 1e6 * read(*args))
+    harvest = Harvester.harvest
+    monkeypatch.setattr(Harvester, "harvest", lambda *args: ((i, 1e6 * h) for i, h in harvest(*args)))
     got = TrainingHarvest(one, DATA, tmp_path).turns([prompt("hello")], 1)
     assert np.isfinite(got.states).all()
     assert np.abs(got.states).max() == np.finfo(np.float16).max
 
 
-@pytest.mark.parametrize("rows", [5, 32, 33, N])
-@pytest.mark.parametrize("what", ["deltas", "turns", "replies"])
-def test_an_interrupted_harvest_goes_on(tiny_model: Path, tmp_path: Path, what: str, rows: int) -> None:
-    """Ends with the very same numbers, and reads nothing that was finished again."""
-    prompts = [pair.prompt for pair in PAIRS]
+@pytest.mark.parametrize("rows", [1, 32, 33, N])
+def test_interrupted_replies_go_on(tiny_model: Path, tmp_path: Path, rows: int) -> None:
+    """End with the very same text, and none that was saved is generated again."""
 
-    def read(folder: Path, progress: training.Progress) -> list[Any]:
-        harvest = TrainingHarvest(steered_llama(tiny_model), DATA, folder, progress)
-        if what == "deltas":
-            return list(harvest.deltas(PAIRS, [1, 2]))
-        if what == "turns":
-            turns = harvest.turns(prompts, 2)
-            return [np.array(turns.states), turns.offsets]
-        return harvest.replies(PAIRS, 6)
+    def read(folder: Path, progress: training.Progress) -> list[str]:
+        return TrainingHarvest(steered_llama(tiny_model), DATA, folder, progress).replies(PAIRS, 6)
 
     wanted = read(tmp_path / "whole", training.quiet)
     with pytest.raises(Stop):
         read(tmp_path / "parts", until(rows))
     steps: list[tuple[str, int, int]] = []
-    got = read(tmp_path / "parts", counted(steps))
-    assert all(np.array_equal(a, b) for a, b in zip(got, wanted, strict=True))
+    assert read(tmp_path / "parts", counted(steps)) == wanted
     kept = rows if rows == N else rows // 32 * 32  # blocks of 32 are saved
     assert [done for _, done, _ in steps] == list(range(kept + 1, N + 1))
     assert {total for _, _, total in steps} <= {N}
-    assert read(tmp_path / "parts", until(-1))[0] is not None  # finished: nothing is read
+    assert read(tmp_path / "parts", until(-1))[0] is not None  # finished: nothing is generated
+
+
+@pytest.mark.parametrize("what", ["deltas", "turns"])
+def test_an_interrupted_harvest_goes_on(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Ends with the very same numbers, and reads nothing that was saved again."""
+    monkeypatch.setattr(cache, "_SAVE", 16)
+    monkeypatch.setattr(reading, "MICRO_BATCH", 64)
+    prompts = [prompt(f"how to {WORDS[i % 7]} {i}") for i in range(N)]
+    total = N if what == "turns" else 3 * N
+
+    def read(home: str, progress: training.Progress) -> list[Any]:
+        monkeypatch.setenv("FINESTEER_HOME", str(tmp_path / home))
+        harvest = TrainingHarvest(steered_llama(tiny_model), DATA, tmp_path / home / "run", progress)
+        if what == "deltas":
+            return list(harvest.deltas(PAIRS, [1, 2]))
+        turns = harvest.turns(prompts, 2)
+        return [np.array(turns.states), turns.offsets]
+
+    wanted = read("whole", training.quiet)
+    for rows in (5, 20, 35):
+        with pytest.raises(Stop):
+            read("parts", until(rows))
+    steps: list[tuple[str, int, int]] = []
+    got = read("parts", counted(steps))
+    assert all(np.array_equal(a, b) for a, b in zip(got, wanted, strict=True))
+    done = [n for _, n, _ in steps]
+    assert done[0] >= 32 and done[-1] == total and done == sorted(done)
+    steps.clear()
+    again = read("parts", counted(steps))
+    assert [n for _, n, _ in steps] == [total]  # finished: nothing is read
+    assert all(np.array_equal(a, b) for a, b in zip(again, wanted, strict=True))
 
 
 def test_layers_are_harvested_apart(one: SteeredLlama, tmp_path: Path) -> None:
@@ -163,10 +189,12 @@ def test_layers_are_harvested_apart(one: SteeredLlama, tmp_path: Path) -> None:
     assert not np.array_equal(first.states, second.states)
 
 
-def test_another_runs_folder(one: SteeredLlama, tmp_path: Path) -> None:
-    TrainingHarvest(one, DATA, tmp_path).deltas(PAIRS[:3], [1])
-    with pytest.raises(DataError, match="another run's data; remove it"):
-        TrainingHarvest(one, DATA, tmp_path).deltas(PAIRS[:4], [1])
+def test_another_run_reads_only_what_is_new(one: SteeredLlama, tmp_path: Path) -> None:
+    first = TrainingHarvest(one, DATA, tmp_path / "a").deltas(PAIRS[:3], [1])
+    steps: list[tuple[str, int, int]] = []
+    second = TrainingHarvest(one, DATA, tmp_path / "b", counted(steps)).deltas(PAIRS[:4], [1])
+    assert steps[0][1:] == (9, 12)
+    assert all(np.array_equal(a, b[:3]) for a, b in zip(first, second, strict=True))
 
 
 def test_replies_are_the_models_own(tiny: Path, tmp_path: Path) -> None:
@@ -231,9 +259,9 @@ def test_a_full_disk(one: SteeredLlama, tmp_path: Path, monkeypatch: pytest.Monk
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(training.os, "posix_fallocate", full)
+    monkeypatch.setattr(cache.os, "posix_fallocate", full)
     steps: list[tuple[str, int, int]] = []
-    with pytest.raises(StorageError, match=r"cannot write .*deltas\.npy: No space left on device"):
+    with pytest.raises(StorageError, match=r"cannot write .*: No space left on device"):
         TrainingHarvest(one, DATA, tmp_path, counted(steps)).deltas(PAIRS, [1])
     assert steps == []
     monkeypatch.undo()
@@ -261,5 +289,4 @@ def test_what_is_kept_is_readable(one: SteeredLlama, tmp_path: Path) -> None:
     harvest.replies(PAIRS[:2], 4)
     harvest.turns([prompt("hello")], 1)
     assert len(json.loads((tmp_path / "a" / "b" / "replies.json").read_text("utf-8"))) == 2
-    names = {path.name for path in (tmp_path / "a" / "b").iterdir()}
-    assert names == {"replies.json", "turns-1.npy", "turns-1.done"}
+    assert {path.name for path in (tmp_path / "a" / "b").iterdir()} == {"replies.json"}

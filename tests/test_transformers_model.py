@@ -16,7 +16,7 @@ from finesteer_local.errors import MissingExtraError, ModelError
 from finesteer_local.identity import read_model_identity
 from finesteer_local.profile import Profile
 from finesteer_local.runtime import open_model
-from finesteer_local.runtime.harvest import Harvester
+from finesteer_local.runtime.harvest import Harvester, reader_of
 from finesteer_local.runtime.prompt import chat_prompt, greedy_answer, turn_start
 from finesteer_local.runtime.score import answer_logprobs
 from tiny import make_profile, write_tiny_model
@@ -74,7 +74,7 @@ def test_prompts_states_answers_and_scores(two: Two) -> None:
     answer = llama.tokenize(b"the inner", add_bos=False)
     for read in ("turn_states", "answer_states"):
         argument = turn if read == "turn_states" else answer
-        a, b = (getattr(Harvester(model, layers), read)(prompt, argument) for model in (llama, other))
+        a, b = (getattr(reader_of(model, layers), read)(prompt, argument) for model in (llama, other))
         assert a.shape == b.shape
         np.testing.assert_allclose(a, b, atol=1e-2)  # llama.cpp keeps keys and values in float16
     assert greedy_answer(llama, MESSAGES, 12) == greedy_answer(other, MESSAGES, 12)

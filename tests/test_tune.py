@@ -193,6 +193,18 @@ def test_nearly_as_good_is_good_enough(blank: Profile, tmp_path: Path, monkeypat
     assert tuned(llama(quality), blank, tmp_path / "b")[0].strength == FIRST_STRENGTH
 
 
+def test_of_equals_the_one_that_steers_more_often(blank: Profile, tmp_path: Path) -> None:
+    """As many answers are right, but of the weaker setting's failures more are the unwanted behaviour itself."""
+    up = sorted(strength for strength in STRENGTHS if strength > FIRST_STRENGTH)
+
+    def quality(layer: int, strength: float, scope: str) -> tuple[float, float]:
+        return (1.0, 0.8) if strength >= up[0] else (0.8, 1.0)
+
+    chosen, trials = tuned(llama(quality), blank, tmp_path)
+    assert len({trial.score for trial in trials}) == 1
+    assert (chosen.strength, chosen.wanted) == (up[0], 1.0)
+
+
 def test_stronger_while_it_helps(blank: Profile, tmp_path: Path) -> None:
     """Refusals grow with the strength until the text falls apart; the search stops there."""
     up = sorted(strength for strength in STRENGTHS if strength > FIRST_STRENGTH)

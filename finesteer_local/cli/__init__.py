@@ -26,6 +26,7 @@ COMMANDS = {
     "eval": "Measure a profile on suites of prompts, beside other methods.",
     "profiles": "List, show, add and remove profiles.",
     "models": "List, fetch and remove models.",
+    "cache": "Show or clear the kept hidden states.",
     "inspect": "Show what a profile or a model file holds.",
     "import": "Make a profile of another program's steering vectors.",
     "export": "Write a profile in another program's format.",

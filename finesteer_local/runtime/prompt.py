@@ -6,6 +6,8 @@ keeps those tokens and stops there gives exactly the prompt that a chat request 
 
 from __future__ import annotations
 
+import json
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +15,8 @@ from llama_cpp import Llama, llama_chat_format
 
 PLAIN_FORMAT = "finesteer-plain"
 Message = Mapping[str, Any]
+
+_REMEMBERED = 32  # renderings
 
 # Noncharacters of Unicode: no tokenizer merges them with their neighbours, and no user types them. A message's first
 # letter can share its first byte, which may be a token, with one of the two but not with both.
@@ -70,7 +74,8 @@ def chat_prompt(llama: Llama, messages: Sequence[Message], **options: Any) -> li
 def turn_start(llama: Llama, messages: Sequence[Message], prompt: Sequence[int], **options: Any) -> int:
     """Index in `prompt` of the first token of the last user message; 0 where there is none.
 
-    The prompt is rendered again with that message's words replaced: what all share comes before the message.
+    The prompt is rendered again with that message's words replaced: what all share comes before the message. Prompts
+    that differ in their last message alone share those renderings.
     """
     last = max((i for i, m in enumerate(messages) if m.get("role") == "user"), default=None)
     if last is None:
@@ -78,8 +83,30 @@ def turn_start(llama: Llama, messages: Sequence[Message], prompt: Sequence[int],
     shared = len(prompt)
     for sentinel in _SENTINELS:
         other = [{**m, "content": sentinel} if i == last else m for i, m in enumerate(messages)]
-        shared = Llama.longest_token_prefix(prompt[:shared], chat_prompt(llama, other, **options))
+        shared = Llama.longest_token_prefix(prompt[:shared], _remembered_prompt(llama, other, options))
     return shared
+
+
+def _remembered_prompt(llama: Llama, messages: Sequence[Message], options: Mapping[str, Any]) -> list[int]:
+    """As `chat_prompt`; the last few are remembered."""
+    known: OrderedDict[str, list[int]] = vars(llama).setdefault("_rendered", OrderedDict())
+    try:
+        handler = id(llama.chat_handler) if llama.chat_handler else llama.chat_format
+        key = json.dumps([handler, messages, options])
+    except (TypeError, ValueError):  # tools may hold anything
+        return chat_prompt(llama, messages, **options)
+    if key not in known or _tells_time(llama):
+        known[key] = chat_prompt(llama, messages, **options)
+        if len(known) > _REMEMBERED:
+            known.popitem(last=False)
+    return known[key]
+
+
+def _tells_time(llama: Llama) -> bool:
+    """Whether the model's templates may render the same messages differently tomorrow, as far as can be seen."""
+    if not hasattr(llama, "metadata"):
+        return True
+    return any("strftime" in text for key, text in llama.metadata.items() if key.startswith("tokenizer.chat_template"))
 
 
 def greedy_answer(llama: Llama, messages: Sequence[Message], max_tokens: int) -> str:

@@ -1,11 +1,9 @@
-"""Hidden states of the training data, harvested through the tap; an interrupted harvest goes on where it stopped."""
+"""What training reads from the model: hidden states through the cache, and what it answers by itself."""
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finesteer_local import __version__, paths
-from finesteer_local.errors import DataError, StorageError
+from finesteer_local.errors import DataError
 from finesteer_local.runtime import SteeredLlama
-from finesteer_local.runtime.harvest import Harvester
+from finesteer_local.runtime.packing import Request
 from finesteer_local.runtime.prompt import chat_prompt, greedy_answer, turn_start
 from finesteer_local.runtime.score import answer_logprobs
+from finesteer_local.runtime.states import Harvest, read_states
 from finesteer_local.training.data import Pair, Prompt, TrainingData
 
 Array = NDArray[np.float32]
@@ -27,9 +26,8 @@ Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total)."""
 
 MAX_TURN = 256  # tokens of a turn that are kept: its end, where a long prompt's request mostly is
-_FLUSH = 32  # rows between two savings
+_FLUSH = 32  # replies between two savings
 _ROOM = 32  # tokens of the context that are left for an answer
-_HALF = float(np.finfo(np.float16).max)  # what float16 holds; the first token of a text can have larger activations
 
 
 def quiet(stage: str, done: int, total: int) -> None:
@@ -56,12 +54,17 @@ class Turns:
 
 
 class TrainingHarvest:
-    """Everything that training reads from the model, kept in a folder of the run's own until the profile is written."""
+    """Everything that training reads from the model.
+
+    Hidden states are kept in the cache (runtime/states.py), the rest in a folder of the run's own until the profile is
+    written: a run that was interrupted goes on with both.
+    """
 
     def __init__(
         self, llama: SteeredLlama, data: TrainingData | None, folder: Path, progress: Progress = quiet
     ) -> None:
         self.llama, self.data, self.folder, self.progress = llama, data, folder, progress
+        self._known: dict[int, tuple[Prompt, NDArray[np.int32]]] = {}  # tokens, by the prompt's id
         paths.ensure_dir(folder)
 
     def tokens(self, prompt: Prompt) -> tuple[list[int], int]:
@@ -79,6 +82,9 @@ class TrainingHarvest:
             self._prompt(prompt)
 
     def _prompt(self, prompt: Prompt) -> list[int]:
+        known = self._known.get(id(prompt))
+        if known is not None:
+            return list(map(int, known[1]))
         try:
             tokens = chat_prompt(self.llama, prompt.messages)
         except Exception as error:  # a template is a program that came with the model
@@ -88,22 +94,17 @@ class TrainingHarvest:
                 f"a training prompt of {len(tokens)} tokens and its answer do not fit the context of "
                 f"{self.llama.n_ctx()}; shorten or drop it: {prompt.text[:60]!r}"
             )
+        self._known[id(prompt)] = prompt, np.array(tokens, np.int32)
         return tokens
 
     def turns(self, prompts: Sequence[Prompt], layer: int) -> Turns:
         """Hidden states of the prompts' last user turns at `layer`."""
-        tokens = [self.tokens(prompt) for prompt in prompts]
-        starts = [max(turn, len(ids) - MAX_TURN) for ids, turn in tokens]
-        lengths = [len(ids) - start for (ids, _), start in zip(tokens, starts, strict=True)]
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-
-        def one(harvester: Harvester, i: int) -> NDArray[np.float16]:
-            states = harvester.turn_states(tokens[i][0], starts[i])[0]  # (n_turn, n_embd)
-            return np.asarray(np.clip(states, -_HALF, _HALF), np.float16)
-
-        shape = (int(offsets[-1]), self.llama.n_embd())
-        states = self._fill(f"turns-{layer}", "reading prompts", [layer], shape, np.float16, offsets, one)
-        return Turns(states, offsets)
+        requests = []
+        for prompt in prompts:
+            tokens, turn = self.tokens(prompt)
+            requests.append(Request(np.array(tokens, np.int32), max(turn, len(tokens) - MAX_TURN)))
+        read = self._read(requests, [layer], np.float16, "reading prompts")
+        return Turns(read.states[layer], read.offsets)
 
     def replies(self, pairs: Sequence[Pair], max_tokens: int) -> list[str]:
         """The model's own unsteered answers, greedy."""
@@ -142,68 +143,25 @@ class TrainingHarvest:
             states (n, n_layers, n_embd) and deltas (n, n_layers, n_embd).
         """
 
-        def one(harvester: Harvester, i: int) -> Array:
-            pair = pairs[i]
-            prompt, _ = self.tokens(pair.prompt)
-            state = harvester.prompt_state(prompt)
-            chosen, rejected = (
-                harvester.answer_states(prompt, answer_tokens(self.llama, text)).mean(axis=1)
-                for text in (pair.chosen, pair.rejected)
-            )
-            return np.stack([state, chosen - rejected])[None]  # (1, 2, n_layers, n_embd)
+        requests = []
+        for pair in pairs:
+            prompt = self._prompt(pair.prompt)
+            requests.append(Request(prompt, len(prompt) - 1))
+            for text in (pair.chosen, pair.rejected):
+                requests.append(Request([*prompt, *answer_tokens(self.llama, text)], len(prompt)))
+        read = self._read(requests, layers, np.float32, "reading answers")
+        lengths = np.diff(read.offsets)[:, None]
+        sums = [np.add.reduceat(read.states[layer], read.offsets[:-1]) for layer in layers]
+        means = np.stack([each / lengths for each in sums], axis=1).astype(np.float32)
+        states, chosen, rejected = (means[i::3] for i in range(3))  # each (n, n_layers, n_embd)
+        return states.copy(), chosen - rejected
 
-        shape = (len(pairs), 2, len(layers), self.llama.n_embd())
-        both = self._fill("deltas", "reading answers", layers, shape, np.float32, np.arange(len(pairs) + 1), one)
-        return np.array(both[:, 0]), np.array(both[:, 1])
-
-    def _fill(
-        self,
-        name: str,
-        stage: str,
-        layers: Sequence[int],
-        shape: tuple[int, ...],
-        dtype: Any,
-        offsets: NDArray[np.int64],
-        one: Callable[[Harvester, int], NDArray[Any]],
-    ) -> NDArray[Any]:
-        """Fill a memory-mapped array, row block by row block; what an earlier run has done is kept.
-
-        Every block starts with an empty cache: llama.cpp may round a token's state differently when what comes before
-        it is cached, and a run that goes on must end with the very same numbers.
-        """
-        n = len(offsets) - 1
-        file, mark = self.folder / f"{name}.npy", self.folder / f"{name}.done"
-        done = int(mark.read_text()) if mark.exists() and file.exists() else 0
-        try:
-            if not done:
-                _reserve(file, dtype, shape)
-            array = np.lib.format.open_memmap(file, mode="r+")
-        except OSError as error:
-            raise StorageError(f"cannot write {file}: {error.strerror or error}") from error
-        if array.shape != shape:
-            raise DataError(f"{self.folder} holds another run's data; remove it and train again")
-        for i in range(done, n):
-            if i == done or i % _FLUSH == 0:
-                harvester = Harvester(self.llama, layers)
-            array[offsets[i] : offsets[i + 1]] = one(harvester, i)
-            if (i + 1) % _FLUSH == 0 or i + 1 == n:
-                array.flush()
-                with paths.atomic_write(mark) as temporary:
-                    temporary.write_text(str(i + 1))
-            self.progress(stage, i + 1, n)
-        return array
-
-
-def _reserve(file: Path, dtype: Any, shape: tuple[int, ...]) -> None:
-    """Create the file in full: a memory map into a hole of a full disk would kill the process."""
-    np.lib.format.open_memmap(file, mode="w+", dtype=dtype, shape=shape)
-    if hasattr(os, "posix_fallocate"):
-        try:
-            with file.open("r+b") as opened:
-                os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
-        except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # not every file system can
-                raise
+    def _read(
+        self, requests: Sequence[Request], layers: Sequence[int], kind: type[np.float16] | type[np.float32], stage: str
+    ) -> Harvest:
+        return read_states(
+            self.llama, requests, layers, kind=kind, progress=lambda done, total: self.progress(stage, done, total)
+        )
 
 
 def answer_tokens(llama: SteeredLlama, text: str) -> list[int]:

@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from finesteer_local.errors import MissingExtraError, ModelError, PromptError, SteeringError
 from finesteer_local.identity import ModelIdentity, fingerprint, read_model_identity
 from finesteer_local.profile import Profile
+from finesteer_local.runtime.harvest import Reader
+from finesteer_local.runtime.packing import Request
 from finesteer_local.runtime.prompt import _plain_format, chat_prompt, turn_start
 from finesteer_local.runtime.prompt_pass import Segment, segments
 from finesteer_local.runtime.tap import Handler, Rows
@@ -74,6 +76,39 @@ class _Tap:
 
 class _Stop(Exception):
     """The rest of the pass is not needed."""
+
+
+class _Reader(Reader):
+    def __init__(self, model: TransformersModel, layers: Sequence[int]) -> None:
+        self.model, self.layers = model, sorted(set(layers))
+
+    def harvest(
+        self, requests: Sequence[Request], known: Callable[[int], bool] = lambda index: False
+    ) -> Iterator[tuple[int, Array]]:
+        """Read the requests one after the other; see `Reader`."""
+        for i, (tokens, first) in enumerate(requests):
+            if known(i):
+                continue
+            if not 0 <= first < len(tokens):
+                raise PromptError("an empty prompt or answer has no hidden states")
+            states: dict[int, Array] = {}
+
+            def look(layer: int, rows: Rows, states: dict[int, Array] = states, first: int = first) -> bool:
+                states[layer] = rows.read(first, rows.n_rows)
+                return layer != self.layers[-1]
+
+            self.model.tap.arm(dict.fromkeys(self.layers, look))
+            try:
+                self.model.decode_rows([int(token) for token in tokens], 0)
+            finally:
+                self.model.tap.disarm()
+            found = np.stack([states[layer] for layer in self.layers])
+            if not np.isfinite(found).all():
+                raise SteeringError("the model's hidden state is not finite; this model cannot be steered")
+            yield i, found
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
 class TransformersModel:
@@ -158,6 +193,10 @@ class TransformersModel:
         """Read `tokens` from scratch; the armed handlers see every block's output."""
         with suppress(_Stop):
             self._forward(tokens)
+
+    def reader(self, layers: Sequence[int]) -> Reader:
+        """Reads hidden states, prompt by prompt (see `runtime.harvest.reader_of`)."""
+        return _Reader(self, layers)
 
     # --- steering
 

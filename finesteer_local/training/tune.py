@@ -78,26 +78,31 @@ def tune(
     tuner.calibrate(own)
     trials = [tuner.trial(layer, FIRST_STRENGTH, scope) for layer in ranked[:2] for scope in SCOPES]
     first = max(trials, key=lambda trial: trial.score)
-    # Down as long as nothing is lost: a weaker setting disturbs the text less. Up only where down is no good.
-    best = first
+    # Down as long as nothing is lost: a weaker setting disturbs the text less. Up where there is something to gain.
+    compared = [first]
     below = sorted((s for s in STRENGTHS if s < FIRST_STRENGTH), reverse=True)
     above = sorted(s for s in STRENGTHS if s > FIRST_STRENGTH)
     for strengths in (below, above):
-        held_up = 0
+        if strengths is above and _best(compared).wanted == 1.0:
+            break
         for strength in strengths:
-            trials.append(tuner.trial(first.layer, strength, first.scope))
-            if trials[-1].score < best.score - TOLERANCE:
+            compared.append(tuner.trial(first.layer, strength, first.scope))
+            if compared[-1].score < _best(compared).score - TOLERANCE:
                 break
-            best = max(best, trials[-1], key=lambda trial: trial.score)
-            held_up += 1
-        if held_up and best.score > 0.5:
-            break  # at least one weaker setting was as good, and not because none does anything yet
-    good = [trial for trial in trials if trial.score >= best.score - TOLERANCE]
-    chosen = min(good, key=lambda trial: (trial.strength, -trial.score))
+    trials += compared[1:]
+    chosen = _best(compared)
     # The prompt is read under all of it, so the answer needs less; more makes a small model repeat itself.
     others = [tuner.trial(chosen.layer, chosen.strength, chosen.scope, share) for share in ANSWER_STRENGTHS]
     better = max(others, key=lambda trial: trial.score)
     return (better if better.score > chosen.score + TOLERANCE else chosen), trials + others
+
+
+def _best(trials: Sequence[Trial]) -> Trial:
+    """Of those that are as good as the best, and of these of those that steer as often, the weakest."""
+    top = max(trial.score for trial in trials)
+    good = [trial for trial in trials if trial.score >= top - TOLERANCE]
+    wanted = max(trial.wanted for trial in good)
+    return min((t for t in good if t.wanted >= wanted - TOLERANCE), key=lambda trial: (trial.strength, -trial.score))
 
 
 class _Tuner:
