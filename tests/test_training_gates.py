@@ -10,7 +10,7 @@ import torch
 
 from finesteer_local.steering import ContrastiveGate, Gate
 from finesteer_local.training import gates
-from finesteer_local.training.gates import GateFit, Probe, fit_contrastive_gate, fit_subspace_gate
+from finesteer_local.training.gates import GateFit, Probes, fit_contrastive_gate, fit_subspace_gate
 from finesteer_local.training.harvest import Turns
 
 N_EMBD = 24
@@ -55,23 +55,27 @@ def opened(gate: Gate, of: Turns) -> float:
     return float(np.mean([gate.value(score) > 0 for score in scores(gate, of)]))
 
 
+Fitted = tuple[ContrastiveGate, GateFit, Probes, str]
+
+
 @pytest.fixture(scope="module", params=["anywhere", "last"])
-def fitted(request: pytest.FixtureRequest) -> tuple[ContrastiveGate, GateFit, list[Probe], str]:
+def fitted(request: pytest.FixtureRequest) -> Fitted:
     """A contrastive gate, and the probes that it was folded from."""
     torch.set_num_threads(1)
-    probes, train = [], gates._train
+    trained, train = [], gates._train
 
-    def remember(*args: object) -> Probe:
-        probes.append(train(*args))  # type: ignore[arg-type]
-        return probes[-1]
+    def remember(*args: object) -> Probes:
+        trained.append(train(*args))  # type: ignore[arg-type]
+        return trained[-1]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gates, "_train", remember)
         gate, fit = fit_contrastive_gate(*data(where=request.param), seed=0)
+    [probes] = trained
     return gate, fit, probes, request.param
 
 
-def test_a_planted_signal_is_found(fitted: tuple[ContrastiveGate, GateFit, list[Probe], str]) -> None:
+def test_a_planted_signal_is_found(fitted: Fitted) -> None:
     gate, fit, _, where = fitted
     assert fit.auroc > 0.9
     assert fit.recall > 0.8
@@ -80,36 +84,40 @@ def test_a_planted_signal_is_found(fitted: tuple[ContrastiveGate, GateFit, list[
     assert opened(gate, contrast) < gates.OPENINGS + 0.05
 
 
-def test_openings_are_near_the_target(fitted: tuple[ContrastiveGate, GateFit, list[Probe], str]) -> None:
+def test_openings_are_near_the_target(fitted: Fitted) -> None:
     gate, fit, _, _ = fitted
     assert fit.openings == pytest.approx(gates.OPENINGS, abs=2 / 300)  # to a prompt, ties aside
     assert gate.low < gate.high
     assert (gate.value(gate.low), gate.value(gate.high)) == (0, 1)
 
 
-def test_the_folded_gate_is_the_probes_mean(fitted: tuple[ContrastiveGate, GateFit, list[Probe], str]) -> None:
+def test_the_folded_gate_is_the_probes_mean(fitted: Fitted) -> None:
     gate, _, probes, where = fitted
-    assert len(probes) == gates.FOLDS
     for of in data(seed=2, n=60, n_contrast=60, where=where):
         got = scores(gate, of)
         wanted = []
         for i in range(len(of)):
-            x = torch.from_numpy(np.clip((of[i] - gate.mean) / gate.scale, -gate.clip, gate.clip))[None]
-            mask = torch.ones(x.shape[:2], dtype=torch.bool)
+            x = torch.from_numpy(np.clip((of[i] - gate.mean) / gate.scale, -gate.clip, gate.clip))
             with torch.no_grad():
-                wanted.append(np.mean([float(probe(x, mask)) for probe in probes]))
+                wanted.append(float(probes(x, [len(x)]).mean()))
         np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4 * np.abs(wanted).max())
     assert np.ptp(got) > 0.01
 
 
-def test_padding_and_order_change_no_score(fitted: tuple[ContrastiveGate, GateFit, list[Probe], str]) -> None:
+def test_a_score_is_the_formulas(fitted: Fitted) -> None:
+    """The turns of a batch neither see each other nor the padding."""
     _, _, probes, where = fitted
-    positive, contrast = data(seed=2, n=50, n_contrast=50, where=where)
+    positive, contrast = data(seed=2, n=20, n_contrast=20, where=where)
     batches = gates._Standardised([positive, contrast])
-    rows = np.random.default_rng(0).permutation(100)
-    together = gates._score(probes[0], batches, rows)
-    alone = [gates._score(probes[0], batches, rows[i : i + 1])[0] for i in range(100)]
-    np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-5)
+    got = gates._score(probes, batches)
+    assert got.shape == (40, gates.FOLDS)
+    query, value, last, bias = (p.detach().double().numpy() for p in probes.parameters())
+    for i in range(40):
+        turn = positive[i] if i < 20 else contrast[i - 20]
+        x = np.clip((turn - batches.mean) / batches.scale, -8, 8).astype(np.float64)
+        weights = np.exp(x @ query)
+        pooled = (weights / weights.sum(0) * (x @ value)).sum(0).reshape(gates.FOLDS, gates.HEADS).sum(1)
+        np.testing.assert_allclose(got[i], pooled + x[-1] @ last + bias, rtol=1e-4, atol=1e-4)
 
 
 def test_standardised_as_the_gate_will() -> None:
@@ -118,42 +126,74 @@ def test_standardised_as_the_gate_will() -> None:
     everything = np.concatenate([positive.states, contrast.states]).astype(np.float64)
     np.testing.assert_allclose(batches.mean, everything.mean(0), rtol=1e-5)
     np.testing.assert_allclose(batches.scale, everything.std(0), rtol=1e-4)
-    [(rows, x, mask)] = batches.batches([np.array([5, 31, 69])])
+    [(rows, x, lengths)] = batches.batches(np.array([5, 31, 69]))
     assert rows.tolist() == [5, 31, 69]
-    for i, turn in enumerate((positive[5], contrast[1], contrast[39])):
-        assert mask[i].sum() == len(turn)
-        wanted = np.clip((turn - batches.mean) / batches.scale, -8, 8)
-        np.testing.assert_allclose(x[i, : len(turn)].numpy(), wanted, rtol=1e-5, atol=1e-6)
-        assert not x[i, len(turn) :].any()
+    turns = [positive[5], contrast[1], contrast[39]]
+    assert lengths == [len(turn) for turn in turns]
+    wanted = np.clip((np.concatenate(turns) - batches.mean) / batches.scale, -8, 8)
+    np.testing.assert_allclose(x.numpy(), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_turns_that_are_part_of_a_larger_array() -> None:
+    """Training cuts one harvest into both kinds."""
+    positive, contrast = data(n=30, n_contrast=40)
+    both = np.concatenate([positive.states, contrast.states])
+    whole = Turns(both, positive.offsets), contrast
+    assert gates._score(Probes(N_EMBD), gates._Standardised(whole)).shape == (70, gates.FOLDS)
+    assert [len(part) for part in gates._Standardised(whole)._turns] == [
+        *np.diff(positive.offsets),
+        *np.diff(contrast.offsets),
+    ]
+
+
+def test_a_probe_learns_nothing_from_its_own_fold() -> None:
+    """Turns of fold 0 with other states give the same first probe, and other others."""
+    positive, contrast = data(n=40, n_contrast=60)
+    labels = np.r_[np.ones(40), np.zeros(60)].astype(np.float32)
+    folds = gates._folds(labels, np.array([""] * 100), seed=0)
+    other = contrast.states.copy()
+    for i in np.flatnonzero(folds[40:] == 0):
+        other[slice(*contrast.offsets[i : i + 2])] += 1
+    first, second = (
+        gates._Standardised([positive, contrast]),
+        gates._Standardised([positive, Turns(other, contrast.offsets)]),
+    )
+    second.mean, second.scale = first.mean, first.scale  # these are taken from all turns
+    trained = [gates._train(data, labels, folds, 0) for data in (first, second)]
+    heads = [p.query.detach().unflatten(1, (gates.FOLDS, gates.HEADS)) for p in trained]
+    assert torch.equal(heads[0][:, 0], heads[1][:, 0])
+    for fold in range(1, gates.FOLDS):
+        assert not torch.equal(heads[0][:, fold], heads[1][:, fold])
 
 
 def test_every_turn_is_scored_by_the_probe_that_has_not_seen_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    trained, scored = [], []
-    train, score = gates._train, gates._score
-    monkeypatch.setattr(gates, "EPOCHS", 1)
-    monkeypatch.setattr(gates, "_train", lambda d, y, rows, s: (trained.append(rows), train(d, y, rows, s))[1])
-    monkeypatch.setattr(gates, "_score", lambda p, d, rows: (scored.append(rows), score(p, d, rows))[1])
+    folds, score = [], gates._score
+    train = gates._train
+    monkeypatch.setattr(gates, "_train", lambda d, y, f, *rest: (folds.append(f), train(d, y, f, *rest))[1])
+    monkeypatch.setattr(
+        gates, "_score", lambda *args: np.where(np.arange(gates.FOLDS) == folds[0][:, None], score(*args), 99)
+    )
     steps = []
-    fit_contrastive_gate(*data(n=50, n_contrast=70), seed=0, progress=lambda done, total: steps.append((done, total)))
-    assert steps == [(i + 1, gates.FOLDS) for i in range(gates.FOLDS)]
-    assert sorted(np.concatenate(scored)) == list(range(120))
-    for seen, held in zip(trained, scored, strict=True):
-        assert sorted([*seen, *held]) == list(range(120))
+    gate, fit = fit_contrastive_gate(
+        *data(n=50, n_contrast=70), seed=0, progress=lambda done, total: steps.append((done, total))
+    )
+    assert steps == [(i + 1, gates.EPOCHS) for i in range(gates.EPOCHS)]
+    assert gate.low < 99 and fit.recall > 0.5 and fit.openings < 0.1
+    for fold in range(gates.FOLDS):
+        held = np.flatnonzero(folds[0] == fold)
         assert abs(np.mean(held < 50) - 50 / 120) < 0.05  # both kinds with their share
 
 
 def test_a_wrapper_is_judged_by_a_probe_that_never_saw_its_family(monkeypatch: pytest.MonkeyPatch) -> None:
     n, n_contrast = 60, 90
     families = ["", "a", "b", "c", "d", "e"] * (n // 6) + ["", "", "a", "b", "c", "f"] * (n_contrast // 6)
-    trained, train = [], gates._train
-    monkeypatch.setattr(gates, "_train", lambda d, y, rows, seed: (trained.append(rows), train(d, y, rows, seed))[1])
+    given, train = [], gates._train
+    monkeypatch.setattr(gates, "_train", lambda d, y, f, *rest: (given.append(f), train(d, y, f, *rest))[1])
     _, fit = fit_contrastive_gate(*data(n=n, n_contrast=n_contrast), families, seed=0)
-    for rows in trained:
-        seen = {families[i] for i in rows} - {""}
-        held = {families[i] for i in set(range(n + n_contrast)) - set(rows.tolist())} - {""}
-        assert held and not seen & held
-        plain = [i for i in rows if not families[i]]
-        assert 0 < len(plain) < families.count("")
+    [folds] = given
+    for family in set(families) - {""}:
+        assert len({int(fold) for fold, f in zip(folds, families, strict=True) if f == family}) == 1
+    assert {int(fold) for fold, f in zip(folds, families, strict=True) if not f} == set(range(gates.FOLDS))
     assert fit.recall_unseen is not None and fit.openings_unseen is not None
     assert 0 <= fit.openings_unseen <= 1 and fit.recall_unseen > 0.5
     _, plain_fit = fit_contrastive_gate(*data(n=n, n_contrast=n_contrast), seed=0)

@@ -148,9 +148,9 @@ def test_answers_are_generated_at_the_two_layers_with_the_best_margins(blank: Pr
     model = llama(lambda layer, strength, scope: (1.0 if layer == 7 else 0.5, 1.0))
     chosen, trials = tuned(model, blank, tmp_path)
     assert set(model.scored) == set(LAYERS)
-    assert [trial.layer for trial in trials[: 2 * len(SCOPES)]] == [5] * len(SCOPES) + [7] * len(SCOPES)
-    assert {trial.strength for trial in trials[: 2 * len(SCOPES)]} == {FIRST_STRENGTH}
-    assert chosen.layer == 7 and {trial.layer for trial in trials[2 * len(SCOPES) :]} == {7}
+    assert [(trial.layer, trial.scope) for trial in trials[:3]] == [(5, SCOPES[0]), (7, SCOPES[0]), (7, SCOPES[1])]
+    assert {trial.strength for trial in trials[:3]} == {FIRST_STRENGTH}
+    assert chosen.layer == 7 and {trial.layer for trial in trials[1:]} == {7}
     assert chosen in trials
 
 
@@ -160,7 +160,7 @@ def test_the_better_scope_is_kept(blank: Profile, tmp_path: Path) -> None:
             llama(lambda *s, best=scope: (0.9 if s[2] == best else 0.5, 1.0)), blank, tmp_path / scope
         )
         assert chosen.scope == scope
-        assert {trial.scope for trial in trials[2 * len(SCOPES) :]} == {scope}
+        assert {trial.scope for trial in trials[3:]} == {scope}
 
 
 def test_a_score_is_the_share_that_is_wanted_and_language(blank: Profile, tmp_path: Path) -> None:

@@ -21,11 +21,13 @@ import numpy as np
 from llama_cpp import _internals, llama_cpp
 
 from finesteer_local.errors import PromptError, SteeringError
+from finesteer_local.runtime.expand import expanded
 from finesteer_local.runtime.packing import Batch, Plan, Request
 from finesteer_local.runtime.tap import Array, Rows, Tap
 from finesteer_local.runtime.tapped import TappedLlama
 
 MICRO_BATCH = 512
+EXPAND_FROM = 30_000  # prompt tokens for which a faster copy of the model pays
 _MICRO_BATCH_TOP = 128  # the top layer computes only rows that get logits, and those are large
 SEQUENCES = 48
 _SAME = 0.15  # relative difference of a state read in a batch and alone; rounding stays well below (see above)
@@ -79,12 +81,15 @@ class Harvester(Reader):
 
     A context of its own shares the model's weights; `close` frees it, or closing the model does.
 
+    Args:
+        expand_from: prompt tokens of one harvest from which a faster copy of the layers pays (expand.py).
+
     Raises:
         PromptError: nothing to read, or more than the context of `llama` holds.
         SteeringError: a hidden state is not finite, or llama.cpp does not show a layer.
     """
 
-    def __init__(self, llama: TappedLlama, layers: Sequence[int]) -> None:
+    def __init__(self, llama: TappedLlama, layers: Sequence[int], *, expand_from: float = EXPAND_FROM) -> None:
         self.llama, self.layers = llama, sorted(set(layers))
         self.top = self.layers[-1] == llama.n_layer - 1
         self.tap = Tap(llama.n_embd, native=llama.tap.native)
@@ -92,6 +97,8 @@ class Harvester(Reader):
         # Recurrent memory holds one past a sequence: nothing can be shared.
         self._shared = not (llama_cpp.llama_model_is_recurrent(model) or llama_cpp.llama_model_is_hybrid(model))
         self._checked = False  # whether sharing is known to work
+        self._model = llama._model  # or its expanded copy
+        self._expand_from, self._expandable = expand_from, True
         self._context: _internals.LlamaContext | None = None
         self._parts: dict[int, list[Array]] = {}
 
@@ -106,6 +113,8 @@ class Harvester(Reader):
                 raise PromptError(
                     f"a prompt of {len(request.tokens)} tokens is longer than the context ({self.llama.n_ctx()})"
                 )
+        if self._expandable and sum(len(request.tokens) for request in requests) >= self._expand_from:
+            self._expand(requests[0])
         plan = self._plan(requests)
         context = self._context_for(plan)
         started = False
@@ -123,7 +132,7 @@ class Harvester(Reader):
                     started = False
             except _NotShared:
                 self._shared = False
-                self.close()
+                self._forget_context()
                 yield from self.harvest(requests, known)
                 return
             llama_cpp.llama_memory_seq_rm(context.memory, -1, len(plan.root), -1)
@@ -132,9 +141,32 @@ class Harvester(Reader):
 
     def close(self) -> None:
         """Free the context; the next read makes another."""
+        self._forget_context()
+        if self._model is not self.llama._model:
+            self._model.close()  # type: ignore[no-untyped-call]
+            self._model, self._expandable = self.llama._model, True
+
+    def _forget_context(self) -> None:
         if self._context is not None:
             self._context.close()  # type: ignore[no-untyped-call]
             self._context = None
+
+    def _expand(self, request: Request) -> None:
+        """Read from a faster copy of the layers, where there is one and it gives the same states."""
+        self._expandable = False
+        copy = None if self.top else expanded(self.llama, self.layers[-1] + 1)
+        if copy is None:
+            return
+        plan = Plan([request], n_tokens=MICRO_BATCH, n_sequences=1)
+        states = []
+        for model in (self.llama._model, copy):
+            self._forget_context()
+            self._model = model
+            states.append(self._decode(self._context_for(plan), next(plan.batches())))
+        if not _differ(*states) < _SAME:
+            self._forget_context()
+            self._model = self.llama._model
+            copy.close()  # type: ignore[no-untyped-call]
 
     # --- the context
 
@@ -145,7 +177,7 @@ class Harvester(Reader):
     def _context_for(self, plan: Plan) -> _internals.LlamaContext:
         n_cells = -(-plan.n_cells // _CELLS) * _CELLS
         if self._context is not None and self._context.n_ctx() < n_cells:
-            self.close()
+            self._forget_context()
         if self._context is None:
             params = type(self.llama.context_params).from_buffer_copy(self.llama.context_params)
             params.n_ctx = n_cells
@@ -159,7 +191,7 @@ class Harvester(Reader):
             params.embeddings = False
             params.cb_eval, params.cb_eval_user_data = self.tap.callback, self.tap.user_data
             with _unlogged():  # llama.cpp warns of a full-size window cache, which is what is wanted here
-                self._context = _internals.LlamaContext(model=self.llama._model, params=params, verbose=False)
+                self._context = _internals.LlamaContext(model=self._model, params=params, verbose=False)
             adapter = self.llama._lora_adapter
             if adapter is not None:
                 adapters = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(adapter)  # type: ignore[misc]
@@ -181,8 +213,7 @@ class Harvester(Reader):
         llama_cpp.llama_memory_clear(context.memory, False)
         alone = next(Plan([request], n_tokens=MICRO_BATCH, n_sequences=1).batches())
         wanted = self._decode(context, alone)[:, alone.reads[0].rows]
-        difference = np.linalg.norm(states - wanted, axis=-1) / np.linalg.norm(wanted, axis=-1)
-        if not np.median(difference) < _SAME:
+        if not _differ(states, wanted) < _SAME:
             raise _NotShared
         self._checked = True
 
@@ -215,6 +246,12 @@ class Harvester(Reader):
     def _on_layer(self, layer: int, rows: Rows) -> bool:
         self._parts[layer].append(rows.read(0, rows.n_rows))
         return layer != self.layers[-1]
+
+
+def _differ(states: Array, wanted: Array) -> float:
+    """Relative difference of hidden states, the median."""
+    difference = np.linalg.norm(states - wanted, axis=-1) / np.linalg.norm(wanted, axis=-1)
+    return float(np.median(difference))
 
 
 def reader_of(llama: TappedLlama, layers: Sequence[int]) -> Reader:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from finesteer_local.runtime import open_model
 from finesteer_local.runtime.harvest import Harvester
+from finesteer_local.runtime.packing import Request
 from finesteer_local.runtime.prompt import chat_prompt
+from finesteer_local.training.data import Prompt
 from finesteer_local.training.harvest import generate
 from finesteer_local.training.recipes import load_recipe
 from finesteer_local.training.train import LAYERS, MAX_PAIRS, REPLY_TOKENS
-from finesteer_local.training.tune import ANSWER_STRENGTHS, ANSWER_TOKENS, ANSWERS, SCOPES, STRENGTHS
+from finesteer_local.training.tune import ANSWER_TOKENS, ANSWERS, CONTENDERS, SCOPES
 
 _PROBES = 6
+_READS = 48
 _FITTING = 40.0  # seconds that experts and gate take beside the model; they hardly depend on it
+_TRIALS = CONTENDERS + len(SCOPES) - 1 + 3 + 2  # of the tuner; it walks on while that helps
 
 
 def estimate_seconds(model: str | Path, recipe: str = "safety") -> float:
@@ -25,23 +30,27 @@ def estimate_seconds(model: str | Path, recipe: str = "safety") -> float:
     """
     data = load_recipe(recipe)
     everything = data.positive + list(data.contrast)
-    sample = everything[:: len(everything) // _PROBES][:_PROBES]
-    letters = sum(len(prompt.text) for prompt in everything) / max(sum(len(prompt.text) for prompt in sample), 1)
     llama = open_model(model)
     try:
-        generate(llama, sample[0], 4)  # the first request also pays for setting up
+        asked = _spread(data.positive, _PROBES)
+        generate(llama, asked[0], 4)  # the first request also pays for setting up
         started = time.monotonic()
-        for prompt in sample:
+        for prompt in asked:
             generate(llama, prompt, REPLY_TOKENS)
-        answer = (time.monotonic() - started) / len(sample)
-        harvester = Harvester(llama, [max(round(LAYERS[-1] * llama.n_layer), 1)])
+        answer = (time.monotonic() - started) / len(asked)
+        read = _spread(everything, _READS)
+        requests = [Request(tokens, 0) for tokens in (chat_prompt(llama, prompt.messages) for prompt in read)]
+        harvester = Harvester(llama, [max(round(LAYERS[-1] * llama.n_layer), 1)], expand_from=0)
+        list(harvester.harvest(requests[:1]))  # pays for setting up, too
         started = time.monotonic()
-        for prompt in sample:
-            harvester.prompt_state(chat_prompt(llama, prompt.messages))
-        reading = time.monotonic() - started
+        list(harvester.harvest(requests))
+        reading = (time.monotonic() - started) / sum(len(prompt.text) for prompt in read)
+        harvester.close()
     finally:
         llama.close()
-    trials = 2 * len(SCOPES) + len(STRENGTHS) / 2 + len(ANSWER_STRENGTHS)
-    answers = MAX_PAIRS + ANSWERS * trials * ANSWER_TOKENS / REPLY_TOKENS
-    per_read = reading / len(sample)
-    return answer * answers + reading * letters + per_read * 2 * MAX_PAIRS + _FITTING
+    answers = MAX_PAIRS + ANSWERS * _TRIALS * ANSWER_TOKENS / REPLY_TOKENS
+    return answer * answers + reading * sum(len(prompt.text) for prompt in everything) + _FITTING
+
+
+def _spread(prompts: Sequence[Prompt], n: int) -> list[Prompt]:
+    return list(prompts[:: max(len(prompts) // n, 1)][:n])

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 from torch import nn
 from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 
 from finesteer_local.steering import ContrastiveGate, Gate, SubspaceGate
 from finesteer_local.training.harvest import Turns
@@ -69,21 +70,34 @@ def _fit(gate: Gate, positive: Array, contrast: Array) -> GateFit:
     )
 
 
-class Probe(nn.Module):
-    """`x_last'u + sum_k sum_t softmax_t(q_k'x_t) v_k'x_t + b` over standardised hidden states."""
+class Probes(nn.Module):
+    """One attention probe a fold, side by side: `x_last'u + sum_k sum_t softmax_t(q_k'x_t) v_k'x_t + b` each."""
 
     def __init__(self, n_embd: int) -> None:
         super().__init__()
-        self.query = nn.Parameter(torch.randn(n_embd, HEADS) * 1e-3)
-        self.value = nn.Parameter(torch.zeros(n_embd, HEADS))
-        self.last = nn.Parameter(torch.zeros(n_embd))
-        self.bias = nn.Parameter(torch.zeros(()))
+        self.query = nn.Parameter(torch.randn(n_embd, FOLDS * HEADS) * 1e-3)
+        self.value = nn.Parameter(torch.zeros(n_embd, FOLDS * HEADS))
+        self.last = nn.Parameter(torch.zeros(n_embd, FOLDS))
+        self.bias = nn.Parameter(torch.zeros(FOLDS))
 
-    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Scores (n,) of turns x (n, n_tokens, n_embd), padded at the end where mask (n, n_tokens) is False."""
-        weights = (x @ self.query).masked_fill(~mask[..., None], -1e9).softmax(dim=1)
-        last = x[torch.arange(len(x)), mask.sum(dim=1) - 1]
-        return (weights * (x @ self.value)).sum(dim=(1, 2)) + last @ self.last + self.bias
+    def forward(self, x: torch.Tensor, lengths: list[int], keep: torch.Tensor | None = None) -> torch.Tensor:
+        """Scores (n, FOLDS) of turns that lie end to end.
+
+        Args:
+            x: standardised hidden states, (n_tokens, n_embd).
+            lengths: tokens of each turn.
+            keep: factors of the dimensions, (n_embd, 1).
+        """
+        weight = torch.cat([self.query, self.value, self.last], dim=1)
+        kept = x @ (weight if keep is None else keep * weight)  # (n_tokens, ...)
+        padded = pad_sequence(list(torch.split(kept, lengths)), batch_first=True)  # (n, longest, ...)
+        logits, values, last = torch.split(padded, [FOLDS * HEADS, FOLDS * HEADS, FOLDS], dim=2)
+        ends = torch.tensor(lengths)
+        padding = torch.arange(padded.shape[1]) >= ends[:, None]  # (n, longest)
+        attention = logits.masked_fill(padding[..., None], -1e9).softmax(dim=1)
+        pooled = (attention * values).sum(dim=1).reshape(-1, FOLDS, HEADS).sum(dim=2)
+        scores: torch.Tensor = pooled + last[torch.arange(len(ends)), ends - 1] + self.bias
+        return scores
 
 
 def fit_contrastive_gate(
@@ -106,27 +120,20 @@ def fit_contrastive_gate(
     labels = np.r_[np.ones(len(positive)), np.zeros(len(contrast))].astype(np.float32)
     wrapped = np.array(families or [""] * len(labels))
     folds = _folds(labels, wrapped, seed)
-    held_out = np.zeros(len(labels), np.float32)
-    probes = []
-    for fold in range(FOLDS):
-        train, held = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
-        probe = _train(data, labels, train, seed + fold)
-        held_out[held] = _score(probe, data, held)
-        probes.append(probe)
-        progress(fold + 1, FOLDS)
+    probes = _train(data, labels, folds, seed, progress)
+    held_out = _score(probes, data)[np.arange(len(labels)), folds]
     inside, outside = held_out[labels == 1], held_out[labels == 0]
     low = float(np.quantile(outside, 1 - OPENINGS))
-    with torch.no_grad():
-        gate = ContrastiveGate(
-            mean=data.mean,
-            scale=data.scale,
-            query=torch.cat([p.query for p in probes], dim=1).numpy(),
-            value_weight=(torch.cat([p.value for p in probes], dim=1) / FOLDS).numpy(),
-            last_weight=torch.stack([p.last for p in probes]).mean(dim=0).numpy(),
-            bias=float(torch.stack([p.bias for p in probes]).mean()),
-            low=low,
-            high=low + 0.25,
-        )
+    gate = ContrastiveGate(
+        mean=data.mean,
+        scale=data.scale,
+        query=_array(probes.query),
+        value_weight=_array(probes.value / FOLDS),
+        last_weight=_array(probes.last.mean(dim=1)),
+        bias=probes.bias.mean().item(),
+        low=low,
+        high=low + 0.25,
+    )
     fit = _fit(gate, inside, outside)
     if families:
         opened = held_out > low
@@ -155,10 +162,12 @@ def _folds(labels: NDArray[np.float32], families: NDArray[np.str_], seed: int) -
 
 
 class _Standardised:
-    """Turns, standardised and clipped as the gate will, in padded batches."""
+    """Turns, standardised and clipped as the gate will, in batches."""
 
     def __init__(self, turns: Sequence[Turns]) -> None:
-        self._turns = [(group, i) for group in turns for i in range(len(group))]
+        self._turns = [
+            part for group in turns for part in np.split(group.states[: group.offsets[-1]], group.offsets[1:-1])
+        ]
         self.lengths = np.concatenate([np.diff(group.offsets) for group in turns])
         count = sum(len(group.states) for group in turns)
         total = np.sum([_blockwise_sum(group.states) for group in turns], axis=0)
@@ -166,21 +175,14 @@ class _Standardised:
         squares = np.sum([_blockwise_sum(group.states, self.mean) for group in turns], axis=0)
         self.scale = (np.sqrt(squares / count) + 1e-6).astype(np.float32)
 
-    def batches(
-        self, rows: Sequence[NDArray[np.intp]]
-    ) -> Iterator[tuple[NDArray[np.intp], torch.Tensor, torch.Tensor]]:
-        """For each group of rows: the rows, their turns (n, n_tokens, n_embd) and the mask (n, n_tokens)."""
-        clip = ContrastiveGate.clip
-        for group in rows:
-            longest = int(self.lengths[group].max())
-            x = np.zeros((len(group), longest, len(self.mean)), np.float32)
-            mask = np.zeros((len(group), longest), bool)
-            for row, i in enumerate(group):
-                turns, index = self._turns[i]
-                states = (turns[index] - self.mean) / self.scale
-                x[row, : len(states)] = np.clip(states, -clip, clip)
-                mask[row, : len(states)] = True
-            yield group, torch.from_numpy(x), torch.from_numpy(mask)
+    def batches(self, rows: NDArray[np.intp]) -> Iterator[tuple[NDArray[np.intp], torch.Tensor, list[int]]]:
+        """For every BATCH of rows: rows, states of their turns end to end (n_tokens, n_embd), lengths of the turns."""
+        mean, scale, clip = torch.from_numpy(self.mean), torch.from_numpy(self.scale), ContrastiveGate.clip
+        for start in range(0, len(rows), BATCH):
+            group = rows[start : start + BATCH]
+            states = np.concatenate([self._turns[i] for i in group])
+            x = torch.from_numpy(states).float().sub_(mean).div_(scale).clamp_(-clip, clip)
+            yield group, x, self.lengths[group].tolist()
 
 
 def _blockwise_sum(states: NDArray[np.float16], mean: Array | None = None) -> NDArray[np.float64]:
@@ -192,37 +194,47 @@ def _blockwise_sum(states: NDArray[np.float16], mean: Array | None = None) -> ND
     return total
 
 
-def _train(data: _Standardised, labels: Array, rows: NDArray[np.intp], seed: int) -> Probe:
+def _train(
+    data: _Standardised,
+    labels: Array,
+    folds: NDArray[np.intp],
+    seed: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Probes:
+    """Probes, the one of each fold trained on the rows that are not in it."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    probe = Probe(len(data.mean))
-    optimizer = torch.optim.AdamW(probe.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    steps = EPOCHS * -(-len(rows) // BATCH)
+    probes = Probes(len(data.mean))
+    optimizer = torch.optim.AdamW(probes.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    steps = EPOCHS * -(-len(labels) // BATCH)
     warm_up = max(0.1, 2 / steps)  # torch divides by the warm-up's steps less one
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=warm_up)
-    targets = torch.from_numpy(labels)
-    weight = torch.tensor(float((labels[rows] == 0).sum() / max((labels[rows] == 1).sum(), 1)))
-    for _ in range(EPOCHS):
-        # Turns of like length share a batch: little padding. The noise keeps the batches from being the same each time.
-        order = rows[np.argsort(data.lengths[rows] * (1 + 0.1 * rng.random(len(rows))))]
-        groups = [order[i : i + BATCH] for i in range(0, len(order), BATCH)]
-        rng.shuffle(groups)
-        for group, x, mask in data.batches(groups):
-            keep = (torch.rand(len(x), 1, x.shape[2]) > DROPOUT) / (1 - DROPOUT)
-            wanted = targets[torch.from_numpy(group)] * (1 - 2 * SMOOTHING) + SMOOTHING
-            loss = functional.binary_cross_entropy_with_logits(probe(x * keep, mask), wanted, pos_weight=weight)
+    targets = torch.from_numpy(labels * (1 - 2 * SMOOTHING) + SMOOTHING)[:, None]
+    # Both labels count alike, and a row counts for every probe that may see it.
+    balance = torch.from_numpy(np.where(labels == 1, (labels == 0).sum() / max((labels == 1).sum(), 1), 1))
+    seen = torch.from_numpy(folds)[:, None] != torch.arange(FOLDS)
+    weights = seen * balance[:, None].float() * FOLDS / (FOLDS - 1)  # (n, FOLDS)
+    for epoch in range(EPOCHS):
+        for group, x, lengths in data.batches(rng.permutation(len(labels))):
+            keep = (torch.rand(x.shape[1], 1) > DROPOUT) / (1 - DROPOUT)
+            rows = torch.from_numpy(group)
+            scores = probes(x, lengths, keep)
+            losses = functional.binary_cross_entropy_with_logits(
+                scores, targets[rows].expand_as(scores), weights[rows], reduction="none"
+            )
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            losses.mean(dim=0).sum().backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
-    return probe
+        progress(epoch + 1, EPOCHS)
+    return probes
 
 
 @torch.no_grad()
-def _score(probe: Probe, data: _Standardised, rows: NDArray[np.intp]) -> Array:
-    order = np.argsort(data.lengths[rows])
-    scores = np.zeros(len(rows), np.float32)
-    groups = [order[i : i + 64] for i in range(0, len(order), 64)]
-    for group, (_, x, mask) in zip(groups, data.batches([rows[g] for g in groups]), strict=True):
-        scores[group] = probe(x, mask).numpy()
-    return scores
+def _score(probes: Probes, data: _Standardised) -> Array:
+    """Scores of every turn by every fold's probe, (n, FOLDS)."""
+    return np.concatenate([probes(x, lengths).numpy() for _, x, lengths in data.batches(np.arange(len(data.lengths)))])
+
+
+def _array(tensor: torch.Tensor) -> Array:
+    return np.ascontiguousarray(tensor.detach().numpy(), np.float32)

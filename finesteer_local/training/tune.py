@@ -26,12 +26,14 @@ MARGIN_PAIRS = 10
 MARGIN_TOKENS = 10
 ANSWERS = 24
 ANSWER_TOKENS = 40
-MAX_PROMPT = 600  # letters: every trial reads its prompts anew, and long ones would take most of the time
+MAX_PROMPT = 400  # letters: every trial reads its prompts anew, and long ones would take most of the time
 FIRST_STRENGTH = 0.9
 STRENGTHS = (0.6, 0.7, 0.8, 1.0, 1.1, 1.25, 1.4)
 SCOPES = ("turn", "prompt")
 FIRST_ANSWER_STRENGTH = 0.5
 ANSWER_STRENGTHS = (0.35, 0.7, 1.0)
+CONTENDERS = 2
+"""So many layers generate answers; the margins have ranked them all."""
 TOLERANCE = 0.03
 """A weaker setting within this of the best is preferred: it disturbs the text less."""
 
@@ -76,25 +78,34 @@ def tune(
     tuner = _Tuner(llama, blank, experts, pairs, judge, folder, progress)
     ranked = sorted(experts, key=lambda layer: -tuner.margin(layer))
     tuner.calibrate(own)
-    trials = [tuner.trial(layer, FIRST_STRENGTH, scope) for layer in ranked[:2] for scope in SCOPES]
-    first = max(trials, key=lambda trial: trial.score)
+    trials = [tuner.trial(layer, FIRST_STRENGTH, SCOPES[0]) for layer in ranked[:CONTENDERS]]
+    best = max(trials, key=lambda trial: trial.score)
+    trials += [tuner.trial(best.layer, FIRST_STRENGTH, scope) for scope in SCOPES[1:]]
+    first = max((trial for trial in trials if trial.layer == best.layer), key=lambda trial: trial.score)
     # Down as long as nothing is lost: a weaker setting disturbs the text less. Up where there is something to gain.
     compared = [first]
-    below = sorted((s for s in STRENGTHS if s < FIRST_STRENGTH), reverse=True)
-    above = sorted(s for s in STRENGTHS if s > FIRST_STRENGTH)
-    for strengths in (below, above):
-        if strengths is above and _best(compared).wanted == 1.0:
+    for strengths in _outwards(STRENGTHS, FIRST_STRENGTH):
+        if strengths[0] > FIRST_STRENGTH and _best(compared).wanted == 1.0:
             break
         for strength in strengths:
             compared.append(tuner.trial(first.layer, strength, first.scope))
             if compared[-1].score < _best(compared).score - TOLERANCE:
                 break
-    trials += compared[1:]
     chosen = _best(compared)
     # The prompt is read under all of it, so the answer needs less; more makes a small model repeat itself.
-    others = [tuner.trial(chosen.layer, chosen.strength, chosen.scope, share) for share in ANSWER_STRENGTHS]
+    others: list[Trial] = []
+    for shares in _outwards(ANSWER_STRENGTHS, FIRST_ANSWER_STRENGTH):
+        for share in shares:
+            others.append(tuner.trial(chosen.layer, chosen.strength, chosen.scope, share))
+            if others[-1].score < chosen.score - TOLERANCE:
+                break
     better = max(others, key=lambda trial: trial.score)
-    return (better if better.score > chosen.score + TOLERANCE else chosen), trials + others
+    return (better if better.score > chosen.score + TOLERANCE else chosen), [*trials, *compared[1:], *others]
+
+
+def _outwards(values: Sequence[float], centre: float) -> tuple[list[float], list[float]]:
+    """The values below the centre and those above it, the nearest first."""
+    return sorted((v for v in values if v < centre), reverse=True), sorted(v for v in values if v > centre)
 
 
 def _best(trials: Sequence[Trial]) -> Trial:
@@ -127,7 +138,7 @@ class _Tuner:
         self._known: dict[str, dict[str, float]] = (
             json.loads(self._file.read_text(encoding="utf-8")) if self._file.exists() else {}
         )
-        self._done, self._total = 0, len(experts) + 1 + 2 * len(SCOPES) + 2 + len(ANSWER_STRENGTHS)
+        self._done, self._total = 0, len(experts) + 1 + CONTENDERS + len(SCOPES) - 1 + 2 + 2  # and what it walks to
 
     def _remembered(self, key: str, compute: Callable[[], dict[str, float]]) -> dict[str, float]:
         if key not in self._known:
