@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,7 @@ def test_a_digest_is_of_what_decides(tiny: Path) -> None:
         steering.scaled(0.5),
         ProfileSteering((make_profile(tiny, seed=1),)),
         ProfileSteering((make_profile(tiny, scope="turn"),)),
+        ProfileSteering((replace(profile, answer_strength=0.5),)),
         ProfileSteering((make_profile(tiny, gate="closed"),)),
         ProfileSteering((make_profile(tiny, layers=(3,)),)),
         ProfileSteering((profile, make_profile(tiny, name="other"))),

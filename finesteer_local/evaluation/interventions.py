@@ -103,7 +103,10 @@ class ProfileSteering:
         # What a decision depends on, and not the profile's description or provenance.
         return digest(
             [
-                (p.name, p.gate.kind, p.gate, p.gate_layer, dict(p.experts), p.strength, p.scope, p.model.fingerprint)
+                (
+                    *(p.name, p.model.fingerprint, p.gate.kind, p.gate, p.gate_layer, dict(p.experts)),
+                    *(p.strength, p.answer_strength, p.scope),
+                )
                 for p in self.profiles
             ]
         )
