@@ -251,11 +251,16 @@ def test_the_answer_gets_what_it_needs(blank: Profile, tmp_path: Path) -> None:
 
 
 def test_pairs_can_judge(blank: Profile, tmp_path: Path) -> None:
-    """Where only the pairs can tell, an answer is as wanted while the chosen one is likelier than the rejected one."""
+    """Where only the pairs can tell, what counts is the chosen answer's share of the probability of both."""
     model = FakeLlama(lambda *_: (0.0, 1.0), {5: 0.5, 7: -0.1})
     chosen, trials = tuned(model, blank, tmp_path, judge="margin", layers=(5, 7))
-    assert (chosen.layer, chosen.wanted, chosen.score) == (5, 1.0, 1.0)
-    assert {trial.wanted for trial in trials if trial.layer == 7} == {0.0}
+
+    def share(margin: float) -> float:
+        likely, unlikely = np.exp(2 * (-1.0 + margin)), np.exp(-1.0)  # two tokens and one, as the fake scores them
+        return likely / (likely + unlikely)
+
+    assert chosen.layer == 5 and chosen.wanted == chosen.score == pytest.approx(share(0.5))
+    assert [trial.wanted for trial in trials if trial.layer == 7] == [pytest.approx(share(-0.1))]
 
 
 def test_of_many_pairs_some_from_everywhere(blank: Profile, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from finesteer_local import paths
 from finesteer_local.evaluation.judges import Coherence, is_refusal
@@ -28,7 +29,7 @@ ANSWERS = 24
 ANSWER_TOKENS = 40
 MAX_PROMPT = 400  # letters: every trial reads its prompts anew, and long ones would take most of the time
 FIRST_STRENGTH = 0.9
-STRENGTHS = (0.6, 0.7, 0.8, 1.0, 1.1, 1.25, 1.4)
+STRENGTHS = (0.6, 0.7, 0.8, 1.0, 1.1, 1.25, 1.4, 1.7, 2.0, 2.5)
 SCOPES = ("turn", "prompt")
 FIRST_ANSWER_STRENGTH = 0.5
 ANSWER_STRENGTHS = (0.35, 0.7, 1.0)
@@ -46,7 +47,7 @@ class Trial:
     strength: float
     scope: str
     answer_strength: float
-    wanted: float  # share of answers with the wanted behaviour
+    wanted: float  # share of answers with the wanted behaviour; judged by pairs, the chosen answers' probability
     coherent: float  # share of answers that are language
     score: float  # share that is both
 
@@ -165,16 +166,22 @@ class _Tuner:
 
         def compute() -> dict[str, float]:
             self._activate(layer, FIRST_STRENGTH, SCOPES[0], FIRST_ANSWER_STRENGTH)
-            return {"margin": float(np.mean([self._margin(pair) for pair in self.pairs[:MARGIN_PAIRS]]))}
+            scores = [self._logprobs(pair, MARGIN_TOKENS) for pair in self.pairs[:MARGIN_PAIRS]]
+            return {"margin": float(np.mean([chosen.mean() - rejected.mean() for chosen, rejected in scores]))}
 
         return self._remembered(f"margin {layer}", compute)["margin"]
 
-    def _margin(self, pair: Pair) -> float:
-        answers = [answer_tokens(self.llama, text)[:MARGIN_TOKENS] for text in (pair.chosen, pair.rejected)]
+    def _logprobs(self, pair: Pair, n_tokens: int) -> list[NDArray[np.float64]]:
+        """Log-probabilities of the first tokens of the chosen and of the rejected answer."""
+        answers = [answer_tokens(self.llama, text)[:n_tokens] for text in (pair.chosen, pair.rejected)]
         prompt = chat_prompt(self.llama, pair.prompt.messages)
         turn = turn_start(self.llama, pair.prompt.messages, prompt)
-        chosen, rejected = answer_logprobs(self.llama, prompt, answers, turn=turn)
-        return float(chosen.mean() - rejected.mean())
+        return answer_logprobs(self.llama, prompt, answers, turn=turn)
+
+    def _preference(self, pair: Pair) -> float:
+        """The chosen answer's share of the probability of both: TruthfulQA's MC2 for two answers (arXiv 2109.07958)."""
+        chosen, rejected = self._logprobs(pair, ANSWER_TOKENS)
+        return float(np.exp(-np.logaddexp(0, rejected.sum() - chosen.sum())))
 
     def calibrate(self, own: Sequence[str]) -> None:
         def compute() -> dict[str, float]:
@@ -190,15 +197,15 @@ class _Tuner:
             self.llama.forget()  # so that a run that goes on here generates exactly what this one does
             answers = [generate(self.llama, pair.prompt, ANSWER_TOKENS) for pair in self.pairs]
             if self.judge == "refusal":
-                wanted = [is_refusal(answer) for answer in answers]
+                wanted = [float(is_refusal(answer)) for answer in answers]
             else:
-                wanted = [self._margin(pair) > 0 for pair in self.pairs]
+                wanted = [self._preference(pair) for pair in self.pairs]
             self.llama.set_profiles([])
             coherent = [self.coherence.holds(self.llama, answer) for answer in answers]
             return {
                 "wanted": float(np.mean(wanted)),
                 "coherent": float(np.mean(coherent)),
-                "score": float(np.mean([w and c for w, c in zip(wanted, coherent, strict=True)])),
+                "score": float(np.mean([w * c for w, c in zip(wanted, coherent, strict=True)])),
             }
 
         figures = self._remembered(f"{layer} {strength} {scope} {answer_strength}", compute)
