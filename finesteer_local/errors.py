@@ -48,6 +48,10 @@ class JudgeError(FineSteerError, RuntimeError):
     """A judge of answers that cannot be reached, or that does not answer as asked."""
 
 
+class QueueFullError(FineSteerError, RuntimeError):
+    """More requests than may wait; ask again later."""
+
+
 class DownloadError(FineSteerError, OSError):
     """A download that failed, stopped half-way, or has the wrong hash."""
 

@@ -120,7 +120,7 @@ def test_jsonl(model: Path, profile: Path, tmp_path: Path) -> None:
     assert result.stderr == ""
 
     out = tmp_path / "out.jsonl"
-    good("run", model, "--jsonl", source, "--max-tokens", "8", "-p", profile, "-o", out)
+    good("run", model, "--jsonl", source, "--max-tokens", "8", "-p", profile, "-o", out, "--parallel", "1")
     written = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     assert [row["answer"] for row in written] == [row["answer"] for row in answers]
 
@@ -147,6 +147,25 @@ def test_bad_rows_are_named_by_line_before_any_work(tmp_path: Path, line: bytes,
     source.write_bytes(b'{"prompt": "fine"}\n\n' + line + b"\n")
     message = error_of("run", "smollm2-is-not-needed", "--jsonl", source)
     assert "in.jsonl, line 3: " in message and what in message
+
+
+def test_many_rows_are_answered_as_one_by_one(model: Path, profile: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": "word " * (1 + i % 4) + str(i)} for i in range(20)]
+    source = tmp_path / "in.jsonl"
+    source.write_text("\n".join(json.dumps(row) for row in rows))
+    for options in ((), ("--raw",), ("--temperature", "1", "--seed", "3")):
+        result = good("run", model, "--jsonl", source, "--max-tokens", "8", "-p", profile, *options)
+        found = [json.loads(line) for line in result.stdout.splitlines()]
+        assert [row["input"] for row in found] == rows
+        for row in found[::7]:
+            alone = good("run", model, row["input"]["prompt"], "--max-tokens", "8", "-p", profile, "--json", *options)
+            one = json.loads(alone.stdout)
+            for key in ("answer", "finish_reason", "decisions", "usage", "model", "profiles"):
+                assert row[key] == one[key]
+
+
+def test_parallel_is_for_rows(model: Path) -> None:
+    assert "--parallel" in error_of("run", model, "hello", "--parallel", "2", code=2)
 
 
 def test_jsonl_that_holds_nothing(tmp_path: Path) -> None:
@@ -220,6 +239,16 @@ def test_ctrl_c_ends_a_run(model: Path) -> None:
         screen.wait_for(SPINNER_GONE)
         screen.wait_for(SPINNER_GONE)
         screen.wait_for_more(200)
+        screen.interrupt()
+        assert screen.exit_code() == 130
+        assert "Stopped." in screen.seen and "Traceback" not in screen.seen
+
+
+def test_ctrl_c_ends_many_rows(model: Path, tmp_path: Path) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_text("\n".join(json.dumps({"prompt": f"hello {i}"}) for i in range(60)))
+    with terminal("run", model, "--jsonl", source, "--max-tokens", "100000", "--ctx", "20000") as screen:
+        screen.wait_for("answering")
         screen.interrupt()
         assert screen.exit_code() == 130
         assert "Stopped." in screen.seen and "Traceback" not in screen.seen

@@ -20,6 +20,7 @@ BUILT_IN = {
     "PromptError": ValueError,
     "SteeringError": RuntimeError,
     "JudgeError": RuntimeError,
+    "QueueFullError": RuntimeError,
     "DownloadError": OSError,
     "StorageError": OSError,
     "MissingExtraError": ImportError,

@@ -339,3 +339,83 @@ def test_recurrent_memory_is_cleared_instead_of_cut(tmp_path: Path) -> None:
     assert llama.keep(len(PROMPT)) == len(PROMPT)
     assert llama.keep(10) == 0
     assert llama.n_tokens == 0
+
+
+# --- vectors that are known before the pass
+
+
+def added(path: Path, native: bool, additions: list, n: int = 2) -> list[np.ndarray]:
+    """The logits of `n` tokens after PROMPT; the additions are made while PROMPT is read."""
+    llama = tapped(path, native)
+    llama.tap.add(additions)
+    llama.decode_rows(PROMPT, 0)
+    llama.tap.disarm()
+    found = [logits(llama)]
+    for i in range(n - 1):
+        llama.decode_rows([5 + i], len(PROMPT) + i)
+        found.append(logits(llama))
+    return found
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_additions_are_what_a_handler_would_write(tmp_path: Path, architecture: str, native_tap: bool) -> None:
+    path = write_tiny_model(tmp_path / "model.gguf", architecture)
+    rng = np.random.default_rng(3)
+    a, b, c = rng.standard_normal((3, 64)).astype(np.float32)
+    found = added(path, native_tap, [(1, 4, 9, a), (1, 9, 21, b), (2, 20, 21, c), (2, 0, 2, c)])
+
+    llama = tapped(path, native_tap)
+    due = {1: [(4, 9, a), (9, 21, b)], 2: [(20, 21, c), (0, 2, c)]}
+
+    def steer(layer: int, rows: Rows) -> bool:
+        for start, stop, vector in due[layer]:
+            rows.write(start, rows.read(start, stop) + vector)
+        return True
+
+    llama.tap.arm(dict.fromkeys(due, steer))
+    llama.decode_rows(PROMPT, 0)
+    llama.tap.disarm()
+    assert np.array_equal(found[0], logits(llama))
+    llama.decode_rows([5], len(PROMPT))
+    assert np.array_equal(found[1], logits(llama))
+    assert not np.array_equal(found[0], read(tapped(path), PROMPT))
+
+
+def test_an_addition_to_all_rows_is_the_control_vector(tiny: Path, native_tap: bool) -> None:
+    vector = np.random.default_rng(4).standard_normal(64).astype(np.float32)
+    assert np.array_equal(
+        added(tiny, native_tap, [(2, 0, len(PROMPT), vector)], 1)[0],
+        read(plain_llama(tiny), PROMPT, [(0, {2: vector})]),
+    )
+
+
+def test_an_addition_that_was_not_made_is_an_error(tiny: Path, native_tap: bool) -> None:
+    llama = tapped(tiny, native_tap)
+    vector = np.ones(64, np.float32)
+    for addition in ((2, 0, len(PROMPT) + 1, vector), (9, 0, 1, vector)):  # too many rows, no such layer
+        llama.forget()
+        llama.tap.add([(1, 0, 1, vector), addition])
+        with pytest.raises(SteeringError, match="1 of 2"):
+            llama.decode_rows(PROMPT, 0)
+    llama.tap.add([(1, 0, 1, vector)])
+    llama.forget()
+    llama.decode_rows(PROMPT, 0)  # counted anew
+    llama.decode_rows(PROMPT, len(PROMPT))
+
+
+def test_additions_end_with_disarm(tiny: Path, native_tap: bool) -> None:
+    llama = tapped(tiny, native_tap)
+    llama.tap.add([(2, 0, 1, np.ones(64, np.float32))])
+    llama.tap.disarm()
+    llama.decode_rows(PROMPT, 0)
+    assert np.array_equal(logits(llama), read(tapped(tiny), PROMPT))
+    llama.tap.add([])
+    llama.forget()
+    llama.decode_rows(PROMPT, 0)
+    assert np.array_equal(logits(llama), read(tapped(tiny), PROMPT))
+
+
+@pytest.mark.parametrize(("start", "stop", "width"), [(-1, 1, 64), (2, 2, 64), (3, 2, 64), (0, 1, 63)])
+def test_additions_that_make_no_sense(tiny: Path, start: int, stop: int, width: int) -> None:
+    with pytest.raises(ValueError, match="cannot take"):
+        tapped(tiny).tap.add([(1, start, stop, np.ones(width, np.float32))])

@@ -199,9 +199,9 @@ def test_another_run_reads_only_what_is_new(one: SteeredLlama, tmp_path: Path) -
 
 def test_replies_are_the_models_own(tiny: Path, tmp_path: Path) -> None:
     llama = steered_llama(tiny, profiles=[make_profile(tiny, strength=3)])
-    steered = generate(llama, PAIRS[0].prompt, 6)
+    [steered] = generate(llama, [PAIRS[0].prompt], 6)
     got = TrainingHarvest(llama, DATA, tmp_path).replies(PAIRS[:2], 6)
-    assert got == [generate(steered_llama(tiny), pair.prompt, 6) for pair in PAIRS[:2]]
+    assert got == list(generate(steered_llama(tiny), [pair.prompt for pair in PAIRS[:2]], 6))
     assert got[0] != steered
     assert TrainingHarvest(llama, DATA, tmp_path).replies(PAIRS[:1], 6) == got[:1]
 

@@ -55,9 +55,6 @@ class FakeLlama:
             self.active = (layer, strength, profile.scope)
             self.answer_strength = profile.answer_strength
 
-    def forget(self) -> None:
-        pass
-
 
 class FakeCoherence:
     def __init__(self, limit: float) -> None:
@@ -76,7 +73,10 @@ class FakeCoherence:
 
 @pytest.fixture(autouse=True)
 def fakes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    def generate(llama: FakeLlama, prompt: Prompt, max_tokens: int) -> str:
+    def generate(llama: FakeLlama, asked: list[Prompt], max_tokens: int) -> Iterator[str]:
+        return (answer(llama, prompt) for prompt in asked)
+
+    def answer(llama: FakeLlama, prompt: Prompt) -> str:
         assert llama.active is not None
         if len(llama.generated) == llama.interrupt_after:
             raise KeyboardInterrupt

@@ -122,6 +122,37 @@ def answer_raw(llama: SteeredLlama, prompt: str, sampling: Sampling, on_text: On
     )
 
 
+def answer_rows(
+    llama: SteeredLlama, prompts: Sequence[str | Sequence[Message]], sampling: Sampling, parallel: int | None = None
+) -> Iterator[Answer]:
+    """Answer many prompts, several at a time; the answers come in the prompts' order.
+
+    Args:
+        prompts: each a conversation, or text that is continued as it is.
+        parallel: prompts at a time; None leaves it to the engine.
+
+    Raises:
+        PromptError: as for `answer_chat`, with the row's number; nothing was answered then.
+    """
+    from finesteer_local.runtime.batch import active_steering, answers, chat_request, completion_request
+
+    steer, requests = active_steering(llama), []
+    for number, prompt in enumerate(prompts, 1):
+        make: Any = completion_request if isinstance(prompt, str) else chat_request
+        try:
+            request = make(llama, prompt, steer=steer, **sampling.arguments())
+            _check_fits(llama, len(request.prompt))
+        except PromptError as error:
+            raise PromptError(f"row {number}: {error}") from error
+        requests.append(request)
+    for answer in answers(llama, requests, n_parallel=parallel):
+        done = answer.finished
+        readings = tuple(zip(llama.profiles, answer.decisions, strict=True))
+        yield Answer(
+            answer.text, readings, done.n_prompt, done.n_answer, done.prompt_seconds, done.answer_seconds, done.reason
+        )
+
+
 def chat_length(llama: SteeredLlama, messages: Sequence[Message]) -> int:
     """Tokens of the prompt that a conversation becomes.
 

@@ -22,7 +22,7 @@ from finesteer_local.cli._options import (
     sampling_options,
     system_option,
 )
-from finesteer_local.errors import DataError, PromptError
+from finesteer_local.errors import DataError
 from finesteer_local.jsonl import ROLES, is_text, read_rows
 
 if TYPE_CHECKING:
@@ -40,6 +40,12 @@ if TYPE_CHECKING:
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write here instead of to stdout.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object: answer, decisions, usage, timings.")
+@click.option(
+    "--parallel",
+    type=click.IntRange(1, 256),
+    metavar="N",
+    help="Rows of --jsonl answered at the same time.  [default: 8, fewer where the context is long]",
+)
 @click.option("--raw", is_flag=True, help="Continue the prompt as it is, without a chat template.")
 @click.option("--explain", is_flag=True, help="Say on stderr what the gate decided.")
 @system_option
@@ -51,6 +57,7 @@ def command(
     jsonl: Path | None,
     output: Path | None,
     as_json: bool,
+    parallel: int | None,
     raw: bool,
     explain: bool,
     system: str | None,
@@ -68,6 +75,8 @@ def command(
     """
     if (prompt is None) == (jsonl is None):
         raise click.UsageError("give a PROMPT, or - to read it from stdin, or --jsonl FILE")
+    if parallel is not None and jsonl is None:
+        raise click.UsageError("--parallel is for the rows of --jsonl")
     if raw and system is not None:
         raise click.UsageError("--raw takes no --system: there is no chat template to put it in")
     if system is not None:
@@ -79,11 +88,10 @@ def command(
 
     llama = open_steered(model, options)
     _note_plain_format(llama, raw)
-    run = partial(_answer, llama, sampling, raw, system)
     if jsonl:
-        _run_rows(llama, rows, run, output, explain)
+        _run_rows(llama, rows, sampling, raw, system, parallel, output, explain)
     else:
-        _run_one(llama, text, run, output, as_json, explain)
+        _run_one(llama, text, partial(_answer, llama, sampling, raw, system), output, as_json, explain)
 
 
 def _run_one(llama: SteeredLlama, prompt: str, run: Any, output: Path | None, as_json: bool, explain: bool) -> None:
@@ -108,20 +116,34 @@ def _run_one(llama: SteeredLlama, prompt: str, run: Any, output: Path | None, as
         )
 
 
-def _run_rows(llama: SteeredLlama, rows: list[dict[str, Any]], run: Any, output: Path | None, explain: bool) -> None:
+def _run_rows(
+    llama: SteeredLlama,
+    rows: list[dict[str, Any]],
+    sampling: Sampling,
+    raw: bool,
+    system: str | None,
+    parallel: int | None,
+    output: Path | None,
+    explain: bool,
+) -> None:
     from finesteer_local.cli import _progress
+    from finesteer_local.cli._engine import answer_rows
 
+    prompts = [row["prompt"] if raw else _messages(row, system) for row in rows]
     with _target(output) as file, _progress.counted("answering", len(rows)) as advance:
-        for number, row in enumerate(rows, 1):
-            try:
-                answer = run(row)
-            except PromptError as error:
-                raise PromptError(f"row {number}: {error}") from error
+        for row, answer in zip(rows, answer_rows(llama, prompts, sampling, parallel), strict=True):
             file.write(json.dumps({"input": row, **_result(llama, answer)}, ensure_ascii=False) + "\n")
             file.flush()
             if explain:
                 _explain(answer)
             advance()
+
+
+def _messages(row: dict[str, Any], system: str | None) -> list[dict[str, str]]:
+    messages: list[dict[str, str]] = row.get("messages") or [{"role": "user", "content": row["prompt"]}]
+    if system is not None and messages[0]["role"] != "system":
+        return [{"role": "system", "content": system}, *messages]
+    return messages
 
 
 def _answer(
@@ -132,10 +154,7 @@ def _answer(
     if raw:
         answer = answer_raw(llama, row["prompt"], sampling, on_text)
     else:
-        messages = row.get("messages") or [{"role": "user", "content": row["prompt"]}]
-        if system is not None and messages[0]["role"] != "system":
-            messages = [{"role": "system", "content": system}, *messages]
-        answer = answer_chat(llama, messages, sampling, on_text)
+        answer = answer_chat(llama, _messages(row, system), sampling, on_text)
     if answer.finish == INTERRUPTED:
         raise KeyboardInterrupt
     return answer

@@ -38,8 +38,8 @@ def _plain_format(messages: Sequence[Message], **_: Any) -> llama_chat_format.Ch
 
 
 class _Captured(Exception):
-    def __init__(self, tokens: list[int]) -> None:
-        self.tokens = tokens
+    def __init__(self, tokens: list[int], arguments: dict[str, Any]) -> None:
+        self.tokens, self.arguments = tokens, arguments
 
 
 class _PromptOnly:
@@ -51,13 +51,22 @@ class _PromptOnly:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._llama, name)
 
-    def create_completion(self, prompt: str | list[int], **_: Any) -> Any:
+    def create_completion(self, prompt: str | list[int], **arguments: Any) -> Any:
         tokens = self._llama.tokenize(prompt.encode(), special=True) if isinstance(prompt, str) else prompt
-        raise _Captured(list(tokens))
+        raise _Captured(list(tokens), arguments)
 
 
 def chat_prompt(llama: Llama, messages: Sequence[Message], **options: Any) -> list[int]:
     """Tokens of the prompt that `llama.create_chat_completion(messages, **options)` would read."""
+    return chat_completion(llama, messages, **options)[0]
+
+
+def chat_completion(llama: Llama, messages: Sequence[Message], **options: Any) -> tuple[list[int], dict[str, Any]]:
+    """What `llama.create_chat_completion(messages, **options)` would ask of `create_completion`.
+
+    Returns:
+        The prompt's tokens, and the other arguments: the template's stop words and the tools' grammar are among them.
+    """
     chat_format = llama.chat_format or ""
     handler: Any = (
         llama.chat_handler
@@ -67,7 +76,7 @@ def chat_prompt(llama: Llama, messages: Sequence[Message], **options: Any) -> li
     try:
         handler(llama=_PromptOnly(llama), messages=list(messages), **options)
     except _Captured as captured:
-        return captured.tokens
+        return captured.tokens, captured.arguments
     raise RuntimeError(f"the chat handler of format {llama.chat_format!r} did not ask for a completion")
 
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from finesteer_local.errors import SteeringError
 from finesteer_local.profile import Profile
+from finesteer_local.runtime.control import Vectors
 from finesteer_local.runtime.tap import Array, Handler, Rows
 from finesteer_local.steering import Decision
-
-Vectors = Mapping[int, Array]  # layer -> (n_embd,)
 
 
 @dataclass(frozen=True)

@@ -7,20 +7,20 @@ own control vector, with the tap unarmed.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from llama_cpp import LlamaState, llama_cpp
+from llama_cpp import LlamaState
 
 from finesteer_local.errors import ProfileError, SteeringError
 from finesteer_local.identity import ModelIdentity, read_model_identity
 from finesteer_local.profile import MAX_STRENGTH, SCOPES, Profile
+from finesteer_local.runtime.control import Vectors, same_vectors, set_control_vector
 from finesteer_local.runtime.probe import check_steerable
 from finesteer_local.runtime.prompt import turn_start
-from finesteer_local.runtime.prompt_pass import PromptPass, Vectors, segments, summed
+from finesteer_local.runtime.prompt_pass import PromptPass, segments, summed
 from finesteer_local.runtime.tap import Array
 from finesteer_local.runtime.tapped import TappedLlama
 from finesteer_local.steering import Decision
@@ -36,7 +36,7 @@ class _Summaries(NamedTuple):
     rows: list[Array]  # for each profile, one row a token from `turn` on
 
 
-_TEMPLATE_OPTIONS = ("functions", "function_call", "tools", "tool_choice")  # create_chat_completion's order
+TEMPLATE_OPTIONS = ("functions", "function_call", "tools", "tool_choice")  # create_chat_completion's order
 _RESET = 6  # place of `reset` among generate's arguments after `tokens`
 
 
@@ -132,28 +132,36 @@ class SteeredLlama(TappedLlama):
         if len(set(names)) < len(names):
             raise ProfileError("the same profile is active twice; raise its strength instead")
         if chosen:
-            if self.context_params.embeddings:
-                raise SteeringError("profiles steer text, not embeddings; load the model without embedding=True")
-            if hasattr(self.chat_handler, "mtmd_ctx"):
-                raise SteeringError("image prompts cannot be steered; load the model without its multimodal handler")
             for profile in chosen:
                 profile.check_model(self.identity)
-            if not self._steerable:
-                self._set_vectors({})
-                check_steerable(self, self.identity.architecture)
-                self._steerable = True
+            self.check_steerable()
         self._profiles, self._strength, self._scope = chosen, strength, scope
         self._decisions = ()
         nothing = [np.empty((0, profile.model.n_embd), np.float32) for profile in chosen]
         self._summaries = _Summaries([], 0, [p.gate.summary(h) for p, h in zip(chosen, nothing, strict=True)])
         self._expect_prompt()
 
+    def check_steerable(self) -> None:
+        """Make sure, once, that llama.cpp can steer this model; the KV cache is emptied.
+
+        Raises:
+            SteeringError: it cannot, or the model was opened for something else than text.
+        """
+        if self.context_params.embeddings:
+            raise SteeringError("profiles steer text, not embeddings; load the model without embedding=True")
+        if hasattr(self.chat_handler, "mtmd_ctx"):
+            raise SteeringError("image prompts cannot be steered; load the model without its multimodal handler")
+        if not self._steerable:
+            self._set_vectors({})
+            check_steerable(self, self.identity.architecture)
+            self._steerable = True
+
     # --- requests
 
     def create_chat_completion(self, messages: Any, *args: Any, **kwargs: Any) -> Any:
         """As `Llama.create_chat_completion`; `last_decision` tells how the prompt was decided once it is read."""
-        given = {**dict(zip(_TEMPLATE_OPTIONS, args, strict=False)), **kwargs}
-        self._messages = (list(messages), {k: given[k] for k in _TEMPLATE_OPTIONS if given.get(k) is not None})
+        given = {**dict(zip(TEMPLATE_OPTIONS, args, strict=False)), **kwargs}
+        self._messages = (list(messages), {k: given[k] for k in TEMPLATE_OPTIONS if given.get(k) is not None})
         try:
             return super().create_chat_completion(messages, *args, **kwargs)
         finally:
@@ -323,27 +331,10 @@ class SteeredLlama(TappedLlama):
         return profile.decide_from(h, summary, strength=self._strength, scope=self._scope)
 
     def _set_vectors(self, vectors: Vectors) -> None:
-        """Make `vectors` the context's control vector; a no-op where it is already.
-
-        Every call to llama_set_adapter_cvec makes the scheduler reserve its buffers again, some milliseconds.
-        """
-        same = vectors.keys() == self._vectors.keys() and all(
-            np.array_equal(vectors[layer], self._vectors[layer]) for layer in vectors
-        )
-        if same:
-            return
-        n_embd = self.n_embd()
-        if vectors:
-            data = np.zeros((self.n_layer - 1, n_embd), np.float32)  # llama.cpp's first row is layer 1
-            for layer, vector in vectors.items():
-                data[layer - 1] = vector
-            pointer = data.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
-            status = llama_cpp.llama_set_adapter_cvec(self.ctx, pointer, data.size, n_embd, min(vectors), max(vectors))
-        else:
-            status = llama_cpp.llama_set_adapter_cvec(self.ctx, None, 0, n_embd, 0, 0)
-        if status:
-            raise SteeringError("llama.cpp refused the control vector; nothing was generated")
-        self._vectors = dict(vectors)
+        """Make `vectors` the context's control vector; a no-op where it is already."""
+        if not same_vectors(vectors, self._vectors):
+            set_control_vector(self.ctx, vectors, n_layer=self.n_layer, n_embd=self.n_embd())
+            self._vectors = dict(vectors)
 
     # --- saved states
 

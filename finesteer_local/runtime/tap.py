@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.machinery
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +26,39 @@ Array = NDArray[np.float32]
 _OnLayer = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_int32)
 
 
+_READ, _ADD = 1, 2
+
+
+class _Addition(ctypes.Structure):
+    """Mirrors `struct finesteer_addition` of _tap.c."""
+
+    _fields_ = (
+        ("vector", ctypes.c_void_p),
+        ("layer", ctypes.c_int32),
+        ("start", ctypes.c_int32),
+        ("stop", ctypes.c_int32),
+    )
+
+
 class _Filter(ctypes.Structure):
     """Mirrors `struct finesteer_filter` of _tap.c."""
 
     _fields_ = (
         ("get_name", ctypes.c_void_p),
+        ("n_elements", ctypes.c_void_p),
+        ("n_bytes", ctypes.c_void_p),
+        ("is_contiguous", ctypes.c_void_p),
+        ("tensor_get", ctypes.c_void_p),
+        ("tensor_set", ctypes.c_void_p),
         ("on_layer", _OnLayer),
         ("wanted", ctypes.POINTER(ctypes.c_uint8)),
+        ("additions", ctypes.POINTER(_Addition)),
+        ("rows", ctypes.c_void_p),
         ("n_layer", ctypes.c_int32),
         ("armed", ctypes.c_int32),
+        ("n_additions", ctypes.c_int32),
+        ("n_added", ctypes.c_int32),
+        ("n_embd", ctypes.c_int32),
     )
 
 
@@ -117,6 +141,9 @@ class Rows:
 Handler = Callable[[int, Rows], bool]
 """Called with (layer, rows) after the layer is computed; returning False ends the pass there."""
 
+Addition = tuple[int, int, int, Array]
+"""(layer, start, stop, vector): the vector, (n_embd,), is added to the rows [start, stop) of the layer's output."""
+
 
 class Tap:
     """One context's eval callback. Unarmed it lets every pass run untouched.
@@ -128,10 +155,16 @@ class Tap:
     def __init__(self, n_embd: Callable[[], int], *, native: bool = True) -> None:
         self._n_embd = n_embd  # called late: the callback is made before the model is loaded
         self._handlers: Mapping[int, Handler] = {}
+        self._additions: list[Addition] = []
+        self._kept: tuple[Any, ...] = ()  # what the filter's pointers point to
         self._error: BaseException | None = None
         self._wanted = (ctypes.c_uint8 * MAX_LAYERS)()
         self._filter = _Filter(
-            ctypes.cast(_get_name, ctypes.c_void_p).value, _OnLayer(self._on_layer), self._wanted, MAX_LAYERS, 0
+            *(ctypes.cast(f, ctypes.c_void_p).value for f in (_get_name, _n_elements, _n_bytes, _is_contiguous)),
+            *(ctypes.cast(f, ctypes.c_void_p).value for f in (_tensor_get, _tensor_set)),
+            on_layer=_OnLayer(self._on_layer),
+            wanted=self._wanted,
+            n_layer=MAX_LAYERS,
         )
         function = _native_filter() if native else None
         self.native = function is not None
@@ -147,20 +180,50 @@ class Tap:
         self._error = None  # of a pass that nobody checked
         self._handlers = dict(handlers)
         for layer in handlers:
-            self._wanted[layer] = 1
+            self._wanted[layer] = _READ
         self._filter.armed = 1
+
+    def add(self, additions: Sequence[Addition]) -> None:
+        """Make these additions in every following pass, until `disarm`; Python is not called for them.
+
+        Each pass has to be followed by `check`.
+        """
+        self.disarm()
+        self._error = None
+        n_embd = self._n_embd()
+        table = (_Addition * len(additions))()
+        vectors = [np.ascontiguousarray(vector, np.float32) for _, _, _, vector in additions]
+        for entry, (layer, start, stop, _), vector in zip(table, additions, vectors, strict=True):
+            if not 0 <= start < stop or vector.shape != (n_embd,):
+                raise ValueError(f"rows {start} to {stop} cannot take a vector of shape {vector.shape}")
+            entry.vector, entry.layer, entry.start, entry.stop = vector.ctypes.data, layer, start, stop
+            self._wanted[layer] = _ADD
+        rows = np.empty((max((stop - start for _, start, stop, _ in additions), default=0), n_embd), np.float32)
+        self._additions = list(additions)
+        self._kept = (table, vectors, rows)
+        self._filter.additions, self._filter.rows = table, rows.ctypes.data
+        self._filter.n_additions, self._filter.n_added, self._filter.n_embd = len(additions), 0, n_embd
+        self._filter.armed = int(bool(additions))
 
     def disarm(self) -> None:
         self._filter.armed = 0
-        for layer in self._handlers:
+        for layer in [*self._handlers, *(layer for layer, _, _, _ in self._additions)]:
             self._wanted[layer] = 0
-        self._handlers = {}
+        self._handlers, self._additions = {}, []
+        self._filter.n_additions = self._filter.n_added = 0
 
     def check(self) -> None:
-        """Raise what a handler raised since the last check, if anything."""
+        """Raise what a handler raised since the last check, if anything.
+
+        Raises:
+            SteeringError: the pass did not make all its additions.
+        """
         error, self._error = self._error, None
+        n_added, self._filter.n_added = self._filter.n_added, 0
         if error is not None:
             raise error
+        if n_added != self._filter.n_additions:
+            raise SteeringError(f"llama.cpp let {n_added} of {self._filter.n_additions} vectors be added")
 
     def _on_layer(self, tensor: int, layer: int) -> bool:
         if self._error is not None:
@@ -181,4 +244,21 @@ class Tap:
         layer = int(name[6:])
         if layer >= MAX_LAYERS or not self._wanted[layer]:
             return not ask
-        return True if ask else self._on_layer(tensor, layer)
+        if ask:
+            return True
+        if self._wanted[layer] & _READ and not self._on_layer(tensor, layer):
+            return False
+        if self._wanted[layer] & _ADD:
+            self._add(tensor, layer)
+        return True
+
+    def _add(self, tensor: int, layer: int) -> None:
+        """The Python twin of `add` in _tap.c."""
+        try:
+            rows = Rows(tensor, self._n_embd())
+            for at, start, stop, vector in self._additions:
+                if at == layer and stop <= rows.n_rows:
+                    rows.write(start, rows.read(start, stop) + vector)
+                    self._filter.n_added += 1
+        except BaseException as error:
+            self._error = error

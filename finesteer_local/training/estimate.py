@@ -16,7 +16,7 @@ from finesteer_local.training.recipes import load_recipe
 from finesteer_local.training.train import LAYERS, MAX_PAIRS, REPLY_TOKENS
 from finesteer_local.training.tune import ANSWER_TOKENS, ANSWERS, CONTENDERS, SCOPES
 
-_PROBES = 6
+_PROBES = 16
 _READS = 48
 _FITTING = 40.0  # seconds that experts and gate take beside the model; they hardly depend on it
 _TRIALS = CONTENDERS + len(SCOPES) - 1 + 3 + 2  # of the tuner; it walks on while that helps
@@ -33,10 +33,9 @@ def estimate_seconds(model: str | Path, recipe: str = "safety") -> float:
     llama = open_model(model)
     try:
         asked = _spread(data.positive, _PROBES)
-        generate(llama, asked[0], 4)  # the first request also pays for setting up
+        list(generate(llama, asked[:1], 4))  # the first request also pays for setting up
         started = time.monotonic()
-        for prompt in asked:
-            generate(llama, prompt, REPLY_TOKENS)
+        list(generate(llama, asked, REPLY_TOKENS))
         answer = (time.monotonic() - started) / len(asked)
         read = _spread(everything, _READS)
         requests = [Request(tokens, 0) for tokens in (chat_prompt(llama, prompt.messages) for prompt in read)]

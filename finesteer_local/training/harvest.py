@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from finesteer_local import __version__, paths
 from finesteer_local.errors import DataError
 from finesteer_local.runtime import SteeredLlama
+from finesteer_local.runtime.batch import greedy_answers
 from finesteer_local.runtime.packing import Request
 from finesteer_local.runtime.prompt import chat_prompt, greedy_answer, turn_start
 from finesteer_local.runtime.score import answer_logprobs
@@ -111,14 +112,15 @@ class TrainingHarvest:
         self.llama.set_profiles([])
         file = self.folder / "replies.json"
         known: list[str] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
-        for i in range(len(known), len(pairs)):
-            if i % _FLUSH == 0:
-                self.llama.forget()  # so that a run that goes on here reads exactly what this one does
-            known.append(generate(self.llama, pairs[i].prompt, max_tokens))
-            if len(known) % _FLUSH == 0 or len(known) == len(pairs):
-                with paths.atomic_write(file) as temporary:
-                    temporary.write_text(json.dumps(known), encoding="utf-8")
-            self.progress("asking the model", i + 1, len(pairs))
+        while len(known) < len(pairs):
+            # One call a block, so that a run that goes on here batches exactly as this one does.
+            block = [pair.prompt for pair in pairs[len(known) : len(known) + _FLUSH]]
+            for i, answer in enumerate(generate(self.llama, block, max_tokens)):
+                known.append(answer)
+                if i == len(block) - 1:
+                    with paths.atomic_write(file) as temporary:
+                        temporary.write_text(json.dumps(known), encoding="utf-8")
+                self.progress("asking the model", len(known), len(pairs))
         return known[: len(pairs)]
 
     def likelihood(self, prompts: Sequence[Prompt], answers: Sequence[str], n_tokens: int) -> NDArray[np.float64]:
@@ -169,9 +171,16 @@ def answer_tokens(llama: SteeredLlama, text: str) -> list[int]:
     return llama.tokenize(text.encode(), add_bos=False, special=False)
 
 
-def generate(llama: SteeredLlama, prompt: Prompt, max_tokens: int) -> str:
-    """The model's greedy answer under its active profiles."""
-    return greedy_answer(llama, prompt.messages, max_tokens)
+def generate(llama: SteeredLlama, prompts: Sequence[Prompt], max_tokens: int) -> Iterator[str]:
+    """The model's greedy answers under its active profiles, in order; several at a time where llama.cpp runs it."""
+    conversations = [prompt.messages for prompt in prompts]
+    if isinstance(llama, SteeredLlama):
+        for answer in greedy_answers(llama, conversations, max_tokens):
+            yield answer.text
+    else:  # the model of training's other backend
+        llama.forget()
+        for messages in conversations:
+            yield greedy_answer(llama, messages, max_tokens)
 
 
 def run_folder(llama: SteeredLlama, data: TrainingData, settings: dict[str, Any]) -> Path:

@@ -194,8 +194,7 @@ class _Tuner:
 
         def compute() -> dict[str, float]:
             self._activate(layer, strength, scope, answer_strength)
-            self.llama.forget()  # so that a run that goes on here generates exactly what this one does
-            answers = [generate(self.llama, pair.prompt, ANSWER_TOKENS) for pair in self.pairs]
+            answers = list(generate(self.llama, [pair.prompt for pair in self.pairs], ANSWER_TOKENS))
             if self.judge == "refusal":
                 wanted = [float(is_refusal(answer)) for answer in answers]
             else:

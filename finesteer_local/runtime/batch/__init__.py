@@ -1,0 +1,36 @@
+"""Many requests at once over one llama.cpp context, each with its own decision and steering."""
+
+from finesteer_local.runtime.batch.answer import Answer, AnswerStream, Decided, Finished, Piece, TokenScore
+from finesteer_local.runtime.batch.engine import BatchEngine, Load
+from finesteer_local.runtime.batch.many import answers, greedy_answers
+from finesteer_local.runtime.batch.pieces import Sizes
+from finesteer_local.runtime.batch.request import (
+    GREEDY,
+    Request,
+    Sampling,
+    Steer,
+    active_steering,
+    chat_request,
+    completion_request,
+)
+
+__all__ = [
+    "GREEDY",
+    "Answer",
+    "AnswerStream",
+    "BatchEngine",
+    "Decided",
+    "Finished",
+    "Load",
+    "Piece",
+    "Request",
+    "Sampling",
+    "Sizes",
+    "Steer",
+    "TokenScore",
+    "active_steering",
+    "answers",
+    "chat_request",
+    "completion_request",
+    "greedy_answers",
+]

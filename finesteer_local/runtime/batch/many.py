@@ -1,0 +1,74 @@
+"""Many prompts, one call: for files of prompts, evaluation and tuning."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+
+from finesteer_local.runtime.batch.answer import Answer, AnswerStream
+from finesteer_local.runtime.batch.context import bytes_per_token
+from finesteer_local.runtime.batch.engine import BatchEngine
+from finesteer_local.runtime.batch.request import Request, active_steering, chat_request
+from finesteer_local.runtime.prompt import Message
+from finesteer_local.runtime.steered import SteeredLlama
+
+MAX_PARALLEL = 8
+_CACHE_BYTES = 1 << 30  # keys and values of all sequences together
+_AHEAD = 4  # requests that wait, for each that runs
+
+
+def greedy_answers(
+    llama: SteeredLlama, conversations: Sequence[Sequence[Message]], max_tokens: int
+) -> Iterator[Answer]:
+    """The model's greedy answers to many chats, as it is steered now: `prompt.greedy_answer` for each, only faster.
+
+    The profiles, strength and scope are those of `llama` when the first answer is asked for. Its own context is not
+    used: nothing that it read before matters, and it is left as it was.
+
+    Args:
+        conversations: messages of each chat.
+        max_tokens: longest answer.
+
+    Yields:
+        One answer a conversation, in their order, with `text` and `decisions`, as soon as all before it are done.
+
+    Raises:
+        PromptError: a conversation does not fit the context, or the model's template rejects it; nothing is answered.
+        SteeringError: a hidden state is not finite.
+    """
+    steer = active_steering(llama)
+    options = {"max_tokens": max_tokens, "temperature": 0.0, "repeat_penalty": 1.0}
+    yield from answers(llama, [chat_request(llama, messages, steer=steer, **options) for messages in conversations])
+
+
+def answers(llama: SteeredLlama, requests: Sequence[Request], *, n_parallel: int | None = None) -> Iterator[Answer]:
+    """Answer all requests, several at a time; the answers come in the requests' order.
+
+    Args:
+        n_parallel: requests at a time; None takes `MAX_PARALLEL`, or fewer where their keys and values would take more
+            than a GiB.
+
+    Raises:
+        FineSteerError: the first request that fails; all are checked before the first is answered.
+    """
+    for request in requests:
+        request.check(llama, llama.n_ctx())
+    if not requests:
+        return
+    n_ctx = max(_length(llama, request) for request in requests)
+    fits = _CACHE_BYTES // max(bytes_per_token(llama) * n_ctx, 1)
+    n_parallel = min(n_parallel or max(min(MAX_PARALLEL, fits), 1), len(requests))
+    with BatchEngine(llama, n_parallel=n_parallel, n_ctx=n_ctx, max_queue=_AHEAD * n_parallel) as engine:
+        streams: deque[AnswerStream] = deque()
+        for request in requests:
+            if len(streams) > _AHEAD * n_parallel:
+                yield streams.popleft().result()
+            streams.append(engine.submit(request))
+        while streams:
+            yield streams.popleft().result()
+
+
+def _length(llama: SteeredLlama, request: Request) -> int:
+    """Tokens of a request with the longest answer it may get."""
+    n_ctx = llama.n_ctx()
+    return n_ctx if request.max_tokens is None else min(len(request.prompt) + request.max_tokens, n_ctx)

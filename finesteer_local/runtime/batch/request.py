@@ -1,0 +1,202 @@
+"""What one request asks of the batch: its prompt, its steering, its sampling."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from llama_cpp import Llama
+
+from finesteer_local.errors import FineSteerError, ProfileError, PromptError
+from finesteer_local.profile import MAX_STRENGTH, SCOPES, Profile
+from finesteer_local.runtime.prompt import Message, chat_completion, turn_start
+from finesteer_local.runtime.steered import TEMPLATE_OPTIONS, SteeredLlama
+
+
+def _defaults(function: Callable[..., Any]) -> dict[str, Any]:
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in parameters if p.default not in (inspect.Parameter.empty, None)}
+
+
+_CHAT_DEFAULTS = _defaults(Llama.create_chat_completion)  # the chat handlers themselves have other ones
+_COMPLETION_DEFAULTS = _defaults(Llama.create_completion)
+MAX_GRAMMAR = 1 << 18  # letters; llama.cpp's parser is recursive
+
+
+@dataclass(frozen=True)
+class Steer:
+    """A profile as one request uses it; None is the profile's own strength or scope."""
+
+    profile: Profile
+    strength: float | None = None
+    scope: str | None = None
+
+    def check(self) -> None:
+        """Raise `ProfileError` for a value outside its range."""
+        if self.strength is not None and not 0 <= self.strength <= MAX_STRENGTH:
+            raise ProfileError(f"strength {self.strength} is not in [0, {MAX_STRENGTH:g}]")
+        if self.scope is not None and self.scope not in SCOPES:
+            raise ProfileError(f"scope {self.scope!r} is none of {', '.join(SCOPES)}")
+
+    @property
+    def effective_scope(self) -> str:
+        return self.scope or self.profile.scope
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen: names, defaults and order are those of `llama_cpp.Llama.create_completion`."""
+
+    temperature: float = 0.8
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    typical_p: float = 1.0
+    repeat_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    mirostat_mode: int = 0
+    mirostat_tau: float = 5.0
+    mirostat_eta: float = 0.1
+    seed: int | None = None
+    """None draws one; `Finished.seed` tells which."""
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    grammar: str | None = None
+    """GBNF; `llama_cpp.LlamaGrammar.from_json_schema` makes one from a JSON schema."""
+
+
+GREEDY = Sampling(temperature=0.0)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request. Whatever runs beside it, the same request gets the same answer.
+
+    Attributes:
+        prompt: tokens, at least one.
+        turn: index of the first token of the last user message (`prompt.turn_start`); 0 for a raw prompt.
+        steer: the active profiles, in the order in which their vectors are added; their names differ.
+        max_tokens: longest answer; None goes on until the context is full, 0 decides and generates nothing.
+        stop: the answer ends before the first of these.
+        logprobs: log-probabilities of the answer's tokens, with this many alternatives each; None for none.
+        prompt_logprobs: log-probabilities of the prompt's tokens too, with as many alternatives.
+    """
+
+    prompt: Sequence[int]
+    turn: int = 0
+    steer: tuple[Steer, ...] = ()
+    sampling: Sampling = Sampling()
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    logprobs: int | None = None
+    prompt_logprobs: bool = False
+
+    def check(self, llama: SteeredLlama, n_ctx: int) -> None:
+        """Check what the caller gave, for a model and the length of its context.
+
+        Raises:
+            PromptError: the prompt is empty, has unknown tokens or is too long, or another value is out of its range.
+            ProfileError: a strength or scope is out of its range, or a profile was made for another model.
+            SteeringError: this model cannot be steered.
+        """
+        n_vocab, sampling = llama.n_vocab(), self.sampling
+        if not self.prompt:
+            raise PromptError("the prompt is empty")
+        if len(self.prompt) >= n_ctx:
+            raise PromptError(
+                f"the prompt has {len(self.prompt):,} tokens, the context only {n_ctx:,}; "
+                "shorten it, or open the model with a larger context"
+            )
+        if not all(0 <= token < n_vocab for token in (*self.prompt, *sampling.logit_bias)):
+            raise PromptError(f"a token is not in the model's vocabulary of {n_vocab:,}")
+        if not 0 <= self.turn < len(self.prompt):
+            raise PromptError("the last user message starts outside of the prompt")
+        if (self.max_tokens or 0) < 0 or (self.logprobs or 0) < 0:
+            raise PromptError("max_tokens and logprobs must not be negative")
+        if not all(self.stop):
+            raise PromptError("a stop word is empty")
+        if sampling.seed is not None and not 0 <= sampling.seed < 1 << 32:
+            raise PromptError(f"seed {sampling.seed} is not in [0, 2^32)")
+        if sampling.grammar is not None and len(sampling.grammar) > MAX_GRAMMAR:
+            raise PromptError(f"the grammar is longer than {MAX_GRAMMAR:,} letters")
+        names = [steer.profile.name for steer in self.steer]
+        if len(set(names)) < len(names):
+            raise ProfileError("the same profile is active twice; raise its strength instead")
+        for steer in self.steer:
+            steer.check()
+            steer.profile.check_model(llama.identity)
+
+
+def chat_request(
+    llama: SteeredLlama, messages: Sequence[Message], *, steer: Sequence[Steer] = (), **options: Any
+) -> Request:
+    """The request that `llama.create_chat_completion(messages, **options)` makes, with the steering of its own.
+
+    The template's stop words and the grammar of tools or a response format are part of it.
+
+    Raises:
+        PromptError: the model's template rejects the conversation, or an option has no counterpart.
+    """
+    try:
+        prompt, arguments = chat_completion(llama, messages, **{**_CHAT_DEFAULTS, **options})
+        template = {k: options[k] for k in TEMPLATE_OPTIONS if options.get(k) is not None}
+        turn = turn_start(llama, messages, prompt, **template)
+    except FineSteerError:
+        raise
+    except Exception as error:  # a template is a program that came with the model
+        raise PromptError(f"the model's chat template rejects this conversation: {error}") from error
+    return _request(prompt, turn, steer, arguments)
+
+
+def completion_request(
+    llama: SteeredLlama, prompt: str | Sequence[int], *, steer: Sequence[Steer] = (), **options: Any
+) -> Request:
+    """The request that `llama.create_completion(prompt, **options)` makes, with the steering of its own.
+
+    A raw prompt is one user message: the scope `turn` is all of it.
+
+    Raises:
+        PromptError: an option has no counterpart.
+    """
+    tokens = _raw_tokens(llama, prompt) if isinstance(prompt, str) else prompt
+    return _request(tokens, 0, steer, {**_COMPLETION_DEFAULTS, **options})
+
+
+def active_steering(llama: SteeredLlama) -> tuple[Steer, ...]:
+    """The active profiles of `llama` with the strength and the scope that it was given."""
+    return tuple(Steer(profile, llama._strength, llama._scope) for profile in llama.profiles)
+
+
+def _raw_tokens(llama: SteeredLlama, text: str) -> list[int]:
+    """As `llama.create_completion` makes tokens of a raw prompt."""
+    model = llama._model
+    first = llama.token_bos() if model.token_cls() == -1 else model.token_cls()
+    last = llama.token_eos() if model.token_sep() == -1 else model.token_sep()
+    tokens = llama.tokenize(text.encode(), add_bos=False, special=True) if text else []
+    before = [first] if model.add_bos_token() and first != -1 else []
+    after = [last] if model.add_eos_token() or model.token_sep() != -1 else []
+    return [*before, *tokens, *after]
+
+
+def _request(prompt: Sequence[int], turn: int, steer: Sequence[Steer], arguments: Mapping[str, Any]) -> Request:
+    """From the arguments of `create_completion`."""
+    if arguments.get("logits_processor") is not None:
+        raise PromptError("requests at once take no logits_processor; use logit_bias or a grammar")
+    grammar, stop = arguments.get("grammar"), arguments.get("stop") or []
+    names = set(Sampling.__dataclass_fields__) - {"grammar", "logit_bias"}
+    return Request(
+        prompt=prompt,
+        turn=turn,
+        steer=tuple(steer),
+        sampling=Sampling(
+            **{name: arguments[name] for name in names if arguments.get(name) is not None},
+            logit_bias={int(k): float(v) for k, v in (arguments.get("logit_bias") or {}).items()},
+            grammar=None if grammar is None else grammar._grammar,
+        ),
+        max_tokens=arguments.get("max_tokens") or None,
+        stop=(stop,) if isinstance(stop, str) else tuple(word for word in stop if word),
+        logprobs=arguments.get("logprobs"),
+        prompt_logprobs=bool(arguments.get("echo")) and arguments.get("logprobs") is not None,
+    )

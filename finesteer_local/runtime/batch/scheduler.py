@@ -1,0 +1,341 @@
+"""What happens in which order: places for requests, one token for every answer, a piece of a prompt in between."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from collections.abc import Sequence as Items
+from dataclasses import dataclass, field
+
+from llama_cpp import llama_cpp
+
+from finesteer_local.errors import PromptError
+from finesteer_local.runtime.batch.answer import CANCELLED, LENGTH, STOP, Decided, Finished, Piece
+from finesteer_local.runtime.batch.context import Streams, Token
+from finesteer_local.runtime.batch.pieces import Sizes, common_cut
+from finesteer_local.runtime.batch.prefix import PrefixStore
+from finesteer_local.runtime.batch.score import token_score
+from finesteer_local.runtime.batch.sequence import Sequence, Waiting
+from finesteer_local.runtime.control import Vectors, same_vectors
+from finesteer_local.runtime.steered import SteeredLlama
+from finesteer_local.runtime.tap import Addition
+
+STEADY = 32
+"""Steps in which all answers were steered alike, after which the control vector takes over from the tap."""
+
+_RETURNS = 0.25  # how likely what the last request left in its place is asked for again
+_OLDEST_EVERY = 4  # of so many pieces, one is the longest waiting prompt's; the others the nearly finished one's
+
+
+@dataclass
+class Slot:
+    """A place for a sequence, and what the last one left there."""
+
+    number: int
+    running: Sequence | None = None
+    tokens: list[int] = field(default_factory=list)
+    cuts: list[int] = field(default_factory=list)
+    last_used: int = 0  # count of admissions
+    spoilt: bool = False  # its cells hold values that are not finite
+
+
+class Scheduler:
+    """Runs requests in the slots of `streams`. Not for several threads: `BatchEngine` is.
+
+    An error of one request ends that request; the others do not notice.
+    """
+
+    def __init__(self, llama: SteeredLlama, streams: Streams, *, n_slots: int, sizes: Sizes, prefix_bytes: int) -> None:
+        self.llama, self.streams, self.sizes = llama, streams, sizes
+        self.slots = [Slot(number) for number in range(n_slots)]
+        self.prefixes = PrefixStore(prefix_bytes if streams.restores_exactly else 0)
+        self.queue: deque[Waiting] = deque()
+        self._pieces: dict[int, bytes] = {}  # token -> its text
+        self._admissions = self._pieces_read = 0
+        self._common: Vectors = {}  # what all answers were steered by in the last `_steady` steps
+        self._steady = 0
+
+    @property
+    def running(self) -> list[Sequence]:
+        """The requests that have a place, by its number."""
+        return [slot.running for slot in self.slots if slot.running]
+
+    @property
+    def idle(self) -> bool:
+        return not self.queue and not self.running
+
+    def step(self) -> None:
+        """One token for every answer, then about one piece of prompts."""
+        self._admit()
+        self._decode([sequence for sequence in self.running if sequence.answering])
+        budget = self.sizes.chunk
+        while budget > 0 and (reading := self._next_to_read()):
+            start, stop = reading.piece()
+            self._read(reading, start, stop)
+            budget -= stop - start
+            self._admit()
+
+    def abandon(self, error: BaseException) -> None:
+        """End every request with `error`."""
+        for sequence in self.running:
+            self._fail(sequence, error)
+        while self.queue:
+            waiting = self.queue.popleft()
+            waiting.sampler.close()
+            waiting.stream.put(error)
+
+    # --- places
+
+    def _admit(self) -> None:
+        for sequence in self.running:
+            if sequence.stream.cancelled:
+                self._finish(sequence, CANCELLED)
+        for waiting in [waiting for waiting in self.queue if waiting.stream.cancelled]:
+            self.queue.remove(waiting)
+            _never_ran(waiting)
+        self._renew()
+        while self.queue and (free := [slot for slot in self.slots if not slot.running and not slot.spoilt]):
+            if 2 * sum(slot.spoilt for slot in self.slots) > len(self.slots):
+                return  # let the others end: then all places can be renewed
+            sequence = Sequence(self.queue.popleft(), free[0].number, self.streams.n_layer, self.sizes)
+            try:
+                self._place(sequence, free)
+            except Exception as error:
+                sequence.sampler.close()
+                sequence.stream.put(error)
+
+    def _renew(self) -> None:
+        """Overwrite spoilt places; llama.cpp can do that only for all sequences at once."""
+        if any(slot.spoilt for slot in self.slots) and not self.running:
+            self.streams.forget()
+            self.slots = [Slot(slot.number) for slot in self.slots]
+
+    def _place(self, sequence: Sequence, free: Items[Slot]) -> None:
+        prompt, ends = sequence.tokens, [end for end in sequence.ends if end <= sequence.may_reuse]
+        ends.append(sequence.n_prompt)
+        kept = self.prefixes.find(prompt, ends, sequence.may_reuse)
+        own = {slot.number: common_cut(slot.tokens, slot.cuts, prompt, ends) for slot in free}
+
+        def worth(slot: Slot) -> tuple[float, int]:
+            n_reused = max(own[slot.number], len(kept.tokens) if kept else 0)
+            n_lost = len(slot.tokens) - own[slot.number]
+            age = (self._admissions - slot.last_used) / len(self.slots)
+            return n_reused - n_lost * _RETURNS / (1 + age), -slot.number
+
+        slot = max(free, key=worth)
+        self._admissions += 1
+        slot.last_used, slot.running, sequence.slot = self._admissions, sequence, slot.number
+        slot.tokens, slot.cuts = [], []
+        n_own = own[slot.number]
+        if kept and len(kept.tokens) > n_own and self.streams.load(slot.number, kept.data):
+            sequence.begin(len(kept.tokens))
+        else:
+            sequence.begin(self.streams.keep(slot.number, n_own))
+
+    def _release(self, sequence: Sequence, *, spoilt: bool = False) -> None:
+        slot = self.slots[sequence.slot]
+        slot.running, slot.spoilt = None, spoilt
+        slot.tokens, slot.cuts = ([], []) if spoilt else sequence.retained()
+        sequence.sampler.close()
+
+    def _finish(self, sequence: Sequence, reason: str) -> None:
+        now = time.perf_counter()
+        first = sequence.first_token or now
+        rest = sequence.text.end()
+        if rest or (sequence.scores and sequence.text.stopped_by is None):
+            sequence.stream.put(Piece(rest, tuple(sequence.scores)))
+        self._release(sequence)
+        sequence.stream.put(
+            Finished(
+                reason,
+                sequence.n_prompt,
+                sequence.n_answer,
+                sequence.n_cached,
+                sequence.waiting.seed,
+                queue_seconds=sequence.started - sequence.waiting.submitted,
+                prompt_seconds=first - sequence.started,
+                answer_seconds=now - first,
+            )
+        )
+
+    def _fail(self, sequence: Sequence, error: BaseException) -> None:
+        # What a request asked for cannot spoil its place; any other error may tell of values that are not finite.
+        self._release(sequence, spoilt=not isinstance(error, PromptError))
+        sequence.stream.put(error)
+
+    # --- prompts
+
+    def _next_to_read(self) -> Sequence | None:
+        reading = [sequence for sequence in self.running if not sequence.answering]
+        if not reading:
+            return None
+        self._pieces_read += 1
+        if self._pieces_read % _OLDEST_EVERY == 0:
+            return min(reading, key=lambda sequence: sequence.started)
+        return min(reading, key=lambda sequence: (sequence.n_left, sequence.started))
+
+    def _read(self, sequence: Sequence, start: int, stop: int) -> None:
+        try:
+            self._read_piece(sequence, start, stop)
+        except Exception as error:
+            self._fail(sequence, error)
+        finally:
+            self.streams.tap.disarm()
+
+    def _read_piece(self, sequence: Sequence, start: int, stop: int) -> None:
+        request, last, reading = sequence.request, stop == sequence.n_prompt, sequence.reading
+        self._steady = 0
+        self.streams.set_vectors({})
+        if reading is not None:
+            self.streams.tap.arm(reading.handlers)
+        else:
+            self.streams.tap.add(sequence.additions(start, stop))
+        wants_all = request.prompt_logprobs
+        self.streams.decode(
+            [
+                Token(sequence.tokens[i], i, sequence.slot, wants_all or i == sequence.n_prompt - 1)
+                for i in range(start, stop)
+            ]
+        )
+        ended_early = reading is not None and reading.read_again_from is not None
+        if wants_all and not ended_early:
+            self._score_prompt(sequence, start, stop)
+        first_reading_done = sequence.read(stop)
+        if not last and stop == sequence.turn and sequence.clean[-1:] == [stop]:
+            self.prefixes.offer(sequence.tokens[:stop], sequence.clean, lambda: self.streams.save(sequence.slot))
+        if first_reading_done and ended_early:
+            again = sequence.read_again_from
+            assert again is not None
+            sequence.begin_again(self.streams.keep(sequence.slot, again))
+        if first_reading_done and not wants_all:
+            self._tell_decision(sequence)
+        if sequence.answering:
+            if wants_all:
+                self._tell_decision(sequence)
+            if request.max_tokens == 0:
+                self._finish(sequence, LENGTH)
+            else:
+                self._accept(sequence, stop - start - 1)
+        elif first_reading_done and request.max_tokens == 0 and not wants_all:
+            self._finish(sequence, LENGTH)
+
+    def _tell_decision(self, sequence: Sequence) -> None:
+        scores = tuple(score for _, score in sorted(sequence.prompt_scores.items()))
+        sequence.stream.put(Decided(sequence.decisions, sequence.n_prompt, sequence.n_cached, scores))
+
+    def _score_prompt(self, sequence: Sequence, start: int, stop: int) -> None:
+        n_top = sequence.request.logprobs or 0
+        if start == 0:
+            first = sequence.tokens[0]
+            sequence.prompt_scores[0] = token_score(first, None, 0, self._text)
+        for i in range(start, min(stop, sequence.n_prompt - 1)):
+            logits = self.streams.logits(i - start)
+            sequence.prompt_scores[i + 1] = token_score(sequence.tokens[i + 1], logits, n_top, self._text)
+
+    # --- answers
+
+    def _decode(self, answering: list[Sequence]) -> None:
+        if not answering:
+            return
+        uniform = self._uniform(answering)
+        for run in _runs(answering):
+            try:
+                self._decode_run(run, uniform)
+            except Exception as error:
+                self._one_by_one(run, error)
+
+    def _uniform(self, answering: list[Sequence]) -> bool:
+        """Whether the control vector, which steers all sequences alike, does the steering of this step."""
+        vectors = answering[0].vectors
+        if not all(same_vectors(vectors, sequence.vectors) for sequence in answering[1:]):
+            self._steady = 0
+        elif not same_vectors(vectors, self._common):
+            self._common, self._steady = vectors, 1
+        else:
+            self._steady += 1
+        uniform = self._steady > STEADY
+        self.streams.set_vectors(vectors if uniform else {})
+        return uniform
+
+    def _decode_run(self, run: Items[Sequence], uniform: bool) -> None:
+        """One token for each of some neighbouring sequences."""
+        additions: list[Addition] = []
+        if not uniform:
+            for row, sequence in enumerate(run):
+                additions += [(layer, row, row + 1, vector) for layer, vector in sequence.vectors.items()]
+        self.streams.tap.add(additions)
+        try:
+            self.streams.decode([Token(s.tokens[-1], len(s.tokens) - 1, s.slot, True) for s in run])
+        finally:
+            self.streams.tap.disarm()
+        for row, sequence in enumerate(run):
+            sequence.n_past = len(sequence.tokens)
+            try:
+                self._accept(sequence, row)
+            except Exception as error:
+                self._fail(sequence, error)
+
+    def _one_by_one(self, run: Items[Sequence], error: Exception) -> None:
+        """After an error that may be any one's, let each go on alone."""
+        if len(run) == 1:
+            self._fail(run[0], error)
+            return
+        for sequence in run:
+            n_past = len(sequence.tokens) - 1
+            if self.streams.keep(sequence.slot, n_past) != n_past:
+                self._fail(sequence, error)
+                continue
+            try:
+                self._decode_run([sequence], uniform=False)
+            except Exception as own:
+                self._fail(sequence, own)
+
+    def _accept(self, sequence: Sequence, row: int) -> None:
+        """Choose the next token from the logits of `row`, and tell of it."""
+        request, logits = sequence.request, self.streams.logits(row)
+        token = sequence.sampler.sample(logits)
+        if sequence.first_token is None:
+            sequence.first_token = time.perf_counter()
+        if self._ends(token):
+            self._finish(sequence, STOP)
+            return
+        sequence.tokens.append(token)
+        if request.logprobs is not None:
+            sequence.scores.append(token_score(token, logits, request.logprobs, self._text))
+        if shown := sequence.text.add(self._text(token)):
+            sequence.stream.put(Piece(shown, tuple(sequence.scores)))
+            sequence.scores.clear()
+        if sequence.text.stopped_by is not None:
+            self._finish(sequence, STOP)
+        elif sequence.n_answer >= self._longest(sequence):
+            self._finish(sequence, LENGTH)
+
+    def _longest(self, sequence: Sequence) -> int:
+        room = self.streams.n_ctx - sequence.n_prompt
+        return room if sequence.request.max_tokens is None else min(sequence.request.max_tokens, room)
+
+    def _ends(self, token: int) -> bool:
+        return bool(llama_cpp.llama_vocab_is_eog(self.llama._model.vocab, token))
+
+    def _text(self, token: int) -> bytes:
+        if token not in self._pieces:
+            self._pieces[token] = self.llama.detokenize([token])
+        return self._pieces[token]
+
+
+def _runs(sequences: Items[Sequence]) -> Iterator[list[Sequence]]:
+    """Sequences whose numbers follow each other: llama.cpp computes only such ones in one graph."""
+    run: list[Sequence] = []
+    for sequence in sequences:
+        if run and sequence.slot != run[-1].slot + 1:
+            yield run
+            run = []
+        run.append(sequence)
+    yield run
+
+
+def _never_ran(waiting: Waiting) -> None:
+    waiting.sampler.close()
+    seconds = time.perf_counter() - waiting.submitted
+    waiting.stream.put(Finished(CANCELLED, len(waiting.request.prompt), 0, 0, waiting.seed, seconds, 0.0, 0.0))
