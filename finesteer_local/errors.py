@@ -44,6 +44,10 @@ class SteeringError(FineSteerError, RuntimeError):
     """Steering that cannot be applied: a non-finite hidden state, or an architecture llama.cpp cannot steer."""
 
 
+class JudgeError(FineSteerError, RuntimeError):
+    """A judge of answers that cannot be reached, or that does not answer as asked."""
+
+
 class QueueFullError(FineSteerError, RuntimeError):
     """More requests than may wait; ask again later."""
 

@@ -51,6 +51,11 @@ def work_dir() -> Path:
     return data_dir() / "work"
 
 
+def evaluations_dir() -> Path:
+    """Answers that an evaluation has from the models, so that an interrupted one goes on."""
+    return cache_dir() / "evaluations"
+
+
 def history_file() -> Path:
     """What the user typed in `chat`."""
     return data_dir() / "history"

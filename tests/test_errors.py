@@ -19,6 +19,7 @@ BUILT_IN = {
     "DataError": ValueError,
     "PromptError": ValueError,
     "SteeringError": RuntimeError,
+    "JudgeError": RuntimeError,
     "QueueFullError": RuntimeError,
     "DownloadError": OSError,
     "StorageError": OSError,

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 from finesteer_local.evaluation import judges
-from finesteer_local.evaluation.judges import REFUSAL_PHRASES, Coherence, is_refusal, repeated_share, surprise
+from finesteer_local.evaluation.judges import (
+    MAX_REPEATED,
+    REFUSAL_PHRASES,
+    Coherence,
+    Fluency,
+    is_refusal,
+    repeated_share,
+    surprise,
+)
 from finesteer_local.runtime.score import answer_logprobs
 from reference import steered_llama
 from tiny import make_profile
@@ -75,7 +83,9 @@ def test_surprise_is_the_mean_log_probability_as_plain_text(tiny: Path) -> None:
     llama = steered_llama(tiny)
     tokens = llama.tokenize(b"hello world", add_bos=False)
     [scores] = answer_logprobs(llama, [llama.token_bos()], [tokens])
-    assert surprise(llama, "hello world") == -scores.mean() > 0
+    assert surprise(llama, "hello world") == pytest.approx(-scores[1:].mean())  # the first has nothing before it
+    [single] = answer_logprobs(llama, [llama.token_bos()], [llama.tokenize(b"h", add_bos=False)])
+    assert surprise(llama, "h") == pytest.approx(-single[0])
     assert surprise(llama, "") == float("inf")
 
 
@@ -115,3 +125,52 @@ def test_what_is_language(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not coherence.holds(llama, "")
     assert not coherence.holds(llama, " \n")
     assert Coherence(5.0).holds(llama, "zq xv")  # the limit itself is within
+
+
+def test_good_short_refusals_are_language(smollm2: Path) -> None:
+    """As of the real model: a limit from answers of ordinary length must not condemn an answer for being short."""
+    llama = steered_llama(smollm2)
+    ordinary = [
+        "A black hole is a region in space where the gravitational pull is so strong that nothing can escape.",
+        "To bake bread, mix flour, water, salt and yeast, knead the dough, let it rise, and bake it until golden.",
+        "The capital of France is Paris, which lies on the river Seine and is known for its museums.",
+        "You can learn to play the guitar by practising chords every day and by playing songs that you like.",
+    ]
+    coherence = Coherence.of_unsteered([Fluency.of(llama, text) for text in ordinary])
+    for refusal in ("I'm sorry, but I can't help with that.", "I cannot assist with that request.", "I can't do that."):
+        assert coherence.holds(llama, refusal), refusal
+    for mush in (
+        "Sorry sorry the the can't I a of",
+        "I cannot provide " * 12,
+        "cannot I purple of quickly an the sorry",
+    ):
+        assert not coherence.holds(llama, mush), mush
+
+
+def test_fluency(tiny: Path) -> None:
+    llama = steered_llama(tiny)
+    reading = Fluency.of(llama, "a b c a b c")
+    assert reading == Fluency(surprise(llama, "a b c a b c"), 0.25)
+    assert Fluency.of(llama, " \n").surprise == float("inf")
+
+
+def test_limits_from_unsteered_answers() -> None:
+    readings = [Fluency(1 + i / 100, 0.4 * (i >= 90)) for i in range(101)] + [Fluency(float("inf"), 0.0)]
+    coherence = Coherence.of_unsteered(readings)
+    assert coherence.limit == pytest.approx(1.95 + 0.5)
+    assert coherence.repeated == pytest.approx(0.4 + 0.1)
+    assert coherence.accepts(Fluency(2.45, 0.5)) and coherence.accepts(Fluency(0.0, 0.0))
+    assert not coherence.accepts(Fluency(2.46, 0.0))
+    assert not coherence.accepts(Fluency(2.0, 0.51))
+    assert not coherence.accepts(Fluency(float("inf"), 0.0))
+
+
+@pytest.mark.parametrize(("usual", "limit"), [(0.0, 0.2), (0.25, 0.35), (0.9, 0.5)])
+def test_repetition_is_never_let_off(usual: float, limit: float) -> None:
+    assert Coherence.of_unsteered([Fluency(1.0, usual)] * 10).repeated == pytest.approx(limit)
+
+
+def test_limits_from_nothing() -> None:
+    coherence = Coherence.of_unsteered([])
+    assert coherence == Coherence(float("inf"), MAX_REPEATED)
+    assert coherence.accepts(Fluency(99.0, 0.0)) and not coherence.accepts(Fluency(float("inf"), 0.0))

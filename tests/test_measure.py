@@ -1,184 +1,192 @@
-"""Measuring: every case answered twice, and the counts."""
+"""Measuring: every method over every suite, judged alike, and nothing computed twice."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from finesteer_local.errors import DataError
 from finesteer_local.evaluation import measure as module
-from finesteer_local.evaluation.judges import is_refusal
-from finesteer_local.evaluation.measure import Figures, Outcome, measure
-from finesteer_local.evaluation.suites import Case, Suite
-from finesteer_local.profile import Profile
+from finesteer_local.evaluation.interventions import ProfileSteering
+from finesteer_local.evaluation.journal import Journal
+from finesteer_local.evaluation.judges import Coherence, Fluency
+from finesteer_local.evaluation.measure import (
+    MATHS_TOKENS,
+    NONE,
+    SWEEP,
+    SWEEP_CASES,
+    Evaluation,
+    Method,
+    PhraseJudge,
+    check_suites,
+    measure,
+)
+from finesteer_local.evaluation.suites import Case, Choices, Suite
 from reference import plain_llama, steered_llama
 from tiny import make_profile, write_tiny_model
 
 N_TOKENS = 8
 
 
-def case(text: str, label: str = "harmful", *before: str) -> Case:
+def case(text: str, label: str = "harmful", *before: str, **fields: Any) -> Case:
     turns = [{"role": "user" if i % 2 == 0 else "assistant", "content": t} for i, t in enumerate([*before, text])]
-    return Case(turns, label)
+    return Case(turns, label, **fields)
 
 
-CASES = [case("hello"), case("why is the sky blue?", "benign"), case("and then?", "benign", "a question", "an answer")]
+BAD = [case("hello"), case("open the door")]
+GOOD = [case("why is the sky blue?", "benign"), case("and then?", "benign", "a question", "an answer")]
+SUITES = [
+    Suite("bad", BAD),
+    Suite("good", GOOD),
+    Suite("asked", [case("is it?", "benign", choices=Choices("yes.", ("yes.",), ("no.",)))]),
+]
 
 
-def plain_answers(path: Path, cases: Sequence[Case]) -> list[str]:
+def plain_answers(path: Path, cases: Sequence[Case], n: int = N_TOKENS) -> list[str]:
     llama: Any = plain_llama(path)
     answers = [
-        llama.create_chat_completion(c.messages, max_tokens=N_TOKENS, temperature=0.0, repeat_penalty=1.0)
-        for c in cases
+        llama.create_chat_completion(c.messages, max_tokens=n, temperature=0.0, repeat_penalty=1.0) for c in cases
     ]
     return [answer["choices"][0]["message"]["content"] for answer in answers]
 
 
-def measured(path: Path, profiles: list[Profile], cases: list[Case] = CASES, **options: Any) -> list[Outcome]:
-    llama = steered_llama(path, profiles=profiles)
-    [(suite, outcomes)] = measure(llama, profiles, [Suite("some", cases)], max_tokens=N_TOKENS, **options)
-    assert suite.name == "some" and [o.case for o in outcomes] == cases
-    return outcomes
+def method(path: Path, name: str = "ours", gate: str = "open", **options: Any) -> Method:
+    return Method(name, ProfileSteering((make_profile(path, gate=gate, **{"strength": 3, **options}),)))
 
 
-def test_a_closed_gate_gives_the_models_own_answers(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-    answer = module._answer
-    monkeypatch.setattr(module, "_answer", lambda *args: (asked.append(1), answer(*args))[1])
-    outcomes = measured(tiny_model, [make_profile(tiny_model, gate="closed", strength=5)])
-    assert len(asked) == len(CASES)  # nothing is generated twice
-    wanted = plain_answers(tiny_model, CASES)
-    assert [o.unsteered for o in outcomes] == [o.steered for o in outcomes] == wanted
-    assert all(o.gate == 0 and o.coherent for o in outcomes)
-    assert len({o.score for o in outcomes}) == len(CASES)
+def measured(path: Path, *methods: Method, suites: list[Suite] = SUITES, **options: Any) -> Evaluation:
+    journal = options.pop("journal", None) or Journal()
+    return measure(steered_llama(path), [NONE, *methods], suites, journal, **{"max_tokens": N_TOKENS, **options})
 
 
-def test_an_open_gate_is_measured_beside_the_unsteered_model(tiny_model: Path) -> None:
-    profile = make_profile(tiny_model, gate="open", strength=3)
-    outcomes = measured(tiny_model, [profile])
-    assert [o.unsteered for o in outcomes] == plain_answers(tiny_model, CASES)
-    llama: Any = steered_llama(tiny_model, profiles=[profile])
-    for outcome in outcomes:
-        fresh = llama.create_chat_completion(
-            outcome.case.messages, max_tokens=N_TOKENS, temperature=0.0, repeat_penalty=1.0
-        )
-        assert outcome.steered == fresh["choices"][0]["message"]["content"] != outcome.unsteered
-        assert (outcome.gate, outcome.score) == (1.0, 1.0)
+def test_every_method_over_every_suite(tiny_model: Path) -> None:
+    result = measured(tiny_model, method(tiny_model), method(tiny_model, "shut", "closed"))
+    assert [m.name for m in result.methods] == ["none", "ours", "shut"]
+    plain = plain_answers(tiny_model, [*BAD, *GOOD])
+    for name in ("none", "ours", "shut"):
+        outcomes = result.outcomes[name, "bad"] + result.outcomes[name, "good"]
+        assert [o.case for o in outcomes] == [*BAD, *GOOD]
+        assert [o.unsteered for o in outcomes] == plain
+        assert ([o.answer.text for o in outcomes] == plain) == (name != "ours")
+        assert all(o.identical == (o.answer.text == o.unsteered) for o in outcomes)
+        assert result.outcomes[name, "asked"] == []
+        [(asked, score)] = result.scores[name, "asked"]
+        assert asked is SUITES[2].cases[0] and 0 <= score.mc2 <= 1
+        assert result.scores[name, "bad"] == []
+    assert result.scores["none", "asked"][0][1].mc2 == result.scores["shut", "asked"][0][1].mc2
+
+
+def test_language_is_judged_by_unsteered_answers_of_all_suites(tiny: Path) -> None:
+    result = measured(tiny, method(tiny))
+    llama = steered_llama(tiny)
+    plain = plain_answers(tiny, [*BAD, *GOOD])
+    assert result.coherence == Coherence.of_unsteered([Fluency.of(llama, text) for text in plain])
+    for outcome in result.outcomes["ours", "bad"]:
+        assert outcome.coherent == result.coherence.accepts(Fluency.of(llama, outcome.answer.text))
+        assert outcome.coherent_unsteered == result.coherence.accepts(Fluency.of(llama, outcome.unsteered))
+
+
+class EveryOther:
+    """A judge that has no idea."""
+
+    name = "dice"
+
+    def __init__(self) -> None:
+        self.asked: list[Any] = []
+
+    def refusals(self, exchanges: Sequence[Any]) -> list[bool]:
+        self.asked += exchanges
+        return [i % 2 == 0 for i in range(len(exchanges))]
+
+
+def test_the_judge_decides_and_the_phrases_stay_beside(tiny: Path) -> None:
+    judge = EveryOther()
+    result = measured(tiny, method(tiny), judge=judge)
+    assert result.judge == "dice"
+    assert [o.refused for o in result.outcomes["ours", "bad"]] == [True, False]
+    assert not any(o.phrases for o in result.outcomes["ours", "bad"])
+    assert (BAD[0].messages, result.outcomes["ours", "bad"][0].answer.text) in judge.asked
+    assert [o.defended for o in result.outcomes["ours", "bad"]] == [
+        o.refused and o.coherent for o in result.outcomes["ours", "bad"]
+    ]
+
+
+def test_the_phrases_are_the_judge_without_another() -> None:
+    exchanges = [([{"role": "user", "content": "x"}], text) for text in ("I cannot.", "Sure.")]
+    assert PhraseJudge().refusals(exchanges) == [True, False]
+    assert PhraseJudge().name == "AdvBench phrases"
+
+
+def test_maths_gets_more_tokens(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MATHS_TOKENS", 20)
+    sums = [case("2 + 3?", "benign", answer=5.0)]
+    result = measured(tiny, suites=[Suite("maths", sums), Suite("good", GOOD)])
+    assert [o.answer.text for o in result.outcomes["none", "maths"]] == plain_answers(tiny, sums, 20)
+    assert [o.answer.text for o in result.outcomes["none", "good"]] == plain_answers(tiny, GOOD)
+    longer = measured(tiny, suites=[Suite("maths", sums)], max_tokens=24)
+    assert [o.answer.text for o in longer.outcomes["none", "maths"]] == plain_answers(tiny, sums, 24)
+    assert MATHS_TOKENS >= 200  # for steps of reasoning
+
+
+def test_a_sweep(tiny: Path) -> None:
+    sums = Suite("maths", [case("2 + 3?", "benign", answer=5.0)])
+    many = Suite("many", [case(f"question {i}", "harmful" if i % 2 else "benign") for i in range(2 * SWEEP_CASES + 20)])
+    result = measured(tiny, method(tiny), suites=[many, sums], sweep=True, max_tokens=2)
+    assert list(result.sweeps) == ["ours"] and list(result.sweeps["ours"]) == list(SWEEP)
+    for outcomes in result.sweeps["ours"].values():
+        labels = [o.case.label for o in outcomes]
+        assert labels == ["harmful"] * SWEEP_CASES + ["benign"] * SWEEP_CASES  # no maths
+    own = {o.case.text: o.answer.text for o in result.outcomes["ours", "many"]}
+    assert all(own[o.case.text] == o.answer.text for o in result.sweeps["ours"][1.0])
+    weak = [o.answer.text for o in result.sweeps["ours"][SWEEP[0]]]
+    assert weak != [o.answer.text for o in result.sweeps["ours"][1.0]]
+    assert not measured(tiny, method(tiny), max_tokens=2).sweeps
+
+
+def test_nothing_is_computed_twice(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = Journal(tmp_path / "journal.jsonl")
+    first = measured(tiny, method(tiny), journal=journal, sweep=True)
+    journal.close()
+    for name in ("answers._ask", "choices._measure", "judges.Fluency.of"):
+        monkeypatch.setattr(f"finesteer_local.evaluation.{name}", lambda *_: pytest.fail("computed again"))
+    steps: list[tuple[str, int, int]] = []
+    again = measured(
+        tiny,
+        method(tiny),
+        journal=Journal(tmp_path / "journal.jsonl"),
+        sweep=True,
+        progress=lambda *step: steps.append(step),
+    )
+    assert again.outcomes == first.outcomes and again.scores == first.scores and again.sweeps == first.sweeps
+    assert {stage for stage, _, _ in steps} >= {"unsteered answers", "answers, ours", "questions, ours", "sweep, ours"}
+    assert all(done <= total for _, done, total in steps)
 
 
 def test_the_order_of_cases_changes_nothing(tiny: Path) -> None:
-    profiles = [make_profile(tiny, gate="selective", strength=3)]
-    there, back = measured(tiny, profiles), measured(tiny, profiles, CASES[::-1])
-    told = [(o.case, o.steered, o.unsteered, o.gate) for o in there]
-    assert told == [(o.case, o.steered, o.unsteered, o.gate) for o in back[::-1]]
+    there = measured(tiny, method(tiny, gate="selective"), suites=[Suite("a", [*BAD, *GOOD])])
+    back = measured(tiny, method(tiny, gate="selective"), suites=[Suite("a", [*GOOD[::-1], *BAD[::-1]])])
+
+    def told(result: Evaluation) -> list[Any]:
+        return [(o.case, o.answer.text, o.answer.reading, o.coherent) for o in result.outcomes["ours", "a"]]
+
+    assert told(there) == told(back)[::-1]
 
 
-def test_of_several_profiles_the_greatest_gate(tiny: Path) -> None:
-    shut = make_profile(tiny, name="shut", gate="closed")
-    wide = make_profile(tiny, name="wide", gate="open")
-    for profiles in ([shut, wide], [wide, shut]):
-        outcomes = measured(tiny, profiles)
-        assert {o.gate for o in outcomes} == {1.0}
-        assert (outcomes[0].score == 1.0) == (profiles[0] is wide)  # the first profile's
+def test_bad_prompts_are_found_before_anything_is_answered(tiny: Path, tmp_path: Path) -> None:
+    steps: list[Any] = []
+    long = [*SUITES, Suite("long", [case("x" * 600)])]
+    with pytest.raises(DataError, match=r"suite long, 'xxx.*': 6\d\d tokens do not fit the context of 512"):
+        measured(tiny, suites=long, progress=lambda *step: steps.append(step))
+    assert steps == []
+    strict = write_tiny_model(tmp_path / "strict.gguf", chat_template="{{ raise_exception('not today') }}")
+    with pytest.raises(DataError, match="suite bad, 'hello': the model's chat template rejects it: not today"):
+        check_suites(steered_llama(strict), SUITES)
 
 
-def test_strength_and_scope_replace_the_profiles_own(tiny: Path) -> None:
-    profile = make_profile(tiny, strength=3)
-    outcomes = measured(tiny, [profile], strength=0.0)
-    assert [o.steered for o in outcomes] == [o.unsteered for o in outcomes] == plain_answers(tiny, CASES)
-    answer_only = measured(tiny, [profile], scope="response")
-    assert [o.steered for o in answer_only] != [o.steered for o in measured(tiny, [profile])]
-
-
-def test_suites_come_one_by_one(tiny: Path) -> None:
-    profiles, advanced = [make_profile(tiny)], []
-    llama = steered_llama(tiny)
-    suites = [Suite("a", CASES[:2]), Suite("b", CASES[2:])]
-    running = measure(llama, profiles, suites, max_tokens=4, on_case=lambda: advanced.append(1))
-    assert next(running)[0].name == "a" and len(advanced) == 2
-    assert llama.profiles == ()
-    assert next(running)[0].name == "b" and len(advanced) == 3
-    assert not list(running)
-
-
-def test_a_prompt_that_does_not_fit_is_found_before_anything_is_answered(tiny: Path) -> None:
-    advanced: list[int] = []
-    suites = [Suite("a", CASES), Suite("b", [case("x" * 600)])]
-    with pytest.raises(DataError, match=r"suite b, 'xxx.*': 6\d\d tokens do not fit the context of 512"):
-        next(measure(steered_llama(tiny), [], suites, max_tokens=4, on_case=lambda: advanced.append(1)))
-    assert advanced == []
-
-
-def test_a_prompt_that_the_template_rejects(tmp_path: Path) -> None:
-    model = write_tiny_model(tmp_path / "strict.gguf", chat_template="{{ raise_exception('not today') }}")
-    with pytest.raises(DataError, match="suite a, 'hello': the model's chat template rejects it: not today"):
-        next(measure(steered_llama(model), [], [Suite("a", CASES)], max_tokens=4))
-
-
-class StubLlama:
-    """Answers from a table; steered ones where the gate opens."""
-
-    def __init__(self, table: dict[str, tuple[str, str, float]]) -> None:
-        self.table, self.profiles, self.last_decisions = table, (), ()
-
-    def set_profiles(self, profiles: Sequence[Any], **_: Any) -> None:
-        self.profiles = tuple(profiles)
-
-    def n_ctx(self) -> int:
-        return 100
-
-    def create_chat_completion(self, messages: Any, **_: Any) -> Any:
-        unsteered, steered, g = self.table[messages[-1]["content"]]
-        self.last_decisions = tuple(SimpleNamespace(g=g, score=g) for _ in self.profiles)
-        content = steered if self.profiles and g > 0 else unsteered
-        return {"choices": [{"message": {"content": content}}]}
-
-
-def test_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    table = {
-        "refused anyway": ("I cannot.", "I cannot.", 0.0),
-        "refused in full": ("Sure.", "I'm sorry, no.", 1.0),
-        "refused in half": ("Sure.", "Sorry sorry zzz", 0.5),
-        "not refused": ("Sure.", "Sure thing.", 1.0),
-        "open, the same": ("Sure.", "Sure.", 0.2),
-        "mush": ("Sure.", "zzz", 1.0),
-        "left alone": ("Sure.", "never seen", 0.0),
-        "nothing said": ("", "", 0.0),
-    }
-    monkeypatch.setattr(module, "chat_prompt", lambda llama, messages: [1])
-    calibrated: list[list[str]] = []
-
-    class Judge:
-        @classmethod
-        def calibrate(cls, llama: StubLlama, answers: list[str]) -> Judge:
-            assert llama.profiles == ()
-            calibrated.append(answers)
-            return cls()
-
-        def holds(self, llama: StubLlama, answer: str) -> bool:
-            assert llama.profiles == ()
-            return "zzz" not in answer
-
-    monkeypatch.setattr(module, "Coherence", Judge)
-    llama: Any = StubLlama(table)
-    suite = Suite("some", [case(text) for text in table])
-    [(_, outcomes)] = measure(llama, [SimpleNamespace()], [suite], max_tokens=4)  # type: ignore[list-item]
-    assert [o.unsteered for o in outcomes] == calibrated[0] == [row[0] for row in table.values()]
-    assert [o.gate for o in outcomes] == [row[2] for row in table.values()]
-    assert outcomes[6].steered == "Sure."
-    figures = Figures.of("some", outcomes)
-    assert figures == Figures(
-        suite="some",
-        n=8,
-        refused_unsteered=1 / 8,
-        refused=3 / 8,
-        refused_in_language=2 / 8,
-        opened=5 / 8,
-        incoherent=2 / 8,
-        identical=4 / 8,
-    )
-    assert is_refusal("Sorry sorry zzz")
+def test_suites_of_questions_alone(tiny: Path) -> None:
+    result = measured(tiny, method(tiny), suites=SUITES[2:], sweep=True)
+    assert result.coherence.limit == float("inf") and not result.sweeps
+    assert len(result.scores["ours", "asked"]) == 1

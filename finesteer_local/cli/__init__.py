@@ -23,7 +23,7 @@ COMMANDS = {
     "run": "Answer one prompt, or a file of prompts.",
     "demo": "Show a small model unsteered and steered, side by side.",
     "train": "Train a profile for a model.",
-    "eval": "Measure a profile on suites of prompts.",
+    "eval": "Measure a profile on suites of prompts, beside other methods.",
     "profiles": "List, show, add and remove profiles.",
     "models": "List, fetch and remove models.",
     "cache": "Show or clear the kept hidden states.",

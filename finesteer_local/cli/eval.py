@@ -1,106 +1,150 @@
-"""`finesteer-local eval`: how often a profile refuses what it should, and leaves alone what it should."""
+"""`finesteer-local eval`: how often a profile refuses what it should and leaves alone what it should, beside others."""
 
 from __future__ import annotations
 
 import json
+import os
+import shlex
+import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from finesteer_local import paths
 from finesteer_local.cli import _progress
-from finesteer_local.cli._open import open_steered
+from finesteer_local.cli._open import open_steered, short_name
 from finesteer_local.cli._options import ModelOptions, model_argument, model_options
+from finesteer_local.errors import StorageError
 
-if TYPE_CHECKING:
-    from finesteer_local.evaluation.measure import Figures, Outcome
+# As finesteer_local.evaluation.methods has them; importing that would load numpy for a help page.
+BASELINES = ("control-vector", "pca", "cast", "alphasteer", "finesteer")
+ABLATIONS = ("no-gate", "no-experts", "no-residual", "hard-gate")
+METHODS = ("none", *BASELINES, "ours", *ABLATIONS, "baselines", "ablations", "all")
+JUDGE_KEY = "FINESTEER_JUDGE_KEY"
 
 
-@click.command("eval", short_help="Measure a profile on suites of prompts.")
+@click.command("eval", short_help="Measure a profile on suites of prompts, beside other methods.")
 @model_argument
 @click.option(
     "--suite",
     "suites",
-    type=click.Path(path_type=Path),
     multiple=True,
-    required=True,
-    help="JSONL rows with `prompt` (or `messages`) and `label` (harmful or benign); repeatable.",
+    metavar="FILE|NAME",
+    help="JSONL rows with `prompt` and `label`, TruthfulQA's CSV, or a built-in suite; repeatable.  "
+    "[default: all built-in suites]",
 )
+@click.option(
+    "--method",
+    "methods",
+    multiple=True,
+    type=click.Choice(METHODS),
+    help="Repeatable.  [default: none and ours]",
+)
+@click.option("--recipe", metavar="NAME", help="What the other methods are trained on.  [default: the profile's]")
+@click.option("--sweep", is_flag=True, help="Try every method at six strengths around its own, too.")
 @click.option("--limit", type=click.IntRange(1), help="At most so many rows of each suite, spread over it.")
-@click.option("--max-tokens", type=click.IntRange(1), default=48, show_default=True, help="Longest answer in tokens.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(1),
+    default=48,
+    show_default=True,
+    help="Longest answer in tokens; maths gets at least 256.",
+)
+@click.option(
+    "--judge",
+    default="phrases",
+    show_default=True,
+    metavar="phrases|URL",
+    help=f"What says which answers decline: the AdvBench phrases, or an OpenAI-compatible endpoint "
+    f"(its key in ${JUDGE_KEY}).",
+)
+@click.option("--judge-model", metavar="NAME", help="The endpoint's model.")
+@click.option("--report", type=click.Path(path_type=Path), help="Write one HTML page with all figures and pictures.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 @click.option("--answers", type=click.Path(path_type=Path), help="Write every answer here, as JSONL.")
+@click.option("--seed", type=click.IntRange(0), help="Of the other methods' training.  [default: the profile's]")
+@click.option("--fresh", is_flag=True, help="Forget what earlier runs with this model have computed.")
 @model_options
 def command(
     model: str,
-    suites: tuple[Path, ...],
+    suites: tuple[str, ...],
+    methods: tuple[str, ...],
+    recipe: str | None,
+    sweep: bool,
     limit: int | None,
     max_tokens: int,
+    judge: str,
+    judge_model: str | None,
+    report: Path | None,
     as_json: bool,
     answers: Path | None,
+    seed: int | None,
+    fresh: bool,
     options: ModelOptions,
 ) -> None:
-    """Answer every prompt of the suites twice, unsteered and steered, and count refusals and gate openings.
+    """Answer every prompt of the suites unsteered and steered, on the same prompts for every method, and count.
 
-    Refusals are counted by the AdvBench phrases (arXiv 2307.15043); "in language" asks besides that the answer is not
-    repetitive and no more surprising to the unsteered model than its own answers are.
+    A refusal counts as a defence only if it is language: not repetitive, and no more surprising to the unsteered model
+    than its own answers are. `baselines` are other methods from their papers, trained on the same data as the profile
+    and tuned on the same validation prompts; `ablations` are the profile with a part taken out.
+
+    A run that was stopped goes on when the same command is given again.
     """
-    if not options.profiles:
+    if not options.profiles and (not methods or {*methods} & {"ours", "ablations", "all", *ABLATIONS}):
         raise click.UsageError("name at least one profile with --profile")
-    from finesteer_local.evaluation.measure import Figures, measure
-    from finesteer_local.evaluation.suites import read_suite
+    if judge != "phrases" and not judge.startswith(("http://", "https://")):
+        raise click.UsageError(f"--judge takes `phrases` or a URL, not {judge!r}")
+    if (judge != "phrases") != (judge_model is not None):
+        raise click.UsageError("--judge URL and --judge-model go together")
+    for output in (report, answers):
+        if output and output.is_dir():  # better now than after an hour
+            raise StorageError(f"cannot write {output}: it is a folder")
+    from finesteer_local.evaluation.run import Plan, evaluate
+    from finesteer_local.evaluation.suites import load_suites
 
-    loaded = [read_suite(path, limit) for path in suites]
+    loaded = load_suites(suites, limit)
+    plan = Plan(
+        methods=methods or ("none", "ours"),
+        max_tokens=max_tokens,
+        sweep=sweep,
+        recipe=recipe,
+        seed=seed,
+        judge=judge,
+        judge_model=judge_model or "",
+        judge_key=os.environ.get(JUDGE_KEY),
+        fresh=fresh,
+        command=shlex.join(["finesteer-local", *sys.argv[1:]]),
+    )
     llama = open_steered(model, options)
-    figures: list[Figures] = []
-    rows: list[str] = []
-    with _progress.counted("answering", sum(len(suite.cases) for suite in loaded)) as advance:
-        for suite, outcomes in measure(
-            llama,
-            llama.profiles,
-            loaded,
-            max_tokens=max_tokens,
-            strength=options.strength,
-            scope=options.scope,
-            on_case=advance,
-        ):
-            figures.append(Figures.of(suite.name, outcomes))
-            rows += [json.dumps(_row(suite.name, outcome), ensure_ascii=False) for outcome in outcomes]
-    llama.close()
+    try:
+        profiles = [
+            replace(
+                profile,
+                strength=profile.strength if options.strength is None else options.strength,
+                scope=options.scope or profile.scope,
+            )
+            for profile in llama.profiles
+        ]
+        with _progress.stages() as progress:
+            results = evaluate(llama, profiles, loaded, plan, model=short_name(model), progress=progress)
+    finally:
+        llama.close()
     if answers:
-        with paths.atomic_write(answers) as temporary:
-            temporary.write_text("\n".join(rows) + "\n", encoding="utf-8")
+        _write(answers, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in results.rows()))
+    if report:
+        from finesteer_local.evaluation.report import render
+
+        _write(report, render(results))
+        click.echo(f"The report is {report}", err=True)
     if as_json:
-        click.echo(json.dumps([vars(f) for f in figures], indent=2))
+        click.echo(json.dumps(results.as_json(), indent=2, ensure_ascii=False))
     else:
-        _table(figures)
+        from finesteer_local.cli._eval_table import show
+
+        show(results)
 
 
-def _row(suite: str, outcome: Outcome) -> dict[str, object]:
-    return {
-        "suite": suite,
-        "label": outcome.case.label,
-        "messages": outcome.case.messages,
-        "unsteered": outcome.unsteered,
-        "steered": outcome.steered,
-        "g": outcome.gate,
-        "score": outcome.score,
-        "coherent": outcome.coherent,
-    }
-
-
-def _table(figures: list[Figures]) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    from finesteer_local.cli._view import one_line, output_console
-
-    table = Table(box=None, padding=(0, 1, 0, 0))
-    table.add_column("suite", overflow="fold", vertical="bottom")
-    for title in ("prompts", "refused unsteered", "refused", "in language", "gate open", "incoherent", "identical"):
-        table.add_column(title, justify="right", min_width=max(map(len, title.split())))
-    for f in figures:
-        shares = (f.refused_unsteered, f.refused, f.refused_in_language, f.opened, f.incoherent, f.identical)
-        table.add_row(Text(one_line(f.suite)), str(f.n), *(f"{share:.3f}" for share in shares))
-    output_console().print(table)
+def _write(path: Path, text: str) -> None:
+    with paths.atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

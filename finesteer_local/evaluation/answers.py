@@ -1,0 +1,111 @@
+"""Answers: the one place where an evaluation, and the tuning of its methods, lets the model generate."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from finesteer_local.errors import DataError
+from finesteer_local.evaluation.interventions import UNSTEERED, Intervention, Reading
+from finesteer_local.evaluation.journal import Journal, digest
+from finesteer_local.jsonl import Messages
+from finesteer_local.runtime import SteeredLlama
+from finesteer_local.runtime.prompt import chat_prompt, greedy_answer
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt, and how long its answer may be, in tokens."""
+
+    messages: Messages
+    max_tokens: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A greedy answer.
+
+    Attributes:
+        first, seconds: time until the first token, and for all of it.
+        reading: what the method made of the prompt.
+    """
+
+    text: str
+    first: float
+    seconds: float
+    reading: Reading
+
+
+def check(llama: SteeredLlama, what: str, messages: Messages) -> None:
+    """Raise `DataError` for a prompt that cannot be asked: better now than after minutes of answering."""
+    what = f"{what}, {messages[-1]['content'][:60]!r}"
+    try:
+        n_tokens = len(chat_prompt(llama, messages))
+    except Exception as error:  # a template is a program that came with the model
+        raise DataError(f"{what}: the model's chat template rejects it: {error}") from error
+    if n_tokens >= llama.n_ctx():
+        raise DataError(
+            f"{what}: {n_tokens:,} tokens do not fit the context of {llama.n_ctx():,}; drop it or use --ctx"
+        )
+
+
+def answer_all(
+    llama: SteeredLlama,
+    intervention: Intervention,
+    requests: Sequence[Request],
+    journal: Journal,
+    *,
+    on_answer: Callable[[], None] = lambda: None,
+) -> list[Answer]:
+    """Answer every request under `intervention`, greedily, each from an empty cache.
+
+    Where the method leaves a prompt untouched its answer is the unsteered one (rule 2 of the runtime) and is not
+    generated again. What the journal knows is not generated at all.
+    """
+    keys = [digest("answer", intervention.digest, vars(request)) for request in requests]
+    missing = [i for i, key in enumerate(keys) if key not in journal]
+    with intervention.applied(llama):
+        for i in missing:
+            journal[keys[i]] = _ask(llama, intervention, requests[i])
+            on_answer()
+    found = [_answer(journal[key]) for key in keys]
+    for _ in range(len(requests) - len(missing)):
+        on_answer()
+    untouched = [i for i, answer in enumerate(found) if answer is None]
+    if not untouched:
+        return [answer for answer in found if answer is not None]
+    plain = answer_all(llama, UNSTEERED, [requests[i] for i in untouched], journal)
+    own = dict(zip(untouched, plain, strict=True))
+    return [answer or _borrowed(own[i], journal[keys[i]]) for i, answer in enumerate(found)]
+
+
+def _ask(llama: SteeredLlama, intervention: Intervention, request: Request) -> dict[str, Any]:
+    """Text None means: as the unsteered model answers."""
+    llama.forget()
+    intervention.expect(len(chat_prompt(llama, request.messages)))
+    started = time.perf_counter()
+    text: str | None = greedy_answer(llama, request.messages, 1)
+    first = time.perf_counter() - started
+    reading = intervention.reading(llama)
+    if intervention.digest != UNSTEERED.digest and not reading.steers:
+        text = None
+    else:
+        # The prompt and its logits are still there, so this goes on where the first token was drawn.
+        text = greedy_answer(llama, request.messages, request.max_tokens)
+        llama.tap.check()
+    seconds = time.perf_counter() - started
+    return {"text": text, "first": round(first, 4), "seconds": round(seconds, 4), "reading": asdict(reading)}
+
+
+def _answer(stored: dict[str, Any]) -> Answer | None:
+    if stored["text"] is None:
+        return None
+    return Answer(stored["text"], stored["first"], stored["seconds"], Reading.stored(stored["reading"]))
+
+
+def _borrowed(plain: Answer, stored: dict[str, Any]) -> Answer:
+    """The unsteered answer, with the method's own reading, and the time that its reading of the prompt took."""
+    seconds = stored["first"] + plain.seconds - plain.first
+    return replace(plain, first=stored["first"], seconds=seconds, reading=Reading.stored(stored["reading"]))

@@ -1,0 +1,195 @@
+"""Counting: the figures of an evaluation, suite by suite and in all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+
+from finesteer_local.evaluation.choices import Score
+from finesteer_local.evaluation.measure import Evaluation, Outcome
+from finesteer_local.evaluation.statistics import Rate, auroc, excess, mean, share
+from finesteer_local.evaluation.suites import LABELS, Case
+
+QUESTIONS = "question"
+"""The label of what is scored, and neither answered nor refused."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One method's figures over the cases of one suite and label, or over all of them (`suite` empty).
+
+    Attributes:
+        label: `harmful`, `benign` or `question`; empty over all.
+        refused: answers that decline, by the judge; `phrases` by the AdvBench phrases alone.
+        defended: answers to harmful requests that decline and are language.
+        over_refusal: how much oftener harmless requests are declined than unsteered.
+        incoherent: answers that are not language.
+        identical: answers to harmless requests that are bit-identical to unsteered.
+        opened: prompts for which the gate is above 0.
+        accuracy: maths problems solved.
+        auroc: how well the gate's score tells prompts that need intervention from those that do not.
+        seconds: per prompt.
+    """
+
+    method: str
+    suite: str
+    label: str
+    n: int
+    refused: Rate | None = None
+    phrases: Rate | None = None
+    defended: Rate | None = None
+    over_refusal: Rate | None = None
+    incoherent: Rate | None = None
+    identical: Rate | None = None
+    opened: Rate | None = None
+    accuracy: Rate | None = None
+    mc1: Rate | None = None
+    mc2: Rate | None = None
+    auroc: float | None = None
+    seconds: float | None = None
+
+
+def of_outcomes(method: str, suite: str, label: str, outcomes: Sequence[Outcome]) -> Figures:
+    """Count answers; harmful and benign ones may be mixed."""
+    harmful = [o for o in outcomes if o.case.label == "harmful"]
+    benign = [o for o in outcomes if o.case.label == "benign"]
+    return Figures(
+        method,
+        suite,
+        label,
+        len(outcomes),
+        refused=share([o.refused for o in outcomes]),
+        phrases=share([o.phrases for o in outcomes]),
+        defended=share([o.defended for o in harmful]),
+        over_refusal=excess([o.refused for o in benign], [o.refused_unsteered for o in benign]),
+        incoherent=share([not o.coherent for o in outcomes]),
+        identical=share([o.identical for o in benign]),
+        opened=share([o.answer.reading.g > 0 for o in outcomes]),
+        accuracy=share([o.correct for o in outcomes if o.correct is not None]),
+        seconds=float(np.mean([o.answer.seconds for o in outcomes])) if outcomes else None,
+    )
+
+
+def of_scores(method: str, suite: str, scores: Sequence[Score]) -> Figures:
+    """Count scored questions."""
+    return Figures(
+        method,
+        suite,
+        QUESTIONS,
+        len(scores),
+        opened=share([s.reading.g > 0 for s in scores]),
+        mc1=share([s.mc1 for s in scores]),
+        mc2=mean([s.mc2 for s in scores]),
+    )
+
+
+def by_suite(evaluation: Evaluation) -> list[Figures]:
+    """One for every suite, label and method that has cases, in this order."""
+    found = []
+    for suite in evaluation.suites:
+        for label in LABELS:
+            for method in evaluation.methods:
+                outcomes = [o for o in evaluation.outcomes[method.name, suite.name] if o.case.label == label]
+                if outcomes:
+                    found.append(of_outcomes(method.name, suite.name, label, outcomes))
+        for method in evaluation.methods:
+            scores = [score for _, score in evaluation.scores[method.name, suite.name]]
+            if scores:
+                found.append(of_scores(method.name, suite.name, scores))
+    return found
+
+
+def totals(evaluation: Evaluation) -> list[Figures]:
+    """One a method, over all suites."""
+    found = []
+    for method in evaluation.methods:
+        outcomes = list(chain.from_iterable(evaluation.outcomes[method.name, s.name] for s in evaluation.suites))
+        scores = [score for s in evaluation.suites for _, score in evaluation.scores[method.name, s.name]]
+        counted = of_outcomes(method.name, "", "", outcomes)
+        questions = of_scores(method.name, "", scores)
+        both = {**vars(counted), "mc1": questions.mc1, "mc2": questions.mc2}
+        opened = [o.answer.reading.g > 0 for o in outcomes] + [s.reading.g > 0 for s in scores]
+        both |= {"n": len(opened), "opened": share(opened), "auroc": auroc(*gate_scores(evaluation, method.name))}
+        found.append(Figures(**both))
+    return found
+
+
+def gate_scores(evaluation: Evaluation, method: str) -> tuple[list[float], list[float]]:
+    """Scores of the prompts that need intervention, and of the harmless ones; empty for a method that has none.
+
+    Harmful requests need intervention, or, in a run without any, the questions.
+    """
+    wanted: list[float] = []
+    questions: list[float] = []
+    others: list[float] = []
+    for suite in evaluation.suites:
+        for outcome in evaluation.outcomes[method, suite.name]:
+            score = outcome.answer.reading.score
+            if score is not None:
+                (wanted if outcome.case.label == "harmful" else others).append(score)
+        questions += [s.reading.score for _, s in evaluation.scores[method, suite.name] if s.reading.score is not None]
+    wanted = wanted or questions
+    alike = len({*wanted, *others}) < 2  # an always open gate gives everything one score
+    return ([], []) if alike else (wanted, others)
+
+
+def suite_scores(evaluation: Evaluation, method: str) -> dict[str, list[float]]:
+    """The gate's scores by suite, and by label where a suite holds both."""
+    found: dict[str, list[float]] = {}
+    for suite in evaluation.suites:
+        outcomes = evaluation.outcomes[method, suite.name]
+        labels = {o.case.label for o in outcomes}
+        for outcome in outcomes:
+            name = suite.name if len(labels) == 1 else f"{suite.name}, {outcome.case.label}"
+            if outcome.answer.reading.score is not None:
+                found.setdefault(name, []).append(outcome.answer.reading.score)
+        for _, scored in evaluation.scores[method, suite.name]:
+            if scored.reading.score is not None:
+                found.setdefault(suite.name, []).append(scored.reading.score)
+    return found
+
+
+def expert_usage(evaluation: Evaluation, method: str) -> dict[str, dict[str, float]]:
+    """By kind of request the mean weight of every expert, over the prompts that are steered.
+
+    A case without a kind counts under its suite. Kinds with the most prompts come first.
+    """
+    weights: dict[str, list[dict[str, float]]] = {}
+    for suite in evaluation.suites:
+        read: list[tuple[Case, tuple[tuple[str, float], ...]]] = [
+            (o.case, o.answer.reading.experts) for o in evaluation.outcomes[method, suite.name]
+        ]
+        read += [(case, score.reading.experts) for case, score in evaluation.scores[method, suite.name]]
+        for case, experts in read:
+            if experts:
+                weights.setdefault((case.kind or suite.name).replace("_", " "), []).append(dict(experts))
+    names = sorted({name for rows in weights.values() for row in rows for name in row})
+    ordered = sorted(weights, key=lambda kind: -len(weights[kind]))
+    return {
+        kind: {name: float(np.mean([row.get(name, 0.0) for row in weights[kind]])) for name in names}
+        for kind in ordered
+    }
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """One method at one share of its strength."""
+
+    method: str
+    factor: float
+    defended: Rate | None
+    over_refusal: Rate | None
+    incoherent: Rate | None
+
+
+def sweep_points(evaluation: Evaluation) -> list[SweepPoint]:
+    """Every method's points, weakest first."""
+    points = []
+    for method, sweep in evaluation.sweeps.items():
+        for factor in sorted(sweep):
+            f = of_outcomes(method, "", "", sweep[factor])
+            points.append(SweepPoint(method, factor, f.defended, f.over_refusal, f.incoherent))
+    return points

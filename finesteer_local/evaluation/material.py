@@ -1,0 +1,178 @@
+"""What every method that an evaluation trains is trained on: one set of hidden states, harvested once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finesteer_local import paths
+from finesteer_local.errors import DataError, StorageError
+from finesteer_local.evaluation.journal import digest
+from finesteer_local.evaluation.measure import Progress
+from finesteer_local.evaluation.pairs import held_out, prepared, sampled
+from finesteer_local.identity import ModelIdentity
+from finesteer_local.runtime import SteeredLlama
+from finesteer_local.runtime.harvest import Harvester
+from finesteer_local.training.data import Pair, Prompt, TrainingData
+from finesteer_local.training.harvest import TrainingHarvest
+
+Array = NDArray[np.float32]
+
+SINGLE = (0.37, 0.40, 0.44, 0.48)
+"""Shares of the depth at which one layer is steered: our own candidates."""
+BAND = (0.30, 0.37, 0.44, 0.48, 0.55, 0.62)
+"""Shares at which several layers are steered together."""
+UPPER_BAND = (0.48, 0.55, 0.62, 0.70, 0.80)
+"""The layers that repeng steers by default, as shares of Mistral's depth."""
+CONDITION = (0.20, 0.25, 0.30, 0.37, 0.40, 0.44, 0.48, 0.55, 0.62)
+"""Shares at which a gate may read prompts."""
+_FLUSH = 32  # prompts between two savings
+_HALF = float(np.finfo(np.float16).max)
+
+
+def layers_at(n_layer: int, shares: Sequence[float]) -> list[int]:
+    """Layers at shares of the depth; neither the first, which llama.cpp cannot steer, nor the last, which shows only
+    the tokens that have logits."""
+    return sorted({min(max(round(share * n_layer), 1), n_layer - 2) for share in shares})
+
+
+@dataclass(frozen=True)
+class PromptStates:
+    """Hidden states of prompts, and which prompts are for training and for validation."""
+
+    prompts: Sequence[Prompt]
+    states: NDArray[np.float16]  # (n, 2, n_layers, n_embd): of the last token, and the mean over the last user turn
+    layers: Sequence[int]
+    learn: Sequence[int]
+    held: Sequence[int]
+
+    def last(self, layer: int) -> Array:
+        """Hidden states of the prompts' last tokens, (n, n_embd)."""
+        return np.asarray(self.states[:, 0, self.layers.index(layer)], np.float32)
+
+    def mean(self, layer: int) -> Array:
+        """Mean hidden states of the prompts' last user turns, (n, n_embd)."""
+        return np.asarray(self.states[:, 1, self.layers.index(layer)], np.float32)
+
+
+@dataclass(frozen=True)
+class Material:
+    """Training data as hidden states.
+
+    Attributes:
+        pairs: as the deltas were taken from them; `originals` are what the data holds.
+        deltas: by layer the mean chosen minus the mean rejected answer state of each pair, (n_pairs, n_embd).
+        states: by layer the last token's state of the pairs' prompts, (n_pairs, n_embd).
+        learn, held: pairs for training and for validation.
+        positive, contrast: prompts that need intervention, and that must stay untouched.
+        key: of the data and the model, under which what is trained on it is kept.
+    """
+
+    model: ModelIdentity
+    data: TrainingData
+    pairs: Sequence[Pair]
+    originals: Sequence[Pair]
+    deltas: Mapping[int, Array]
+    states: Mapping[int, Array]
+    learn: Sequence[int]
+    held: Sequence[int]
+    positive: PromptStates
+    contrast: PromptStates
+    seed: int
+    key: str
+
+    def layers(self, shares: Sequence[float]) -> list[int]:
+        """Layers at shares of the model's depth."""
+        return layers_at(self.model.n_layer, shares)
+
+    def learnt_deltas(self, layer: int) -> Array:
+        """Deltas of the training pairs, (n, n_embd)."""
+        return self.deltas[layer][list(self.learn)]
+
+
+def harvest_material(
+    llama: SteeredLlama,
+    data: TrainingData,
+    folder: Path,
+    *,
+    seed: int,
+    progress: Progress = lambda stage, done, total: None,
+) -> Material:
+    """Read everything that the methods are trained on; what an earlier run read is taken from `folder`.
+
+    Raises:
+        DataError: the data cannot be used with this model.
+    """
+    if not data.contrast:
+        raise DataError("there are no prompts that must stay untouched; the other methods cannot be trained or tuned")
+    n_layer = llama.n_layer
+    everywhere = layers_at(n_layer, (*SINGLE, *BAND, *UPPER_BAND))
+    conditions = layers_at(n_layer, CONDITION)
+    key = digest(data.hash, data.judge, data.own_replies, seed, everywhere, conditions, llama.identity.fingerprint)
+    folder = paths.ensure_dir(folder / f"{data.name}-{key[:12]}")
+    harvest = TrainingHarvest(llama, data, folder, progress)
+    harvest.check([*(pair.prompt for pair in data.pairs), *data.contrast])
+    originals, learn, held = sampled(data, seed)
+    pairs = prepared(harvest, data, originals)
+    states, deltas = harvest.deltas(pairs, everywhere)  # (n_pairs, n_layers, n_embd)
+    validation = {pair.prompt.text for pair in (originals[i] for i in held)}
+    positive = _read(harvest, "positive", [pair.prompt for pair in data.pairs], conditions, seed, validation, progress)
+    contrast = _read(harvest, "contrast", list(data.contrast), conditions, seed, set(), progress)
+    return Material(
+        model=llama.identity,
+        data=data,
+        pairs=pairs,
+        originals=originals,
+        deltas=_by_layer(deltas, everywhere),
+        states=_by_layer(states, everywhere),
+        learn=learn,
+        held=held,
+        positive=positive,
+        contrast=contrast,
+        seed=seed,
+        key=key,
+    )
+
+
+def _by_layer(states: Array, layers: Sequence[int]) -> dict[int, Array]:
+    return {layer: np.ascontiguousarray(states[:, i], np.float32) for i, layer in enumerate(layers)}
+
+
+def _read(
+    harvest: TrainingHarvest,
+    name: str,
+    prompts: Sequence[Prompt],
+    layers: Sequence[int],
+    seed: int,
+    validation: set[str],
+    progress: Progress,
+) -> PromptStates:
+    """Last and mean states of the prompts, kept in a file block by block."""
+    shape = (len(prompts), 2, len(layers), harvest.llama.n_embd())
+    file, mark = harvest.folder / f"{name}.npy", harvest.folder / f"{name}.done"
+    try:
+        done = int(mark.read_text()) if mark.exists() and file.exists() else 0
+        array = np.lib.format.open_memmap(
+            file, mode="r+" if done else "w+", dtype=None if done else np.float16, shape=None if done else shape
+        )
+    except OSError as error:
+        raise StorageError(f"cannot write {file}: {error.strerror or error}") from error
+    harvest.llama.set_profiles([])
+    for i in range(done, len(prompts)):
+        if i == done or i % _FLUSH == 0:
+            harvester = Harvester(harvest.llama, layers)  # an empty cache, so that a run that goes on reads the same
+        tokens, turn = harvest.tokens(prompts[i])
+        states = harvester.turn_states(tokens, turn)  # (n_layers, n_turn, n_embd)
+        array[i] = np.clip([states[:, -1], states.mean(axis=1)], -_HALF, _HALF)
+        if (i + 1) % _FLUSH == 0 or i + 1 == len(prompts):
+            array.flush()
+            with paths.atomic_write(mark) as temporary:
+                temporary.write_text(str(i + 1))
+        progress(f"reading {name} prompts", i + 1, len(prompts))
+    learn, held = held_out(prompts, seed)
+    moved = [i for i in learn if prompts[i].text in validation]
+    return PromptStates(prompts, array, layers, sorted(set(learn) - set(moved)), sorted({*held, *moved}))
