@@ -44,6 +44,7 @@ class Batch:
     """A scheduler that a test drives itself: what happens in which step is not left to chance."""
 
     def __init__(self, llama: SteeredLlama, n_parallel: int = 4, native_tap: bool = True, **sizes: int) -> None:
+        sizes.setdefault("between", sizes.get("chunk", Sizes.between))
         self.sizes = Sizes(**sizes)
         self.streams = Streams(
             llama, n_sequences=n_parallel, n_ctx=llama.n_ctx(), n_ubatch=self.sizes.whole + 1, native_tap=native_tap

@@ -168,6 +168,20 @@ def test_a_long_prompt_does_not_hold_up_an_answer(tiny: Path) -> None:
         assert running.result().text == alone(llama, request(tokens(10, 1), max_tokens=40))[0]
 
 
+def test_prompts_come_first_where_nobody_waits(tiny: Path) -> None:
+    """Then all answers grow together; what they say is the same."""
+    llama = steered_llama(tiny)
+    asked = [request(tokens(20 + 30 * i, i), max_tokens=6) for i in range(4)]
+    with Batch(llama, 4, chunk=16, whole=32, between=10_000) as batch:
+        streams = [batch.submit(each) for each in asked]
+        batch.scheduler.step()
+        assert [sequence.n_answer for sequence in batch.scheduler.running] == [1] * 4
+        batch.scheduler.step()
+        assert [sequence.n_answer for sequence in batch.scheduler.running] == [2] * 4
+        batch.finish()
+        assert [stream.result().text for stream in streams] == [alone(llama, each)[0] for each in asked]
+
+
 def test_a_short_prompt_overtakes_a_long_one(tiny: Path) -> None:
     llama = steered_llama(tiny)
     with Batch(llama, 2, chunk=16, whole=32) as batch:

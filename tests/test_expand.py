@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Iterator
 from contextlib import closing, nullcontext
 from pathlib import Path
@@ -174,6 +175,16 @@ def test_nothing_is_left_on_disk(slow: Path, made: list[object], home: Path) -> 
         assert list(home.rglob("expanded-*")) and home in Path(llama.model_path).parents
         raise KeyboardInterrupt
     assert not list(home.rglob("expanded-*"))
+
+
+def test_what_a_killed_process_left_is_removed(slow: Path, home: Path) -> None:
+    left, fresh = home / "cache" / "expanded-old", home / "cache" / "expanded-new"
+    for folder in (left, fresh):
+        folder.mkdir(parents=True)
+        (folder / "model.gguf").write_bytes(b"x")
+    os.utime(left, (0, 0))
+    with open_fast(slow):
+        assert not left.exists() and fresh.exists()  # the fresh one may be somebody's
 
 
 def test_no_room_for_a_copy(slow: Path, made: list[object], home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

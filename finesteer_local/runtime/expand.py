@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import ctypes
 import platform
+import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -31,6 +33,8 @@ from finesteer_local.runtime.tapped import TappedLlama
 SLOW = frozenset({GGMLQuantizationType.Q4_1, GGMLQuantizationType.Q5_1})
 MAX_BYTES = 1 << 30
 _MAX_ITEMS = 1 << 24
+_PREFIX = "expanded-"
+_ABANDONED = 24 * 3600  # seconds; no training on a model of this size takes so long
 
 
 @contextmanager
@@ -43,7 +47,9 @@ def float32_copy(path: Path) -> Iterator[Path | None]:
         yield None
         return
     try:
-        folder = tempfile.TemporaryDirectory(dir=paths.ensure_dir(paths.cache_dir()), prefix="expanded-")
+        cache = paths.ensure_dir(paths.cache_dir())
+        _sweep(cache)
+        folder = tempfile.TemporaryDirectory(dir=cache, prefix=_PREFIX)
     except (OSError, FineSteerError):
         yield None
         return
@@ -84,6 +90,13 @@ def expanded(llama: TappedLlama) -> _internals.LlamaModel | None:
         params = llama_cpp.llama_model_default_params()
         params.load_mode = llama_cpp.LLAMA_LOAD_MODE_NONE  # into memory: the file goes
         return _internals.LlamaModel(path_model=str(copy), params=params, verbose=False)
+
+
+def _sweep(cache: Path) -> None:
+    """Remove copies that a process left behind when it was killed."""
+    for folder in cache.glob(f"{_PREFIX}*"):
+        if time.time() - folder.stat().st_mtime > _ABANDONED:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _helps(path: Path) -> bool:
