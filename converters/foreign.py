@@ -64,7 +64,7 @@ def plain_vectors(path: Path, format: str, vectors: Mapping[int, Array], **more:
     widths = {len(vector) for vector in vectors.values()}
     if len(widths) > 1:
         raise refuse(path, f"its vectors have different lengths ({', '.join(map(str, sorted(widths)))})")
-    experts = {layer: one_expert(vector) for layer, vector in sorted(vectors.items()) if vector.any()}
+    experts = {layer: Experts.fixed(vector) for layer, vector in sorted(vectors.items()) if vector.any()}
     if not experts:
         raise refuse(path, "it holds no vector other than zero")
     return Foreign(format, experts, **more)
@@ -76,25 +76,6 @@ def check_vector(path: Path, name: str, vector: Array) -> None:
         raise refuse(path, f"{name} has shape {' x '.join(map(str, vector.shape)) or 'of a number'}, expected one row")
     if vector.dtype != np.float32 or not np.isfinite(vector).all():
         raise refuse(path, f"{name} is not finite")
-
-
-def one_expert(vector: Array) -> Experts:
-    """The mixture that gives `vector` for every hidden state, bit for bit."""
-    n_embd = len(vector)
-
-    def zeros(*shape: int) -> Array:
-        return np.zeros(shape, np.float32)
-
-    return Experts(
-        prototypes=np.ascontiguousarray(vector[None], np.float32),
-        router_weight=zeros(n_embd, 1),
-        router_bias=zeros(1),
-        residual_basis=zeros(n_embd, 0),
-        hidden_weight=zeros(n_embd, 0),
-        hidden_bias=zeros(0),
-        output_weight=zeros(0, 0),
-        output_bias=zeros(0),
-    )
 
 
 def to_float32(path: Path, name: str, array: NDArray[Any]) -> Array:

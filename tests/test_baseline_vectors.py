@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from finesteer_local.evaluation.baselines import control_vector, pca
-from finesteer_local.evaluation.baselines.vectors import Candidate, always, one_expert, principal_direction
+from finesteer_local.evaluation.baselines.vectors import Candidate, always, principal_direction
 from finesteer_local.evaluation.interventions import ProfileSteering
 from finesteer_local.evaluation.material import Material
 from finesteer_local.runtime.prompt import greedy_answer
+from finesteer_local.steering import Experts
 from material import made_up
 from reference import control, plain_llama, steered_llama
 from tiny import write_tiny_model
@@ -39,7 +40,7 @@ def vectors(candidate: Candidate, strength: float = 1.0) -> dict[int, np.ndarray
 
 def test_one_expert_gives_its_vector() -> None:
     v = np.arange(64, dtype=np.float32)
-    experts = one_expert(v)
+    experts = Experts.fixed(v)
     for h in (H, -3 * H):
         assert np.array_equal(experts.mix(experts.alpha(h), experts.beta(h)), v)
 

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
-from finesteer_local.evaluation import pairs as module
-from finesteer_local.evaluation.pairs import DELTA_TOKENS, MAX_PAIRS, held_out, prepared, sampled
+from finesteer_local.evaluation.pairs import prepared, sampled
 from finesteer_local.training.data import Pair, TrainingData
 from finesteer_local.training.harvest import TrainingHarvest
+from finesteer_local.training.pairs import DELTA_TOKENS, MAX_PAIRS, NATURAL, held_out, sample
 from material import prompt, small_data
 from reference import steered_llama
 
@@ -27,14 +26,11 @@ def test_a_sample_of_every_kind() -> None:
 
 
 def test_it_is_the_sample_that_training_takes() -> None:
-    train = pytest.importorskip("finesteer_local.training.train")
     kinds = [f"kind {i % 7}" for i in range(400)]
     data = TrainingData("many", [Pair(prompt(f"p{i}", kind=kinds[i]), "no", "yes") for i in range(400)], [prompt("x")])
     chosen, learn, held = sampled(data, 3)
-    assert chosen == train._sample(data.pairs, 3)
-    assert (learn, held) == train._held_out([pair.prompt for pair in chosen], 3)
-    for name in ("MAX_PAIRS", "REPLY_TOKENS", "NATURAL", "JUDGES", "DELTA_TOKENS"):
-        assert getattr(module, name) == getattr(train, name)
+    assert chosen == sample(data.pairs, 3)
+    assert (learn, held) == held_out([pair.prompt for pair in chosen], 3)
 
 
 def test_many_small_groups() -> None:
@@ -83,8 +79,8 @@ def test_the_models_own_replies_are_rejected(tiny: Path) -> None:
 def test_the_likeliest_answers_of_a_recipes_pool(tiny: Path) -> None:
     pool = ["no" + "!" * i for i in range(9)]
     pairs = [Pair(prompt(str(i)), pool[i % 9], "yes") for i in range(48)]
-    data = TrainingData("some", pairs, [prompt("hello")], recipe="some")
-    assert {pair.chosen for pair in prepared(harvest(tiny, []), data, pairs)} == set(pool[: module.NATURAL])
+    data = TrainingData("some", pairs, [prompt("hello")], recipe="some", pooled=True)
+    assert {pair.chosen for pair in prepared(harvest(tiny, []), data, pairs)} == set(pool[:NATURAL])
     mine = TrainingData("some", pairs, [prompt("hello")])  # a user's answers belong to their prompts
     assert [p.chosen for p in prepared(harvest(tiny, []), mine, pairs)] == [p.chosen for p in pairs]
 

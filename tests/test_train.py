@@ -27,6 +27,7 @@ from finesteer_local.profile import Profile
 from finesteer_local.runtime import open_model
 from finesteer_local.runtime.harvest import Harvester
 from finesteer_local.runtime.prompt import chat_prompt, turn_start
+from finesteer_local.training import pairs as preparing
 from finesteer_local.training import train as module
 from finesteer_local.training import tune
 from finesteer_local.training.data import MIN_PAIRS, Pair, Prompt, TrainingData, split
@@ -425,7 +426,7 @@ def trained_on(tiny: Path, data: TrainingData, monkeypatch: pytest.MonkeyPatch) 
     """The pairs whose answers are read."""
     seen: list[Pair] = []
     deltas = module.TrainingHarvest.deltas
-    monkeypatch.setattr(module, "_clipped", lambda llama, pair: pair)
+    monkeypatch.setattr(module, "clipped", lambda llama, pair: pair)
     monkeypatch.setattr(
         module.TrainingHarvest,
         "deltas",
@@ -447,7 +448,7 @@ def test_of_a_recipes_pool_the_likeliest_answers_are_used(tiny: Path, monkeypatc
     used = trained_on(tiny, data, monkeypatch)
     assert [(pair.prompt, pair.rejected) for pair in used] == [(pair.prompt, pair.rejected) for pair in data.pairs]
     pool = {pair.chosen for pair in data.pairs}
-    assert {pair.chosen for pair in used} < pool and len({pair.chosen for pair in used}) == module.NATURAL
+    assert {pair.chosen for pair in used} < pool and len({pair.chosen for pair in used}) == preparing.NATURAL
 
 
 def test_a_recipe_may_move_away_from_the_models_own_replies(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -462,9 +463,9 @@ def test_a_recipe_may_move_away_from_the_models_own_replies(tiny: Path, monkeypa
 def test_replies_that_already_are_what_is_wanted_are_not_moved_away_from() -> None:
     pairs = training_data(n=24).pairs[:3]
     replies = ["I cannot help with that.", " \n", "Sure, here is how."]
-    got = module._against_replies(pairs, replies, "refusal")
+    got = preparing.against_replies(pairs, replies, "refusal")
     assert [pair.rejected for pair in got] == [pairs[0].rejected, pairs[1].rejected, "Sure, here is how."]
-    assert module._against_replies(pairs, replies, "margin")[0].rejected == replies[0]
+    assert preparing.against_replies(pairs, replies, "margin")[0].rejected == replies[0]
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -472,21 +473,21 @@ def test_replies_that_already_are_what_is_wanted_are_not_moved_away_from() -> No
 def test_many_pairs_are_sampled(seed: int, kinds: int) -> None:
     """Every kind with its share, however many kinds there are."""
     pairs = [Pair(Prompt([{"role": "user", "content": str(i)}], f"kind {i % kinds}"), "no", "yes") for i in range(900)]
-    got = module._sample(pairs, seed)
-    assert module.MAX_PAIRS // 2 <= len(got) <= module.MAX_PAIRS
+    got = preparing.sample(pairs, seed)
+    assert preparing.MAX_PAIRS // 2 <= len(got) <= preparing.MAX_PAIRS
     numbers = [int(pair.prompt.text) for pair in got]
     assert numbers == sorted(set(numbers))
     assert max(numbers) > 700 and min(numbers) < 200
     if kinds == 10:
         assert {pair.prompt.kind for pair in got} == {f"kind {i}" for i in range(10)}
-    assert module._sample(pairs, seed) == got
-    assert module._sample(pairs[:50], seed) == pairs[:50]
+    assert preparing.sample(pairs, seed) == got
+    assert preparing.sample(pairs[:50], seed) == pairs[:50]
 
 
 def test_held_out_pairs_are_of_every_kind_or_every_fifth() -> None:
     prompts = [Prompt([{"role": "user", "content": str(i)}], f"kind {i % 3}") for i in range(30)]
-    assert module._held_out(prompts, 4) == split(30, [prompt.kind for prompt in prompts], 4)
-    learn, held = module._held_out([replace(prompt, kind=prompt.text) for prompt in prompts], 4)
+    assert preparing.held_out(prompts, 4) == split(30, [prompt.kind for prompt in prompts], 4)
+    learn, held = preparing.held_out([replace(prompt, kind=prompt.text) for prompt in prompts], 4)
     assert held == [0, 5, 10, 15, 20, 25]
     assert sorted(learn + held) == list(range(30))
 
@@ -494,7 +495,7 @@ def test_held_out_pairs_are_of_every_kind_or_every_fifth() -> None:
 def test_pairs_of_one_prompt_are_held_out_together() -> None:
     """Else a question would be tuned on that was trained on."""
     prompts = [Prompt([{"role": "user", "content": str(i % 20)}], f"kind {i % 20 % 2}") for i in range(50)]
-    learn, held = module._held_out(prompts, 4)
+    learn, held = preparing.held_out(prompts, 4)
     assert sorted(learn + held) == list(range(50))
     assert len({prompts[i].text for i in held}) == 4
     assert not {prompts[i].text for i in held} & {prompts[i].text for i in learn}

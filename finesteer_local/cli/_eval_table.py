@@ -59,13 +59,7 @@ def show(results: Results) -> None:
 
 
 def _overall(results: Results) -> Table:
-    rows = []
-    for f in results.totals:
-        # By phrases alone, the harmful answers count: that is what papers report.
-        harmful = [g for g in results.suites if g.method == f.method and g.label == "harmful" and g.phrases]
-        n = sum(g.n for g in harmful)
-        declined = sum(g.phrases.value * g.n for g in harmful if g.phrases) / n if n else None
-        rows.append({**vars(f), "declined": declined})
+    rows = [{**vars(f), "declined": results.declined(f.method)} for f in results.totals]
     titles = {name: title for name, title in _OVERALL.items() if any(row[name] is not None for row in rows)}
     table = _table("method", max(len(row["method"]) for row in rows), titles)
     for row in rows:

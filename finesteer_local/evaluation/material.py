@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,12 +14,13 @@ from finesteer_local import paths
 from finesteer_local.errors import DataError, StorageError
 from finesteer_local.evaluation.journal import digest
 from finesteer_local.evaluation.measure import Progress
-from finesteer_local.evaluation.pairs import held_out, prepared, sampled
+from finesteer_local.evaluation.pairs import prepared, sampled
 from finesteer_local.identity import ModelIdentity
 from finesteer_local.runtime import SteeredLlama
 from finesteer_local.runtime.harvest import Harvester
 from finesteer_local.training.data import Pair, Prompt, TrainingData
 from finesteer_local.training.harvest import TrainingHarvest
+from finesteer_local.training.pairs import held_out
 
 Array = NDArray[np.float32]
 
@@ -162,17 +164,17 @@ def _read(
     except OSError as error:
         raise StorageError(f"cannot write {file}: {error.strerror or error}") from error
     harvest.llama.set_profiles([])
-    for i in range(done, len(prompts)):
-        if i == done or i % _FLUSH == 0:
-            harvester = Harvester(harvest.llama, layers)  # an empty cache, so that a run that goes on reads the same
-        tokens, turn = harvest.tokens(prompts[i])
-        states = harvester.turn_states(tokens, turn)  # (n_layers, n_turn, n_embd)
-        array[i] = np.clip([states[:, -1], states.mean(axis=1)], -_HALF, _HALF)
-        if (i + 1) % _FLUSH == 0 or i + 1 == len(prompts):
-            array.flush()
-            with paths.atomic_write(mark) as temporary:
-                temporary.write_text(str(i + 1))
-        progress(f"reading {name} prompts", i + 1, len(prompts))
+    if done < len(prompts):
+        with closing(Harvester(harvest.llama, layers)) as harvester:
+            for i in range(done, len(prompts)):
+                tokens, turn = harvest.tokens(prompts[i])
+                states = harvester.turn_states(tokens, turn)  # (n_layers, n_turn, n_embd), each from an empty cache
+                array[i] = np.clip([states[:, -1], states.mean(axis=1)], -_HALF, _HALF)
+                if (i + 1) % _FLUSH == 0 or i + 1 == len(prompts):
+                    array.flush()
+                    with paths.atomic_write(mark) as temporary:
+                        temporary.write_text(str(i + 1))
+                progress(f"reading {name} prompts", i + 1, len(prompts))
     learn, held = held_out(prompts, seed)
     moved = [i for i in learn if prompts[i].text in validation]
     return PromptStates(prompts, array, layers, sorted(set(learn) - set(moved)), sorted({*held, *moved}))

@@ -45,6 +45,12 @@ class Results:
     def of(cls, evaluation: Evaluation, setting: Setting) -> Results:
         return cls(setting, evaluation, totals(evaluation), by_suite(evaluation), sweep_points(evaluation))
 
+    def declined(self, method: str) -> float | None:
+        """Share of the harmful requests that `method` declines by the phrases alone, as papers report it."""
+        harmful = [f for f in self.suites if f.method == method and f.label == "harmful" and f.phrases]
+        n = sum(f.n for f in harmful)
+        return sum(f.phrases.value * f.n for f in harmful if f.phrases) / n if n else None
+
     def as_json(self) -> dict[str, Any]:
         """Values that JSON can hold; shares with their 95 % confidence interval and the number of cases."""
         evaluation = self.evaluation

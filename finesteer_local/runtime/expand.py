@@ -81,8 +81,7 @@ def open_fast(path: str | Path, **options: Any) -> Iterator[SteeredLlama]:
 
 def expanded(llama: TappedLlama) -> _internals.LlamaModel | None:
     """The float32 copy of `llama`'s model, in memory alone; None where it does not help."""
-    offloads = llama.model_params.n_gpu_layers != 0 and llama_cpp.llama_supports_gpu_offload()
-    if offloads or llama.lora_path or llama.kv_overrides:
+    if llama.offloads or llama.lora_path or llama.kv_overrides:
         return None
     with float32_copy(Path(llama.model_path)) as copy:
         if copy is None:

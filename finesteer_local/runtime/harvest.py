@@ -191,12 +191,7 @@ class Harvester(Reader):
             params.cb_eval, params.cb_eval_user_data = self.tap.callback, self.tap.user_data
             with unlogged():  # llama.cpp warns of a full-size window cache, which is what is wanted here
                 self._context = _internals.LlamaContext(model=self._model, params=params, verbose=False)
-            adapter = self.llama._lora_adapter
-            if adapter is not None:
-                adapters = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(adapter)  # type: ignore[misc]
-                llama_cpp.llama_set_adapters_lora(
-                    self._context.ctx, adapters, 1, (ctypes.c_float * 1)(self.llama.lora_scale)
-                )
+            self.llama.share_adapter(self._context.ctx)
         return self._context
 
     def _start(self, context: _internals.LlamaContext, plan: Plan) -> None:

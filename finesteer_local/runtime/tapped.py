@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,6 +37,17 @@ class TappedLlama(Llama):
     @property
     def n_layer(self) -> int:
         return int(llama_cpp.llama_model_n_layer(self.model))
+
+    @property
+    def offloads(self) -> bool:
+        """Whether layers may run on a GPU."""
+        return self.model_params.n_gpu_layers != 0 and bool(llama_cpp.llama_supports_gpu_offload())
+
+    def share_adapter(self, ctx: Any) -> None:
+        """Give another context of this model the LoRA adapter that this one was opened with, if any."""
+        if self._lora_adapter is not None:
+            adapters: Any = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(self._lora_adapter)  # type: ignore[misc]
+            llama_cpp.llama_set_adapters_lora(ctx, adapters, 1, (ctypes.c_float * 1)(self.lora_scale))
 
     def forget(self) -> None:
         """Empty the KV cache."""

@@ -28,6 +28,25 @@ class Experts:
     output_bias: Array  # (r,)
     labels: tuple[str, ...] = ()  # what each expert mostly answers to, K names
 
+    @classmethod
+    def fixed(cls, vector: Array) -> Experts:
+        """One expert that gives `vector`, (n_embd,), for every hidden state, bit for bit."""
+        n_embd = len(vector)
+
+        def zeros(*shape: int) -> Array:
+            return np.zeros(shape, np.float32)
+
+        return cls(
+            prototypes=np.ascontiguousarray(vector[None], np.float32),
+            router_weight=zeros(n_embd, 1),
+            router_bias=zeros(1),
+            residual_basis=zeros(n_embd, 0),
+            hidden_weight=zeros(n_embd, 0),
+            hidden_bias=zeros(0),
+            output_weight=zeros(0, 0),
+            output_bias=zeros(0),
+        )
+
     def alpha(self, h: Array) -> Array:
         """Weights of the experts for one hidden state, shape (K,), sum 1."""
         logits = h @ self.router_weight + self.router_bias

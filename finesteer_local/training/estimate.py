@@ -12,8 +12,9 @@ from finesteer_local.runtime.packing import Request
 from finesteer_local.runtime.prompt import chat_prompt
 from finesteer_local.training.data import Prompt
 from finesteer_local.training.harvest import generate
+from finesteer_local.training.pairs import MAX_PAIRS, REPLY_TOKENS
 from finesteer_local.training.recipes import load_recipe
-from finesteer_local.training.train import LAYERS, MAX_PAIRS, REPLY_TOKENS
+from finesteer_local.training.train import LAYERS
 from finesteer_local.training.tune import ANSWER_TOKENS, ANSWERS, CONTENDERS, SCOPES
 
 _PROBES = 16

@@ -16,27 +16,28 @@ import torch
 from numpy.typing import NDArray
 
 from finesteer_local.errors import DataError, ProfileError
-from finesteer_local.evaluation.judges import is_refusal
 from finesteer_local.profile import MAX_STRENGTH, SCOPES, Profile
 from finesteer_local.runtime import SteeredLlama
 from finesteer_local.runtime.expand import open_fast
 from finesteer_local.steering import AlwaysGate, Experts, Gate
-from finesteer_local.training.data import Pair, Prompt, TrainingData, first_equal, split
+from finesteer_local.training.data import TrainingData
 from finesteer_local.training.experts import train_experts
 from finesteer_local.training.gates import GateFit, fit_contrastive_gate, fit_subspace_gate
 from finesteer_local.training.harvest import Progress, TrainingHarvest, Turns, quiet, run_folder
+from finesteer_local.training.pairs import (
+    DELTA_TOKENS,
+    MAX_PAIRS,
+    REPLY_TOKENS,
+    against_replies,
+    clipped,
+    held_out,
+    natural,
+    sample,
+)
 from finesteer_local.training.tune import as_rows, tune
 
 LAYERS = (0.37, 0.40, 0.44, 0.48)
 """Candidates, as shares of the depth: lower ones hardly steer, above 0.55 the text falls apart (DESIGN.md)."""
-MAX_PAIRS = 160
-REPLY_TOKENS = 24
-NATURAL = 8
-"""So many of a pool of chosen answers are used: the likeliest ones."""
-JUDGES = 5
-"""Prompts by which their likelihood is measured."""
-DELTA_TOKENS = 10
-"""Answers are compared over their first tokens: that is where a behaviour is decided, and what follows is topic."""
 GATES = ("contrastive", "scs", "always")
 
 
@@ -78,17 +79,16 @@ def train(llama: SteeredLlama, data: TrainingData, settings: Settings, progress:
     folder = run_folder(llama, data, {**asdict(settings), "layers": LAYERS, "pairs": MAX_PAIRS, "tokens": DELTA_TOKENS})
     harvest = TrainingHarvest(llama, data, folder, progress)
     harvest.check([*(pair.prompt for pair in data.pairs), *(data.contrast if gated else ())])
-    pairs = _sample(data.pairs, settings.seed)
+    pairs = sample(data.pairs, settings.seed)
     if data.pooled:
-        pairs = _natural(harvest, pairs)
+        pairs = natural(harvest, pairs)
     replies = harvest.replies(pairs, REPLY_TOKENS)
     if data.own_replies:
-        pairs = _against_replies(pairs, replies, data.judge)
-    clipped = [_clipped(llama, pair) for pair in pairs]
-    states, deltas = harvest.deltas(clipped, layers)
+        pairs = against_replies(pairs, replies, data.judge)
+    states, deltas = harvest.deltas([clipped(llama, pair) for pair in pairs], layers)
     if not deltas.any():
         raise DataError(f"the answers of every pair begin with the same {DELTA_TOKENS} tokens; nothing can be learnt")
-    learn, held = _held_out([pair.prompt for pair in pairs], settings.seed)
+    learn, held = held_out([pair.prompt for pair in pairs], settings.seed)
     blank = _blank(llama, data, states, layers)
     experts: dict[int, Experts] = {}
     fits: dict[int, Any] = {}
@@ -184,81 +184,14 @@ def _candidates(llama: SteeredLlama, settings: Settings) -> list[int]:
     return sorted({min(max(round(share * llama.n_layer), 1), top) for share in LAYERS})
 
 
-def _sample(pairs: Sequence[Pair], seed: int) -> list[Pair]:
-    """At most MAX_PAIRS pairs, every kind and wrapper with its share."""
-    if len(pairs) <= MAX_PAIRS:
-        return list(pairs)
-    groups = [pair.prompt.family or pair.prompt.kind for pair in pairs]
-    _, sampled = split(len(pairs), groups, seed, share=MAX_PAIRS / len(pairs))
-    if len(sampled) < MAX_PAIRS // 2:  # many small groups: the share of each rounds to nothing
-        sampled = sorted(np.random.default_rng(seed).permutation(len(pairs))[:MAX_PAIRS].tolist())
-    return [pairs[i] for i in sampled[:MAX_PAIRS]] if len(sampled) > MAX_PAIRS else [pairs[i] for i in sampled]
-
-
-def _held_out(prompts: Sequence[Prompt], seed: int) -> tuple[list[int], list[int]]:
-    """Indices for training and validation, every kind and wrapper with its share; equal prompts stay together."""
-    first = first_equal(prompts)
-    distinct = [i for i in range(len(prompts)) if first[i] == i]
-    _, chosen = split(len(distinct), [prompts[i].family or prompts[i].kind for i in distinct], seed)
-    held = {distinct[i] for i in chosen} or set(distinct[::5])  # every kind is small: hold out every fifth
-    return [i for i, j in enumerate(first) if j not in held], [i for i, j in enumerate(first) if j in held]
-
-
-def _natural(harvest: TrainingHarvest, pairs: Sequence[Pair]) -> list[Pair]:
-    """Pairs whose chosen answers, where a recipe deals out a pool of them, are those the model finds likeliest itself.
-
-    Answers in the model's own voice agree on a direction; foreign ones cancel each other out.
-    """
-    pool = sorted({pair.chosen for pair in pairs})
-    if len(pool) <= NATURAL or len(pool) > len(pairs) // 2:
-        return list(pairs)
-    step = max(len(pairs) // JUDGES, 1)
-    likelihood = harvest.likelihood([pair.prompt for pair in pairs[::step][:JUDGES]], pool, DELTA_TOKENS)
-    best = [pool[i] for i in np.argsort(-likelihood, kind="stable")[:NATURAL]]
-    return [replace(pair, chosen=best[i % NATURAL]) for i, pair in enumerate(pairs)]
-
-
-def _against_replies(pairs: Sequence[Pair], replies: Sequence[str], judge: str) -> list[Pair]:
-    """Pairs whose rejected answer is the model's own reply, except where that already is what is wanted."""
-    return [
-        pair if not reply.strip() or (judge == "refusal" and is_refusal(reply)) else replace(pair, rejected=reply)
-        for pair, reply in zip(pairs, replies, strict=True)
-    ]
-
-
-def _clipped(llama: SteeredLlama, pair: Pair) -> Pair:
-    """The pair with both answers cut to their first DELTA_TOKENS tokens."""
-
-    def cut(text: str) -> str:
-        tokens = llama.tokenize(text.encode(), add_bos=False, special=False)[:DELTA_TOKENS]
-        return llama.detokenize(tokens).decode("utf-8", errors="ignore") or text
-
-    return replace(pair, chosen=cut(pair.chosen), rejected=cut(pair.rejected))
-
-
 def _blank(llama: SteeredLlama, data: TrainingData, states: NDArray[np.float32], layers: Sequence[int]) -> Profile:
     """A profile with everything but what is learnt."""
-    n_embd = states.shape[2]
-
-    def zeros(*shape: int) -> NDArray[np.float32]:
-        return np.zeros(shape, np.float32)
-
-    nothing = Experts(
-        zeros(1, n_embd),
-        zeros(n_embd, 1),
-        zeros(1),
-        zeros(n_embd, 0),
-        zeros(n_embd, 0),
-        zeros(0),
-        zeros(0, 0),
-        zeros(0),
-    )
     return Profile(
         name=data.name,
         model=llama.identity,
         gate=AlwaysGate(),
         gate_layer=layers[0],
-        experts={layers[0]: nothing},
+        experts={layers[0]: Experts.fixed(np.zeros(states.shape[2], np.float32))},
         description=data.description,
         license=data.license,
     )
@@ -275,7 +208,7 @@ def _gate(
     positive = Turns(everything.states, everything.offsets[: n + 1])
     contrast = Turns(everything.states[everything.offsets[n] :], everything.offsets[n:] - everything.offsets[n])
     if settings.gate == "scs":
-        learn, held = _held_out(prompts, settings.seed)
+        learn, held = held_out(prompts, settings.seed)
         return fit_subspace_gate(positive.last[learn], positive.last[held], contrast.last)
     return fit_contrastive_gate(
         positive,

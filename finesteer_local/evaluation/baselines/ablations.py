@@ -9,7 +9,6 @@ import numpy as np
 
 from finesteer_local.converters.controlvector import expert_shares
 from finesteer_local.errors import DataError
-from finesteer_local.evaluation.baselines.vectors import one_expert
 from finesteer_local.profile import Profile
 from finesteer_local.steering import AlwaysGate, ContrastiveGate, Experts, SubspaceGate
 
@@ -26,7 +25,7 @@ def without_experts(profile: Profile) -> Profile:
         shares = expert_shares(profile, layer)
         if shares is None:
             shares = np.full(len(experts.prototypes), 1 / len(experts.prototypes), np.float32)
-        means[layer] = one_expert(shares @ experts.prototypes)
+        means[layer] = Experts.fixed(shares @ experts.prototypes)
     return replace(profile, experts=means)
 
 

@@ -18,11 +18,11 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from finesteer_local.evaluation.baselines.vectors import Candidate, one_expert, principal_direction, shared
+from finesteer_local.evaluation.baselines.vectors import Candidate, principal_direction, shared
 from finesteer_local.evaluation.interventions import ProfileSteering
 from finesteer_local.evaluation.material import BAND, SINGLE, UPPER_BAND, Material, PromptStates
 from finesteer_local.profile import Profile
-from finesteer_local.steering import Gate
+from finesteer_local.steering import Experts, Gate
 
 SOURCE = "arXiv 2409.05907"
 Array = NDArray[np.float32]
@@ -119,7 +119,7 @@ def candidates(material: Material) -> list[Candidate]:
     gate, gate_layer, found = find_condition(material)
 
     def at(vectors: dict[int, Array], strength: float) -> ProfileSteering:
-        experts = {layer: one_expert(shared(vector, vectors)) for layer, vector in vectors.items()}
+        experts = {layer: Experts.fixed(shared(vector, vectors)) for layer, vector in vectors.items()}
         profile = ConditionedProfile("cast", material.model, gate, gate_layer, experts, strength, scope="prompt")
         return ProfileSteering((profile,))
 

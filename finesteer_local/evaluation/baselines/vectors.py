@@ -30,25 +30,6 @@ class Candidate:
     at: Callable[[float], Intervention]
 
 
-def one_expert(vector: Array) -> Experts:
-    """Experts that give `vector`, (n_embd,), to every prompt."""
-    n_embd = len(vector)
-
-    def zeros(*shape: int) -> Array:
-        return np.zeros(shape, np.float32)
-
-    return Experts(
-        prototypes=np.ascontiguousarray(vector[None], np.float32),
-        router_weight=zeros(n_embd, 1),
-        router_bias=zeros(1),
-        residual_basis=zeros(n_embd, 0),
-        hidden_weight=zeros(n_embd, 0),
-        hidden_bias=zeros(0),
-        output_weight=zeros(0, 0),
-        output_bias=zeros(0),
-    )
-
-
 def shared(vector: Array, vectors: Mapping[int, Array]) -> Array:
     """Several layers share the strength, so that one range of strengths suits one layer and many."""
     return np.asarray(vector / len(vectors), np.float32)
@@ -56,7 +37,7 @@ def shared(vector: Array, vectors: Mapping[int, Array]) -> Array:
 
 def always(name: str, model: ModelIdentity, vectors: Mapping[int, Array], strength: float) -> ProfileSteering:
     """Vectors by layer, (n_embd,), added to every token of every prompt: llama.cpp's control vector."""
-    experts = {layer: one_expert(shared(vector, vectors)) for layer, vector in vectors.items()}
+    experts = {layer: Experts.fixed(shared(vector, vectors)) for layer, vector in vectors.items()}
     profile = Profile(name, model, AlwaysGate(), min(vectors), experts, strength=strength, scope="prompt")
     return ProfileSteering((profile,))
 

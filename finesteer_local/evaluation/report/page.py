@@ -99,13 +99,7 @@ def _head(results: Results) -> str:
 
 
 def _overall(results: Results) -> str:
-    rows = []
-    for f in results.totals:
-        # By phrases alone the harmful answers count: that is what papers report.
-        harmful = [g for g in results.suites if g.method == f.method and g.label == "harmful" and g.phrases]
-        n = sum(g.n for g in harmful)
-        share = sum(g.phrases.value * g.n for g in harmful if g.phrases) / n if n else None
-        rows.append({**vars(f), "phrases": share})
+    rows = [{**vars(f), "phrases": results.declined(f.method)} for f in results.totals]
     columns = {name: title for name, title in _OVERALL.items() if any(row[name] is not None for row in rows)}
     body = "".join(
         tag(

@@ -59,9 +59,7 @@ class Streams:
         self.ctx = self._context.ctx
         self._memory = llama_cpp.llama_get_memory(self.ctx)
         self._batch: Any = _internals.LlamaBatch(n_tokens=n_ubatch, embd=0, n_seq_max=1, verbose=llama.verbose)
-        if llama._lora_adapter is not None:
-            adapters: Any = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(llama._lora_adapter)  # type: ignore[misc]
-            llama_cpp.llama_set_adapters_lora(self.ctx, adapters, 1, (ctypes.c_float * 1)(llama.lora_scale))
+        llama.share_adapter(self.ctx)
 
     def close(self) -> None:
         self._batch.close()

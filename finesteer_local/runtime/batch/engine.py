@@ -8,8 +8,6 @@ from collections import deque
 from dataclasses import dataclass
 from types import TracebackType
 
-from llama_cpp import llama_cpp
-
 from finesteer_local.errors import FineSteerError, QueueFullError, SteeringError
 from finesteer_local.runtime.batch.answer import AnswerStream
 from finesteer_local.runtime.batch.context import Streams
@@ -183,5 +181,4 @@ class BatchEngine:
 
 def default_sizes(llama: SteeredLlama) -> Sizes:
     """Short pieces on the CPU, longer ones on a GPU."""
-    on_gpu = llama_cpp.llama_supports_gpu_offload() and llama.model_params.n_gpu_layers != 0
-    return ON_GPU if on_gpu else Sizes()
+    return ON_GPU if llama.offloads else Sizes()

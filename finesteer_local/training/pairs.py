@@ -1,0 +1,74 @@
+"""Which pairs directions are learnt from, and their two answers: the same for our experts and for other methods."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from finesteer_local.evaluation.judges import is_refusal
+from finesteer_local.runtime import SteeredLlama
+from finesteer_local.training.data import Pair, Prompt, first_equal, split
+from finesteer_local.training.harvest import TrainingHarvest
+
+MAX_PAIRS = 160
+REPLY_TOKENS = 24
+NATURAL = 8
+"""So many of a pool of chosen answers are used: the likeliest ones."""
+JUDGES = 5
+"""Prompts by which their likelihood is measured."""
+DELTA_TOKENS = 10
+"""Answers are compared over their first tokens: that is where a behaviour is decided, and what follows is topic."""
+
+
+def sample(pairs: Sequence[Pair], seed: int) -> list[Pair]:
+    """At most MAX_PAIRS pairs, every kind and wrapper with its share."""
+    if len(pairs) <= MAX_PAIRS:
+        return list(pairs)
+    groups = [pair.prompt.family or pair.prompt.kind for pair in pairs]
+    _, sampled = split(len(pairs), groups, seed, share=MAX_PAIRS / len(pairs))
+    if len(sampled) < MAX_PAIRS // 2:  # many small groups: the share of each rounds to nothing
+        sampled = sorted(np.random.default_rng(seed).permutation(len(pairs))[:MAX_PAIRS].tolist())
+    return [pairs[i] for i in sampled[:MAX_PAIRS]]
+
+
+def held_out(prompts: Sequence[Prompt], seed: int) -> tuple[list[int], list[int]]:
+    """Indices for training and validation, every kind and wrapper with its share; equal prompts stay together."""
+    first = first_equal(prompts)
+    distinct = [i for i in range(len(prompts)) if first[i] == i]
+    _, chosen = split(len(distinct), [prompts[i].family or prompts[i].kind for i in distinct], seed)
+    held = {distinct[i] for i in chosen} or set(distinct[::5])  # every kind is small: hold out every fifth
+    return [i for i, j in enumerate(first) if j not in held], [i for i, j in enumerate(first) if j in held]
+
+
+def natural(harvest: TrainingHarvest, pairs: Sequence[Pair]) -> list[Pair]:
+    """Pairs whose chosen answers, where a recipe deals out a pool of them, are those the model finds likeliest itself.
+
+    Answers in the model's own voice agree on a direction; foreign ones cancel each other out.
+    """
+    pool = sorted({pair.chosen for pair in pairs})
+    if len(pool) <= NATURAL or len(pool) > len(pairs) // 2:
+        return list(pairs)
+    step = max(len(pairs) // JUDGES, 1)
+    likelihood = harvest.likelihood([pair.prompt for pair in pairs[::step][:JUDGES]], pool, DELTA_TOKENS)
+    best = [pool[i] for i in np.argsort(-likelihood, kind="stable")[:NATURAL]]
+    return [replace(pair, chosen=best[i % NATURAL]) for i, pair in enumerate(pairs)]
+
+
+def against_replies(pairs: Sequence[Pair], replies: Sequence[str], judge: str) -> list[Pair]:
+    """Pairs whose rejected answer is the model's own reply, except where that already is what is wanted."""
+    return [
+        pair if not reply.strip() or (judge == "refusal" and is_refusal(reply)) else replace(pair, rejected=reply)
+        for pair, reply in zip(pairs, replies, strict=True)
+    ]
+
+
+def clipped(llama: SteeredLlama, pair: Pair) -> Pair:
+    """The pair with both answers cut to their first DELTA_TOKENS tokens."""
+
+    def cut(text: str) -> str:
+        tokens = llama.tokenize(text.encode(), add_bos=False, special=False)[:DELTA_TOKENS]
+        return llama.detokenize(tokens).decode("utf-8", errors="ignore") or text
+
+    return replace(pair, chosen=cut(pair.chosen), rejected=cut(pair.rejected))
