@@ -129,8 +129,7 @@ def test_wrapped_requests() -> None:
     assert len(harmless) >= 410
     families = Counter(row["family"] for row in harmful)
     assert len(families) >= 40
-    for rows in (harmless, FILES["wrappers.jsonl"]):
-        assert {row["family"] for row in rows} == set(families)
+    assert {row["family"] for row in harmless} == set(families) < {row["family"] for row in FILES["wrappers.jsonl"]}
     for rows in (harmful, harmless):
         counts = Counter(row["family"] for row in rows)
         assert max(counts.values()) <= 2 * min(counts.values()), counts
@@ -212,7 +211,8 @@ def test_every_wrapper_has_its_slot_once() -> None:
         assert row["template"].count("{request}") == 1, row
         assert len(words(row["template"].replace("{request}", ""))) >= 4, row
     counts = Counter(row["family"] for row in FILES["wrappers.jsonl"])
-    assert len(set(counts.values())) == 1
+    assert min(counts.values()) >= 7
+    assert len({row["template"] for row in FILES["wrappers.jsonl"]}) == len(FILES["wrappers.jsonl"])
 
 
 def test_refusals() -> None:

@@ -202,7 +202,16 @@ def test_of_equals_the_one_that_steers_more_often(blank: Profile, tmp_path: Path
 
     chosen, trials = tuned(llama(quality), blank, tmp_path)
     assert len({trial.score for trial in trials}) == 1
-    assert (chosen.strength, chosen.wanted) == (up[0], 1.0)
+    assert (chosen.strength, chosen.wanted) == (up[1], 1.0)  # up[0] is enough, and the next is as good
+
+
+def test_a_step_above_the_edge_only_where_it_costs_nothing(blank: Profile, tmp_path: Path) -> None:
+    up = sorted(strength for strength in STRENGTHS if strength > FIRST_STRENGTH)
+
+    def quality(layer: int, strength: float, scope: str) -> tuple[float, float]:
+        return 1.0 if strength >= up[0] else 0.8, 0.5 if strength >= up[1] else 1.0
+
+    assert tuned(llama(quality), blank, tmp_path)[0].strength == up[0]
 
 
 def test_stronger_while_it_helps(blank: Profile, tmp_path: Path) -> None:
@@ -221,9 +230,9 @@ def test_stronger_while_it_helps(blank: Profile, tmp_path: Path) -> None:
 
 def test_stronger_where_nothing_happens_yet(blank: Profile, tmp_path: Path) -> None:
     """That a weaker setting does as little is no reason to take it."""
-    enough = sorted(strength for strength in STRENGTHS if strength > FIRST_STRENGTH)[1]
+    enough, following = sorted(strength for strength in STRENGTHS if strength > FIRST_STRENGTH)[1:3]
     chosen, _ = tuned(llama(lambda _, strength, __: (1.0 if strength >= enough else 0.05, 1.0)), blank, tmp_path)
-    assert (chosen.strength, chosen.score) == (enough, 1.0)
+    assert (chosen.strength, chosen.score) == (following, 1.0)  # off the edge
 
 
 def test_weaker_where_the_text_falls_apart(blank: Profile, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from finesteer_local.training.harvest import Progress, answer_tokens, generate
 MARGIN_PAIRS = 10
 MARGIN_TOKENS = 10
 ANSWERS = 24
-ANSWER_TOKENS = 40
+ANSWER_TOKENS = 32
 MAX_PROMPT = 400  # letters: every trial reads its prompts anew, and long ones would take most of the time
 FIRST_STRENGTH = 0.9
 STRENGTHS = (0.6, 0.7, 0.8, 1.0, 1.1, 1.25, 1.4, 1.7, 2.0, 2.5)
@@ -94,7 +94,7 @@ def tune(
             compared.append(tuner.trial(first.layer, strength, first.scope))
             if compared[-1].score < _best(compared).score - TOLERANCE:
                 break
-    chosen = _best(compared)
+    chosen = _off_the_edge(_best(compared), compared)
     # The prompt is read under all of it, so the answer needs less; more makes a small model repeat itself.
     others: list[Trial] = []
     for shares in _outwards(ANSWER_STRENGTHS, FIRST_ANSWER_STRENGTH):
@@ -122,6 +122,21 @@ def _best(trials: Sequence[Trial]) -> Trial:
     good = [trial for trial in trials if trial.score >= top - TOLERANCE]
     wanted = max(trial.wanted for trial in good)
     return min((t for t in good if t.wanted == wanted), key=lambda trial: (trial.strength, -trial.score))
+
+
+def _off_the_edge(chosen: Trial, trials: Sequence[Trial]) -> Trial:
+    """A step stronger where a step weaker steers less often and a step stronger costs nothing.
+
+    Prompts that were not tried are as hard as these or harder: at the edge some of them would not be steered.
+    """
+    weaker = [trial for trial in trials if trial.strength < chosen.strength]
+    stronger = [trial for trial in trials if trial.strength > chosen.strength]
+    if weaker and stronger and max(weaker, key=lambda trial: trial.strength).wanted < chosen.wanted:
+        following = min(stronger, key=lambda trial: trial.strength)
+        top = max(trial.score for trial in trials)
+        if following.wanted >= chosen.wanted and following.score >= top - TOLERANCE:
+            return following
+    return chosen
 
 
 class _Tuner:
