@@ -5,7 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
+
+import pytest
 
 SERVER = Path(__file__).parents[1] / "finesteer_local" / "server"
 PAGE, STATIC = SERVER / "page", SERVER / "static"
@@ -47,6 +51,16 @@ def test_the_document_needs_no_inline_code_and_no_other_host() -> None:
     for address in addresses:
         assert (STATIC / address.removeprefix("/static/").split("?")[0]).is_file()
     assert not re.search(r"url\(|@import", (STATIC / "page.css").read_text("utf-8"))
+
+
+def test_the_page_ships_as_built(tmp_path: Path) -> None:
+    pytest.importorskip("setuptools", reason="this environment builds no packages")
+    root = SERVER.parents[1]
+    command = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", str(tmp_path)]
+    subprocess.run(command, cwd=root, check=True, capture_output=True)
+    shipped = tmp_path / "finesteer_local" / "server"
+    assert {path.name for path in (shipped / "static").iterdir()} == {path.name for path in STATIC.iterdir()}
+    assert not (shipped / "page").exists()
 
 
 def test_licences_of_what_is_bundled_are_there() -> None:

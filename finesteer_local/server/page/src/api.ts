@@ -138,11 +138,11 @@ export async function send<T>(method: "POST" | "PUT", path: string, body: unknow
   return (await call(path, { method, body: JSON.stringify(body), signal })).json() as Promise<T>;
 }
 
-/** "ok", "loading", or null where no server answers. */
+/** "ok", "loading", or null where no server answers, or one that is about to stop. */
 export async function health(): Promise<"ok" | "loading" | null> {
   try {
-    const response = await fetch("/health", { cache: "no-store" });
-    return response.ok ? "ok" : response.status === 503 ? "loading" : null;
+    const { status } = await (await fetch("/health", { cache: "no-store" })).json();
+    return status === "ok" || status === "loading" ? status : null;
   } catch {
     return null;
   }

@@ -12,6 +12,7 @@ import {
   changed,
   type Conversation,
   chosen,
+  cutOff,
   newId,
   path,
   type Question,
@@ -164,7 +165,6 @@ async function one(
         if (!abort.aborted) continue;
         now = { ...now, state: "stopped", error: undefined };
       } else now = failed(now, error);
-      if (now.state === "streaming") return;
     }
     flush();
     return;
@@ -184,7 +184,7 @@ addEventListener("beforeunload", () => {
 });
 
 function failed(answer: Answer, error: unknown): Answer {
-  if (leaving) return answer; // found as it is when the page is opened again
+  if (leaving) return cutOff(answer);
   if (error instanceof ServerError && error.status === 0) noticeAway();
   const message = error instanceof Error ? error.message : String(error);
   const plain = error instanceof ServerError ? message : `The server's answer was not understood (${message}).`;

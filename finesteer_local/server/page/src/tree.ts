@@ -122,12 +122,13 @@ export function questionOf(chat: Conversation, turn: Turn): Question | undefined
   return question?.role === "user" ? question : undefined;
 }
 
+export function cutOff(answer: Answer): Answer {
+  return { ...answer, state: "interrupted", error: "Interrupted: the page was closed before the answer was complete." };
+}
+
 /** What an answer that was under way when the page or the server died looks like afterwards. */
 export function interrupted(chat: Conversation): Conversation {
-  const end = (answer: Answer): Answer =>
-    answer.state === "streaming"
-      ? { ...answer, state: "interrupted", error: "Interrupted: the page was closed before the answer was complete." }
-      : answer;
+  const end = (answer: Answer): Answer => (answer.state === "streaming" ? cutOff(answer) : answer);
   let result = chat;
   for (const turn of Object.values(chat.nodes)) {
     if (turn.role !== "assistant") continue;
