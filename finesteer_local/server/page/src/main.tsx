@@ -8,6 +8,7 @@ import "./styles/base.css";
 import "./styles/controls.css";
 import "./styles/layout.css";
 import "./styles/chat.css";
+import "./styles/prose.css";
 import "./styles/panels.css";
 import { focusComposer } from "./ui";
 
