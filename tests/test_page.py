@@ -344,7 +344,10 @@ def test_an_answer_under_way_survives_a_reload_in_part(opened: Opener, server: P
 def test_rename_export_delete_and_undo(opened: Opener, server: PageServer, tmp_path: Path) -> None:
     page = opened()
     ask(page, HARMFUL)
-    page.get_by_role("button", name="Actions for").click()
+    actions, list_ = page.get_by_role("button", name="Actions for"), page.get_by_role("navigation")
+    place, around = actions.bounding_box(), list_.bounding_box()
+    assert place and around and place["x"] + place["width"] <= around["x"] + around["width"], "a long title hides them"
+    actions.click()
     page.get_by_role("button", name="Rename").click()
     page.keyboard.type("Mail")
     page.keyboard.press("Enter")
@@ -480,6 +483,30 @@ def test_on_a_phone(opened: Opener, server: PageServer) -> None:
     assert (panel.bounding_box() or {})["width"] == 375
     panel.get_by_role("button", name="Close steering").click()
     expect(panel).to_have_count(0)
+
+
+def test_the_end_stays_in_view_unless_the_reader_leaves_it(opened: Opener, server: PageServer) -> None:
+    page = opened()
+    end = page.get_by_role("button", name="Compare steered and unsteered")
+    latest = page.get_by_role("button", name="Latest")
+    ask(page, HARMLESS)
+    ask(page, HARMLESS)
+    expect(end).to_be_in_viewport()
+    page.keyboard.press("Alt+g")  # the text gets narrower, thus longer
+    expect(page.get_by_role("complementary")).to_be_visible()
+    expect(end).to_be_in_viewport()
+    expect(latest).to_have_count(0)
+    page.mouse.move(500, 300)
+    page.mouse.wheel(0, -700)
+    expect(latest).to_be_visible()
+    server.mode.slow = 0.01
+    page.keyboard.press("Alt+r")
+    expect(page.get_by_role("button", name="Stop")).to_be_visible()
+    page.mouse.wheel(0, -700)  # away from what is being written
+    done(page)
+    expect(end).not_to_be_in_viewport()
+    latest.click()
+    expect(end).to_be_in_viewport()
 
 
 def test_dark_follows_the_system_and_can_be_set(opened: Opener, server: PageServer) -> None:

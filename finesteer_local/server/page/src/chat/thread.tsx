@@ -47,6 +47,7 @@ export function Thread({ chat }: { chat: Chat }) {
   const scroller = useRef<HTMLDivElement>(null);
   const content = useRef<HTMLDivElement>(null);
   const follows = useRef(true);
+  const lastTop = useRef(0);
   const [away, setAway] = useState(false);
   const [editing, setEditing] = useState<string | null>(null);
   const conversation = chat.value;
@@ -73,9 +74,13 @@ export function Thread({ chat }: { chat: Chat }) {
     for (const element of [scroller.current, content.current]) if (element) observer.observe(element);
     return () => observer.disconnect();
   }, [turns.length > 0]);
+  // Only a reader scrolls up; a box that changes its width moves its end away by itself.
   const scrolled = () => {
-    follows.current = atEnd();
-    setAway(!follows.current);
+    const top = scroller.current?.scrollTop ?? 0;
+    if (atEnd()) follows.current = true;
+    else if (top < lastTop.current) follows.current = false;
+    lastTop.current = top;
+    setAway(!follows.current && !atEnd());
   };
 
   let number = 0;
