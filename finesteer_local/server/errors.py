@@ -100,8 +100,9 @@ def error_response(error: BaseException, path: str) -> Response:
 
 def validation_error(findings: Sequence[Mapping[str, Any]], body: Any) -> ApiError:
     """The finding that names its field best as one line, with the field's path as `param`."""
-    places = [_place(finding, body) for finding in findings]
-    place, finding = max(zip(places, findings, strict=True), key=lambda found: len(found[0]))
+    # Where several types are allowed, each has a finding: what was meant is where it went deepest, and past the type.
+    found = [(_place(finding, body), finding) for finding in findings]
+    place, finding = max(found, key=lambda pair: (len(pair[0]), not pair[1]["type"].endswith("_type")))
     if finding["type"] == "json_invalid":
         return ApiError(400, "the body is not valid JSON", code="invalid_json")
     if not place and not isinstance(body, dict):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from finesteer_local.profile import MAX_STRENGTH, Profile
 from finesteer_local.steering import Decision
@@ -19,6 +19,15 @@ class Given(BaseModel):
     """What clients send: types are not bent, numbers are finite, unknown fields are left alone."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="ignore")
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _is_unicode(cls, value: Any) -> Any:
+        """JSON can escape half a letter (a lone surrogate), which no tokenizer reads."""
+        for text in value if isinstance(value, list) else (value,):
+            if isinstance(text, str) and any("\ud800" <= letter <= "\udfff" for letter in text):
+                raise ValueError("is not Unicode text")
+        return value
 
 
 class GivenExactly(Given):
