@@ -75,7 +75,8 @@ def test_a_model_that_cannot_be_loaded_ends_the_server(tmp_path: Path) -> None:
 def test_a_full_queue(server: Served) -> None:
     alone = server.chat().json()["choices"]
     with server.http.stream("POST", "/v1/chat/completions", json=ENDLESS) as running, ThreadPoolExecutor() as pool:
-        next(running.iter_lines())  # it has the place
+        lines = running.iter_lines()  # httpx hangs up when this goes
+        next(lines)  # it has the place
         waiting = pool.submit(server.chat)
         for _ in wait_until():
             if server.service.model.engine.load.waiting:
@@ -95,7 +96,7 @@ def test_a_full_queue(server: Served) -> None:
 def test_a_client_that_goes_away_frees_its_place(server: Served, path: str, stream: bool) -> None:
     body: dict[str, Any] = {**ENDLESS, "model": "tiny", "stream": stream}
     if path == "/v1/completions":
-        body["prompt"] = "Go on"
+        body.update(prompt="Go on", max_tokens=90_000)
     before = server.http.get("/metrics").text
     line = socket.create_connection(("127.0.0.1", server.http.base_url.port))
     content = json.dumps(body).encode()
@@ -121,9 +122,11 @@ def test_a_client_that_goes_away_frees_its_place(server: Served, path: str, stre
 
 def test_a_client_that_goes_away_while_it_waits(server: Served) -> None:
     with server.http.stream("POST", "/v1/chat/completions", json=ENDLESS) as running:
-        next(running.iter_lines())
+        lines = running.iter_lines()
+        next(lines)
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{server.url}/v1/chat/completions", json=ENDLESS, timeout=0.3)
+        assert server.service.model.engine.load.running == 1
         for _ in wait_until():
             if not server.service.model.engine.load.waiting:
                 break

@@ -8,15 +8,16 @@ from typing import Any
 
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, settings
-from schemathesis.core.transport import Response
+from hypothesis import HealthCheck, given, settings
+from schemathesis.generation.modes import GenerationMode
 
-from finesteer_local.server.settings import Limits
+from finesteer_local.server.app import create_app
+from finesteer_local.server.settings import Limits, Settings
 from serving import Served, served
 from tiny import make_profile
 
-# Bounds: every example is a request that a model answers.
-SMALL = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+DOCUMENT: dict[str, Any] = create_app(Settings(Path("model.gguf"), "tiny")).openapi()
+OPERATIONS = [f"{method.upper()} {path}" for path, methods in DOCUMENT["paths"].items() for method in methods]
 
 
 @pytest.fixture(scope="module")
@@ -26,27 +27,34 @@ def server(tiny: Path) -> Iterator[Served]:
         yield found
 
 
-@pytest.fixture(scope="module")
-def api(server: Served) -> Any:
-    return schemathesis.openapi.from_url(f"{server.url}/openapi.json")
+@pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_the_document_is_kept(server: Served, operation: str, mode: GenerationMode) -> None:
+    method, path = operation.split()
+    schema = schemathesis.openapi.from_dict(server.http.get("/openapi.json").json())
+    found = schema[path][method]
+
+    # Bounded: every example is a request that a model may answer.
+    @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None)
+    @given(found.as_strategy(generation_mode=mode))
+    def keeps(case: Any) -> None:
+        response = case.call_and_validate(base_url=server.url, timeout=60)
+        assert response.status_code < 500
+
+    try:
+        keeps()
+    except Exception as error:
+        if "Impossible to generate negative" in str(error):
+            pytest.skip("nothing that can be wrong")
+        raise
 
 
-schema = schemathesis.pytest.from_fixture("api")
-
-
-@schema.parametrize()
-@SMALL
-def test_the_document_is_kept(case: Any, server: Served) -> None:
-    response: Response = case.call_and_validate(timeout=60)
-    assert response.status_code < 500
-
-
-def test_every_route_tells_its_errors(server: Served) -> None:
-    document = server.http.get("/openapi.json").json()
-    for path, methods in document["paths"].items():
+def test_every_route_tells_its_errors() -> None:
+    for path, methods in DOCUMENT["paths"].items():
         for operation in methods.values():
             assert "422" not in operation["responses"]
             if path not in ("/health", "/metrics"):
                 assert {"400", "401", "403", "404", "413", "429", "503"} <= operation["responses"].keys()
             assert operation["operationId"] and operation.get("description")
-    assert "HTTPValidationError" not in document["components"]["schemas"]
+    assert "HTTPValidationError" not in DOCUMENT["components"]["schemas"]
+    assert {"POST /v1/chat/completions", "POST /api/chat", "PUT /v1/steering"} <= set(OPERATIONS)

@@ -94,7 +94,7 @@ def _add_status(app: FastAPI, service: Service, metrics: Metrics) -> None:
 def _add_page(app: FastAPI) -> None:
     index = STATIC / "index.html"
 
-    @app.get("/", include_in_schema=False)
+    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     async def page() -> Response:
         if index.is_file():
             return FileResponse(index, headers={"Cache-Control": "no-cache"})
