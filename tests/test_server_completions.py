@@ -123,9 +123,9 @@ def test_the_default_length_is_openais(client: openai.OpenAI) -> None:
 @pytest.mark.parametrize(
     ("prompt", "said"),
     [
-        ("", "empty"),
-        ([], "empty"),
-        ([[]], "empty"),
+        ("", "at least 1 character"),
+        ([], "at least 1 item"),
+        ([[]], "at least 1 item"),
         ([1, 100_000], "vocabulary"),
         (["x"] * 33, "32 prompts"),
         ("x" * 2000, "the context only 1,024"),

@@ -130,7 +130,7 @@ def test_asking_for_nothing_loads_the_model(client: ollama.Client) -> None:
     ("body", "status", "said"),
     [
         ({"model": "huge"}, 404, "this server has the model 'tiny'"),
-        ({"model": ""}, 400, "model is required"),
+        ({"model": ""}, 400, "model: String should have at least 1 character"),
         ({}, 400, "model: Field required"),
         ({"model": "tiny", "messages": [{"role": "user", "content": "x", "images": ["aGk="]}]}, 400, "images"),
         ({"model": "tiny", "options": {"temperature": -1}}, 400, "options.temperature"),

@@ -83,7 +83,7 @@ class OllamaMessage(Given):
 class OllamaRequest(Given):
     """What `/api/chat` and `/api/generate` share."""
 
-    model: str
+    model: Annotated[str, Field(min_length=1)]
     stream: bool | None = Field(None, description="True unless given.")
     format: Literal["", "json"] | JsonObject | None = Field(None, description="`json`, or a JSON schema.")
     options: Options | None = None
@@ -91,7 +91,7 @@ class OllamaRequest(Given):
 
     def common(self) -> dict[str, Any]:
         """The fields of our own request."""
-        options = self.options or Options()
+        options = self.options or Options.model_validate({})
         steering = options.steering if self.steering is None else self.steering
         found = {"model": None, "steering": steering, **options.sampling()}
         if isinstance(self.format, dict):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 from finesteer_local.server.schemas import Decisions, Given, SteeringField
 
@@ -285,7 +285,14 @@ class ChatCompletion(BaseModel):
 
 # --- completions ---
 
-Prompt = str | list[str] | list[Token] | list[list[Token]]
+PromptText = Annotated[str, Field(min_length=1)]
+PromptTokens = Annotated[list[Token], Field(min_length=1)]
+Prompt = (
+    PromptText
+    | Annotated[list[PromptText], Field(min_length=1)]
+    | PromptTokens
+    | Annotated[list[PromptTokens], Field(min_length=1)]
+)
 
 
 class CompletionRequest(SamplingFields):
@@ -300,13 +307,6 @@ class CompletionRequest(SamplingFields):
     stream_options: StreamOptions | None = None
     echo: bool | None = Field(None, description="Begin the text with the prompt; with logprobs, of its tokens too.")
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-
-    @field_validator("prompt")
-    @classmethod
-    def _not_empty(cls, value: Any) -> Any:
-        if not value or (isinstance(value, list) and any(item in ("", []) for item in value)):
-            raise ValueError("is empty")
-        return value
 
     def prompts(self) -> list[str | list[int]]:
         """One a choice."""
