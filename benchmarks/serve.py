@@ -4,8 +4,12 @@
 
 Starts `finesteer-local serve` on loopback and asks it from many clients at once: steered and unsteered, streamed and
 not, with some clients that go away in mid-answer and some malformed requests. Before, each of the distinct requests is
-served alone; greedy, the crowd must give the same texts and decisions. Then the same requests go to the batched engine
-itself, in this process, for the throughput of both, and the memory of the server is sampled meanwhile.
+served alone; greedy, the crowd must give the same texts and decisions. The memory of the server is sampled meanwhile.
+
+    python benchmarks/serve.py MODEL.gguf --profile PROFILE.gguf --plain
+
+compares throughput: complete, streamed answers through the server, and the same requests given to the batched engine
+itself in this process, before and after.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import json
 import random
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -24,6 +29,7 @@ from typing import Any
 
 import httpx
 from batch import conversations
+from decode import opened
 
 from finesteer_local.profile import Profile
 from finesteer_local.runtime import open_model
@@ -179,7 +185,18 @@ def directly(options: argparse.Namespace, wanted: list[dict[str, Any]], profile:
 
 async def main(options: argparse.Namespace) -> int:
     wanted = bodies(options.distinct, options.answer)
-    command = [sys.executable, "-m", "finesteer_local", "serve", options.model, "--profile", options.profile]
+    profile = Profile.load(options.profile)
+    if options.open:
+        profile = opened(profile)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "profile.gguf"
+        profile.save(file)
+        return await measure(options, wanted, profile, file)
+
+
+async def measure(options: argparse.Namespace, wanted: list[dict[str, Any]], profile: Profile, file: Path) -> int:
+    engine = [directly(options, wanted, profile, options.requests)] if options.plain else []
+    command = [sys.executable, "-m", "finesteer_local", "serve", options.model, "--profile", str(file)]
     command += ["--port", "0", "--parallel", str(options.parallel), "--ctx", str(options.context)]
     server = subprocess.Popen([*command, "--queue", "4096"], stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None
@@ -208,8 +225,9 @@ async def main(options: argparse.Namespace) -> int:
     )
     print(f"served: {served:.1f} tokens/s, prompts included")
     if options.plain:
-        engine = directly(options, wanted, Profile.load(options.profile), found.counts["answered"])
-        print(f"the engine itself: {engine:.1f} tokens/s; served / engine {served / engine:.3f}")
+        engine.append(directly(options, wanted, profile, options.requests))
+        mean = sum(engine) / 2
+        print(f"the engine itself: {engine[0]:.1f} before, {engine[1]:.1f} after; served / engine {served / mean:.3f}")
     return 1 if found.wrong or code else 0
 
 
@@ -223,6 +241,9 @@ if __name__ == "__main__":
     parser.add_argument("--parallel", type=int, default=8)
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--answer", type=int, default=32, help="tokens")
+    parser.add_argument(
+        "--open", action="store_true", help="hold the gate open, so that every other request is steered"
+    )
     parser.add_argument(
         "--plain", action="store_true", help="only complete, streamed requests, and the engine itself for comparison"
     )
