@@ -33,7 +33,7 @@ $(VENV)/.stamp-run: $(RECIPE) | $(BIN)/python
 	touch $@
 
 $(VENV)/.stamp-dev: $(RECIPE) | $(BIN)/python
-	$(INSTALL) --editable '.[train,dev]'
+	$(INSTALL) --editable '.[train,serve,dev]'
 	touch $@ $(VENV)/.stamp-run
 
 $(BIN)/python:

@@ -185,6 +185,15 @@ def available_profiles(fingerprint: str | None = None) -> list[ProfileRef]:
     return [refs[key] for key in sorted(refs)]
 
 
+def profile_paths(fingerprint: str) -> list[tuple[str, Path]]:
+    """Names and files of the profiles for one model; a user's own hides the bundled one. The files are not read."""
+    found: dict[str, Path] = {}
+    for file in _profile_files():
+        if file.digits == fingerprint[:_N_DIGITS]:
+            found.setdefault(file.name, file.path)
+    return sorted(found.items())
+
+
 def resolve_profile(name_or_path: str | os.PathLike[str], identity: ModelIdentity) -> Path:
     """Turn a path, or a name together with the model it is for, into a profile's path. The file itself is not read.
 

@@ -109,6 +109,22 @@ class Profile:
             answer_strength=self.answer_strength,
         )
 
+    def decision_json(self, decision: Decision) -> dict[str, Any]:
+        """What this profile decided, for programs; the experts are averaged over the layers, heaviest first."""
+        return {
+            "profile": decision.profile,
+            "g": decision.g,
+            "open": decision.open,
+            "score": decision.score,
+            "threshold": decision.threshold,
+            "strength": decision.strength,
+            "answer_strength": decision.answer_strength,
+            "scope": decision.scope,
+            "gate_layer": self.gate_layer,
+            "layers": self.layers,
+            "experts": [{"name": name, "weight": weight} for name, weight in decision.leading_experts(_MAX_EXPERTS)],
+        }
+
     def check_model(self, model: ModelIdentity) -> None:
         """Raise `ProfileMismatchError` unless the profile was trained for `model` (in any quantisation)."""
         mine = self.model

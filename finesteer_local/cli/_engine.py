@@ -59,7 +59,7 @@ class Answer:
         return {
             "answer": self.text,
             "finish_reason": self.finish,
-            "decisions": [_decision_json(profile, decision) for profile, decision in self.readings],
+            "decisions": [profile.decision_json(decision) for profile, decision in self.readings],
             "usage": {
                 "prompt_tokens": self.n_prompt,
                 "completion_tokens": self.n_answer,
@@ -71,22 +71,6 @@ class Answer:
                 "predicted_per_second": None if speed is None else round(speed, 2),
             },
         }
-
-
-def _decision_json(profile: Profile, decision: Decision) -> dict[str, Any]:
-    return {
-        "profile": decision.profile,
-        "g": decision.g,
-        "open": decision.open,
-        "score": decision.score,
-        "threshold": decision.threshold,
-        "strength": decision.strength,
-        "answer_strength": decision.answer_strength,
-        "scope": decision.scope,
-        "gate_layer": profile.gate_layer,
-        "layers": profile.layers,
-        "experts": [{"name": name, "weight": weight} for name, weight in decision.leading_experts(256)],
-    }
 
 
 def answer_chat(

@@ -2,6 +2,7 @@
 
 from finesteer_local.runtime.batch.answer import Answer, AnswerStream, Decided, Finished, Piece, TokenScore
 from finesteer_local.runtime.batch.engine import BatchEngine, Load
+from finesteer_local.runtime.batch.grammar import schema_grammar
 from finesteer_local.runtime.batch.many import answers, greedy_answers
 from finesteer_local.runtime.batch.pieces import Sizes
 from finesteer_local.runtime.batch.request import (
@@ -33,4 +34,5 @@ __all__ = [
     "chat_request",
     "completion_request",
     "greedy_answers",
+    "schema_grammar",
 ]

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from finesteer_local.steering import Decision
@@ -69,6 +69,22 @@ class Answer:
     prompt_scores: tuple[TokenScore, ...]
     finished: Finished
 
+    @classmethod
+    def of(cls, events: Iterable[Event]) -> Answer:
+        """All events of a request as one."""
+        decided = Decided((), 0, 0)
+        pieces: list[Piece] = []
+        for event in events:
+            if isinstance(event, Decided):
+                decided = event
+            elif isinstance(event, Piece):
+                pieces.append(event)
+            else:
+                text = "".join(piece.text for piece in pieces)
+                scores = tuple(score for piece in pieces for score in piece.scores)
+                return cls(text, decided.decisions, scores, decided.prompt_scores, event)
+        raise RuntimeError("the stream was read before")
+
 
 class AnswerStream:
     """The events of one request, in order: `Decided`, `Piece`s, `Finished`. Read it once, with `for` or `async for`.
@@ -96,18 +112,7 @@ class AnswerStream:
 
     def result(self) -> Answer:
         """Wait for the end and return all of it; raises the request's error."""
-        decided = Decided((), 0, 0)
-        pieces: list[Piece] = []
-        for event in self:
-            if isinstance(event, Decided):
-                decided = event
-            elif isinstance(event, Piece):
-                pieces.append(event)
-            else:
-                text = "".join(piece.text for piece in pieces)
-                scores = tuple(score for piece in pieces for score in piece.scores)
-                return Answer(text, decided.decisions, scores, decided.prompt_scores, event)
-        raise RuntimeError("the stream was read before")
+        return Answer.of(self)
 
     def put(self, event: Event | BaseException) -> None:
         """For the engine: add an event, or the error that ends the stream."""

@@ -1,0 +1,116 @@
+"""OpenAI's older interface, `/v1/completions`: text that goes on, with log-probabilities of the prompt where asked."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi import Request as HttpRequest
+
+from finesteer_local.runtime.batch import Answer, Decided, Finished, Piece, TokenScore
+from finesteer_local.server.errors import api_error
+from finesteer_local.server.logprobs import Offsets
+from finesteer_local.server.openai_api import DONE, EVENTS, event_data, usage
+from finesteer_local.server.openai_schemas import Completion, CompletionRequest
+from finesteer_local.server.requests import of_completion
+from finesteer_local.server.running import Event, EventsOf, Running, finish_reason, opened, unless_gone
+from finesteer_local.server.schemas import ERRORS, describe
+from finesteer_local.server.service import Service
+from finesteer_local.steering import Decision
+
+
+def router(service: Service) -> APIRouter:
+    """The route."""
+    routes = APIRouter(responses=ERRORS)
+
+    @routes.post(
+        "/v1/completions",
+        response_model=Completion,
+        response_model_exclude_unset=True,
+        responses={200: {"content": EVENTS, "description": "The texts, or with `stream` their chunks."}},
+    )
+    async def create_completion(http: HttpRequest, wanted: CompletionRequest) -> Any:
+        """Go on with one text or several, without a chat template; each gets a decision of its own."""
+        return await _Completion(service, wanted).respond(http)
+
+    return routes
+
+
+class _Completion:
+    """One completion request on its way."""
+
+    def __init__(self, service: Service, wanted: CompletionRequest) -> None:
+        self._service, self._wanted = service, wanted
+        self._explain = getattr(wanted.steering, "explain", True)
+        self._head = {
+            "id": f"cmpl-{uuid.uuid4().hex}",
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": service.settings.name,
+        }
+
+    async def respond(self, http: HttpRequest) -> Any:
+        service, wanted = self._service, self._wanted
+        service.check_name(wanted.model)
+        limits = service.settings.limits
+        prepared = await service.prepare(lambda model: of_completion(model, wanted, limits))
+        self._requests = [request for request, _ in prepared]
+        self._echoes = [echo for _, echo in prepared]
+        running = Running(service, self._requests)
+        if wanted.stream:
+            return EventsOf(running, self._chunks(await opened(http, running)))
+        try:
+            answers = await unless_gone(http, running.answers())
+        finally:
+            running.close()
+        return {
+            **self._head,
+            "choices": [self._whole(i, answer) for i, answer in enumerate(answers)],
+            "usage": usage(*(answer.finished for answer in answers)),
+        }
+
+    def _steering(self, index: int, decisions: Sequence[Decision]) -> dict[str, Any]:
+        found = zip(self._requests[index].steer, decisions, strict=True)
+        return {"decisions": [describe(steer.profile, d, explain=self._explain) for steer, d in found]}
+
+    def _logprobs(self, offsets: Offsets, scores: Sequence[TokenScore]) -> dict[str, Any] | None:
+        return None if self._wanted.logprobs is None else offsets.logprobs(scores)
+
+    def _whole(self, index: int, answer: Answer) -> dict[str, Any]:
+        return {
+            "index": index,
+            "text": self._echoes[index] + answer.text,
+            "logprobs": self._logprobs(Offsets(), (*answer.prompt_scores, *answer.scores)),
+            "finish_reason": finish_reason(answer.finished),
+            "steering": self._steering(index, answer.decisions),
+        }
+
+    async def _chunks(self, events: AsyncIterator[tuple[int, Event]]) -> AsyncIterator[dict[str, str]]:
+        options = self._wanted.stream_options
+        offsets = [Offsets() for _ in self._requests]
+        finished: list[Finished] = []
+        try:
+            async for index, event in events:
+                if isinstance(event, Decided):
+                    logprobs = self._logprobs(offsets[index], event.prompt_scores)
+                    steering = self._steering(index, event.decisions)
+                    yield self._chunk(index, self._echoes[index], logprobs, steering=steering)
+                elif isinstance(event, Piece):
+                    yield self._chunk(index, event.text, self._logprobs(offsets[index], event.scores))
+                else:
+                    finished.append(event)
+                    yield self._chunk(index, "", None, finish_reason(event))
+            if options and options.include_usage:
+                yield event_data({**self._head, "choices": [], "usage": usage(*finished)})
+            yield {"data": DONE}
+        except Exception as error:
+            yield event_data({"error": api_error(error).fields()})
+
+    def _chunk(
+        self, index: int, text: str, logprobs: dict[str, Any] | None, reason: str | None = None, **more: Any
+    ) -> dict[str, str]:
+        choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason, **more}
+        return event_data({**self._head, "choices": [choice]})

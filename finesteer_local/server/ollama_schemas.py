@@ -1,0 +1,270 @@
+"""Ollama's objects, as far as its clients and Open WebUI use them."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, field_validator
+
+from finesteer_local.server.openai_schemas import ChatRequest, CompletionRequest, JsonObject, SamplingFields, Tool, Word
+from finesteer_local.server.schemas import Decisions, Given, SteeringField
+
+_SAME = SamplingFields.model_fields.keys() - {"mirostat_mode", "logit_bias", "grammar", "stop"}
+
+
+class Options(Given):
+    """How tokens are chosen. What has no counterpart, such as `num_ctx`, is left alone."""
+
+    temperature: Annotated[float, Field(ge=0, le=100)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=0, le=1 << 20)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    typical_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    repeat_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    mirostat: Literal[0, 1, 2] | None = None
+    mirostat_tau: Annotated[float, Field(ge=0, le=100)] | None = None
+    mirostat_eta: Annotated[float, Field(ge=0, le=1)] | None = None
+    seed: Annotated[int, Field(ge=-(1 << 63), le=(1 << 63) - 1)] | None = None
+    stop: Word | Annotated[list[Word], Field(max_length=16)] | None = None
+    num_predict: Annotated[int, Field(ge=-2, le=1 << 31)] | None = Field(
+        None, description="Longest answer in tokens; below 1 until the context is full."
+    )
+    steering: SteeringField = None
+
+    def sampling(self) -> dict[str, Any]:
+        """As our own requests have them."""
+        found = {name: getattr(self, name) for name in _SAME}
+        stop = self.stop or None
+        n_tokens = self.num_predict if self.num_predict and self.num_predict > 0 else None
+        return {**found, "mirostat_mode": self.mirostat, "stop": stop, "max_tokens": n_tokens}
+
+
+class OllamaFunctionCall(Given):
+    """A call that the model made."""
+
+    name: str
+    arguments: JsonObject = Field(default_factory=dict)
+
+
+class OllamaToolCall(Given):
+    """A call of a tool."""
+
+    function: OllamaFunctionCall
+
+
+class OllamaMessage(Given):
+    """A message of the conversation."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str | None = None
+    images: Annotated[list[str], Field(max_length=0)] | None = Field(None, description="This model reads text.")
+    tool_calls: Annotated[list[OllamaToolCall], Field(max_length=128)] | None = None
+    tool_name: str | None = None
+
+    def fields(self, place: int) -> dict[str, Any]:
+        """As our own requests have it."""
+        found: dict[str, Any] = {"role": self.role, "content": self.content or ""}
+        if self.tool_name is not None:
+            found["name"] = self.tool_name
+        if self.tool_calls:
+            found["tool_calls"] = [
+                {
+                    "id": f"call_{place}_{i}",
+                    "function": {"name": call.function.name, "arguments": json.dumps(call.function.arguments)},
+                }
+                for i, call in enumerate(self.tool_calls)
+            ]
+        return found
+
+
+class OllamaRequest(Given):
+    """What `/api/chat` and `/api/generate` share."""
+
+    model: Annotated[str, Field(min_length=1)]
+    stream: bool | None = Field(None, description="True unless given.")
+    format: Literal["", "json"] | JsonObject | None = Field(None, description="`json`, or a JSON schema.")
+    options: Options | None = None
+    steering: SteeringField = Field(None, description="As in OpenAI's interface; in `options` too.")
+
+    def common(self) -> dict[str, Any]:
+        """The fields of our own request."""
+        options = self.options or Options.model_validate({})
+        steering = options.steering if self.steering is None else self.steering
+        found = {"model": None, "steering": steering, **options.sampling()}
+        if isinstance(self.format, dict):
+            found["response_format"] = {"type": "json_object", "schema": self.format}
+        elif self.format:
+            found["response_format"] = {"type": "json_object"}
+        return found
+
+
+class OllamaChatRequest(OllamaRequest):
+    """`POST /api/chat`."""
+
+    messages: list[OllamaMessage] = Field(default_factory=list)
+    tools: Annotated[list[Tool], Field(max_length=128)] | None = None
+
+    def chat(self) -> ChatRequest | None:
+        """Our own request; None only loads the model, which it is."""
+        if not self.messages:
+            return None
+        messages = [message.fields(i) for i, message in enumerate(self.messages)]
+        tools = None if self.tools is None else [tool.model_dump(exclude_none=True) for tool in self.tools]
+        return ChatRequest.model_validate({**self.common(), "messages": messages, "tools": tools})
+
+
+class OllamaGenerateRequest(OllamaRequest):
+    """`POST /api/generate`."""
+
+    prompt: str = ""
+    system: str | None = None
+    raw: bool | None = Field(None, description="Go on with the prompt as it is, without the model's template.")
+    suffix: str | None = None
+    template: str | None = None
+    context: list[int] | None = None
+    images: list[str] | None = None
+
+    @field_validator("suffix", "template", "context", "images")
+    @classmethod
+    def _not_here(cls, value: Any) -> Any:
+        if value:
+            raise ValueError("this server does not take it")
+        return value
+
+    def chat(self) -> ChatRequest | CompletionRequest | None:
+        """Our own request; None only loads the model, which it is."""
+        if not self.prompt:
+            return None
+        common = self.common()
+        if self.raw:
+            common.pop("response_format", None)
+            return CompletionRequest.model_validate({**common, "prompt": self.prompt})
+        messages = [{"role": "system", "content": self.system}] if self.system else []
+        return ChatRequest.model_validate({**common, "messages": [*messages, {"role": "user", "content": self.prompt}]})
+
+
+class ShowRequest(Given):
+    """`POST /api/show`."""
+
+    model: str | None = None
+    name: str | None = None
+
+
+class OllamaError(BaseModel):
+    """An error, as Ollama has it."""
+
+    error: str
+
+
+class Timed(BaseModel):
+    """An answer or a part of it; durations are nanoseconds and come with the last part."""
+
+    model: str
+    created_at: str
+    done: bool
+    done_reason: Literal["stop", "length", "load"] | None = None
+    total_duration: int | None = None
+    load_duration: int | None = None
+    prompt_eval_count: int | None = None
+    prompt_eval_duration: int | None = None
+    eval_count: int | None = None
+    eval_duration: int | None = None
+    steering: Decisions | None = None
+
+
+class OllamaMessageOut(BaseModel):
+    """The answer, or a part of it."""
+
+    role: Literal["assistant"]
+    content: str
+
+
+class OllamaChat(Timed):
+    """`/api/chat`'s answer."""
+
+    message: OllamaMessageOut
+
+
+class OllamaGenerated(Timed):
+    """`/api/generate`'s answer."""
+
+    response: str
+
+
+class Details(BaseModel):
+    """About the model's file."""
+
+    parent_model: str
+    format: str
+    family: str
+    families: list[str]
+    parameter_size: str
+    quantization_level: str
+
+
+class Tag(BaseModel):
+    """A model in the list."""
+
+    name: str
+    model: str
+    modified_at: str
+    size: int
+    digest: str
+    details: Details
+
+
+class Tags(BaseModel):
+    """The one model."""
+
+    models: list[Tag]
+
+
+class Loaded(Tag):
+    """The loaded model."""
+
+    expires_at: str
+    size_vram: int
+    context_length: int
+
+
+class LoadedModels(BaseModel):
+    """The one model."""
+
+    models: list[Loaded]
+
+
+class Shown(BaseModel):
+    """About the model."""
+
+    modelfile: str
+    parameters: str
+    template: str
+    modified_at: str
+    details: Details
+    model_info: dict[str, Any]
+    capabilities: list[str]
+
+
+class Version(BaseModel):
+    """The server's version."""
+
+    version: str
+
+
+OLLAMA_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": OllamaError, "description": description}
+    for status, description in {
+        400: "The request is wrong.",
+        401: "The key is missing or wrong.",
+        403: "A page of another origin, or a Host that is not this server.",
+        404: "No such model.",
+        408: "The request's body did not come.",
+        413: "The request is too large.",
+        429: "Too many requests wait; try again after `Retry-After` seconds.",
+        500: "The server failed.",
+        503: "The model is loading, or the server is stopping.",
+    }.items()
+}

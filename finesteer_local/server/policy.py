@@ -1,0 +1,191 @@
+"""Which profiles steer a request: the server's defaults, what the request wants, and what it cannot weaken."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from finesteer_local import catalog
+from finesteer_local.errors import ProfileError, StorageError, UnknownNameError
+from finesteer_local.identity import ModelIdentity
+from finesteer_local.profile import SCOPES, Profile
+from finesteer_local.runtime.batch import Steer
+from finesteer_local.server.errors import ApiError
+from finesteer_local.server.schemas import ActiveProfile, Defaults, DefaultsNow, Steering
+
+
+class Shelf:
+    """The profiles that can be named: those that the server was started with, and the catalogue's for this model.
+
+    A profile of the catalogue is read when it is first named, and again once its file changes; requests that run keep
+    the one that they started with.
+    """
+
+    def __init__(self, identity: ModelIdentity, loaded: Sequence[Profile]) -> None:
+        self._identity = identity
+        self._loaded = {profile.name: profile for profile in loaded}
+        self._read: dict[Path, tuple[tuple[int, int, int], Profile]] = {}
+
+    def get(self, name: str) -> Profile:
+        """The profile of this name.
+
+        Raises:
+            UnknownNameError: there is none for this model.
+            ProfileError: its file is damaged.
+        """
+        if name in self._loaded:
+            return self._loaded[name]
+        for found, path in catalog.profile_paths(self._identity.fingerprint):
+            if found == name:
+                return self._load(path)
+        raise UnknownNameError(f"there is no profile {name!r} for this model; GET /v1/steering/profiles lists them")
+
+    def all(self) -> list[Profile]:
+        """Every profile that can be named, by name; files that cannot be used are left out."""
+        found = dict(self._loaded)
+        for name, path in catalog.profile_paths(self._identity.fingerprint):
+            if name not in found:
+                try:
+                    found[name] = self._load(path)
+                except (ProfileError, StorageError, OSError):
+                    continue
+        return [found[name] for name in sorted(found)]
+
+    def _load(self, path: Path) -> Profile:
+        try:
+            stat = os.stat(path)
+        except OSError as error:
+            raise ProfileError("the profile's file is gone") from error
+        version = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+        known = self._read.get(path)
+        if known is None or known[0] != version:
+            profile = Profile.load(path)
+            profile.check_model(self._identity)
+            self._read[path] = known = (version, profile)
+        return known[1]
+
+
+class Policy:
+    """The server's steering. Not for several threads.
+
+    A required profile is part of every request, at the strength and scope that the server was started with, or more.
+    """
+
+    def __init__(
+        self,
+        shelf: Shelf,
+        profiles: Sequence[Profile],
+        required: frozenset[str],
+        strength: float | None,
+        scope: str | None,
+    ) -> None:
+        self.shelf = shelf
+        self._defaults = tuple(Steer(profile, strength, scope) for profile in profiles)
+        self._scope = scope
+        self._required = {steer.profile.name: steer for steer in self._defaults if steer.profile.name in required}
+
+    def steer(self, wanted: Steering | bool | None) -> tuple[Steer, ...]:
+        """The profiles of one request; `wanted` is its `steering`.
+
+        Raises:
+            ApiError: it would weaken a required profile.
+            UnknownNameError, ProfileError: it names a profile that there is not, or that cannot be used.
+        """
+        if wanted is None:
+            return self._defaults
+        if isinstance(wanted, bool):
+            if self._required:
+                names = ", ".join(sorted(self._required))
+                raise ApiError(400, f"this server requires steering by {names}", param="steering", code="required")
+            return ()
+        scope = wanted.scope or self._scope
+        if wanted.profiles is None:
+            found = [Steer(steer.profile, steer.strength, scope) for steer in self._defaults]
+        else:
+            found = [self._named(profile.name, profile.strength, scope, i) for i, profile in enumerate(wanted.profiles)]
+        return self._with_required(found, scope)
+
+    def _named(self, name: str, strength: float | None, scope: str | None, place: int) -> Steer:
+        where = f"steering.profiles.{place}.name"
+        default = next((steer for steer in self._defaults if steer.profile.name == name), None)
+        if default is not None:
+            return Steer(default.profile, default.strength if strength is None else strength, scope)
+        try:
+            profile = self.shelf.get(name)
+        except UnknownNameError as error:
+            raise ApiError(400, str(error), param=where, code="unknown_profile") from error
+        except (ProfileError, StorageError) as error:
+            raise ApiError(400, str(error), param=where) from error
+        return Steer(profile, strength, scope)
+
+    def _with_required(self, found: list[Steer], scope: str | None) -> tuple[Steer, ...]:
+        names = [steer.profile.name for steer in found]
+        if len(set(names)) < len(names):
+            raise ApiError(
+                400, "the same profile is named twice; raise its strength instead", param="steering.profiles"
+            )
+        missing = [
+            Steer(steer.profile, steer.strength, scope)
+            for steer in self._defaults
+            if steer.profile.name in self._required and steer.profile.name not in names
+        ]
+        steers = (*missing, *found)
+        for steer in steers:
+            least = self._required.get(steer.profile.name)
+            if least is None:
+                continue
+            if effective_strength(steer) < effective_strength(least):
+                raise ApiError(
+                    400,
+                    f"this server requires {steer.profile.name} at strength {effective_strength(least):g} or more",
+                    param="steering.profiles",
+                    code="required",
+                )
+            if SCOPES.index(steer.effective_scope) < SCOPES.index(least.effective_scope):
+                raise ApiError(
+                    400,
+                    f"this server requires {steer.profile.name} with the scope {least.effective_scope} or a wider one",
+                    param="steering.scope",
+                    code="required",
+                )
+        return steers
+
+    def replace(self, defaults: Defaults) -> None:
+        """Swap the defaults; after an error they are what they were.
+
+        Raises:
+            ApiError: a profile that there is not, or less than what is required.
+        """
+        found = []
+        for i, wanted in enumerate(defaults.profiles):
+            try:
+                found.append(Steer(self.shelf.get(wanted.name), wanted.strength, defaults.scope))
+            except UnknownNameError as error:
+                raise ApiError(400, str(error), param=f"profiles.{i}.name", code="unknown_profile") from error
+        names = {steer.profile.name for steer in found}
+        for name, least in self._required.items():
+            if name not in names:
+                raise ApiError(400, f"this server requires {least.profile.name}", param="profiles", code="required")
+        self._defaults, self._scope = self._with_required(found, defaults.scope), defaults.scope
+
+    def now(self) -> DefaultsNow:
+        """The defaults, with the strengths that they come to."""
+        return DefaultsNow(
+            profiles=[
+                ActiveProfile(name=steer.profile.name, strength=effective_strength(steer)) for steer in self._defaults
+            ],
+            scope=self._scope,  # type: ignore[arg-type]
+            required=list(self._required),
+        )
+
+    def is_active(self, name: str) -> bool:
+        return any(steer.profile.name == name for steer in self._defaults)
+
+    def is_required(self, name: str) -> bool:
+        return name in self._required
+
+
+def effective_strength(steer: Steer) -> float:
+    """The strength that a request gets."""
+    return steer.profile.strength if steer.strength is None else steer.strength

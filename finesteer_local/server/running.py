@@ -1,0 +1,179 @@
+"""The streams of one HTTP request, cancelled together: at its end, when its client goes, when its time is up."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from sse_starlette.sse import EventSourceResponse
+from starlette.requests import Request as HttpRequest
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from finesteer_local.runtime.batch import Answer, AnswerStream, Decided, Finished, Piece, Request
+from finesteer_local.runtime.batch.answer import CANCELLED, LENGTH
+from finesteer_local.server.errors import ApiError, ClientGone
+from finesteer_local.server.service import Service
+
+T = TypeVar("T")
+Event = Decided | Piece | Finished
+
+
+class Running:
+    """Requests that were given to the engine for one HTTP request."""
+
+    def __init__(self, service: Service, requests: Sequence[Request]) -> None:
+        self._metrics = service.metrics
+        self._streams = service.submit(requests)
+        seconds = service.settings.limits.seconds
+        self._clock = asyncio.get_running_loop().call_later(seconds, self._cancel)
+
+    def close(self) -> None:
+        """Free the places; nothing happens to answers that are complete."""
+        self._clock.cancel()
+        self._cancel()
+
+    def _cancel(self) -> None:
+        for stream in self._streams:
+            if not stream.ended and not stream.cancelled:
+                stream.cancel()
+                self._metrics.answers.labels(CANCELLED).inc()
+
+    async def answers(self) -> list[Answer]:
+        """All answers, whole.
+
+        Raises:
+            ApiError: the time was up before the first token.
+        """
+        found: list[list[Event]] = [[] for _ in self._streams]
+        async for number, event in self.events():
+            found[number].append(event)
+        return [Answer.of(events) for events in found]
+
+    async def events(self) -> AsyncIterator[tuple[int, Event]]:
+        """The events of all streams as they come, each with its stream's number."""
+        if len(self._streams) == 1:
+            async for event in self._events(self._streams[0]):
+                yield 0, event
+            return
+        queue: asyncio.Queue[tuple[int, Event | BaseException | None]] = asyncio.Queue()
+
+        async def pour(number: int, stream: AnswerStream) -> None:
+            try:
+                async for event in self._events(stream):
+                    queue.put_nowait((number, event))
+                queue.put_nowait((number, None))
+            except BaseException as error:
+                queue.put_nowait((number, error))
+
+        tasks = [asyncio.create_task(pour(number, stream)) for number, stream in enumerate(self._streams)]
+        try:
+            left = len(tasks)
+            while left:
+                number, found = await queue.get()
+                if isinstance(found, BaseException):
+                    raise found
+                if found is None:
+                    left -= 1
+                else:
+                    yield number, found
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def _events(self, stream: AnswerStream) -> AsyncIterator[Event]:
+        decided = False
+        async for event in stream:
+            if isinstance(event, Decided):
+                decided = True
+                self._metrics.decided(event.decisions)
+            elif isinstance(event, Finished):
+                self._metrics.finished(event)
+                if event.reason == CANCELLED and not decided:
+                    raise ApiError(503, "the request's time was up before the answer began", code="timeout")
+            yield event
+
+
+def finish_reason(event: Finished) -> str:
+    """`stop` or `length`; an answer whose time was up was cut like one that was too long."""
+    return LENGTH if event.reason == CANCELLED else event.reason
+
+
+async def unless_gone(http: HttpRequest, work: Awaitable[T]) -> T:
+    """Wait for `work`, but no longer than the client does.
+
+    Raises:
+        ClientGone: it went away.
+    """
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_gone(http))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientGone
+        return task.result()
+    finally:
+        for other in (task, gone):
+            if not other.done():
+                other.cancel()
+                with suppress(asyncio.CancelledError, Exception):
+                    await other
+
+
+async def _gone(http: HttpRequest) -> None:
+    while (await http.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def opened(http: HttpRequest, running: Running) -> AsyncIterator[tuple[int, Event]]:
+    """The events of `running`, once the first is there: until then an error can still be the answer's status."""
+    events = running.events()
+    try:
+        first = await unless_gone(http, anext_of(events))
+    except BaseException:
+        running.close()
+        raise
+
+    async def all_events() -> AsyncIterator[tuple[int, Event]]:
+        yield first
+        async for event in events:
+            yield event
+
+    return all_events()
+
+
+async def anext_of(events: AsyncIterator[T]) -> T:
+    """`anext` as a coroutine, which can be a task."""
+    return await events.__anext__()
+
+
+class EventsOf(EventSourceResponse):
+    """Server-sent events that free the places of `running` however they end, even before they began."""
+
+    def __init__(self, running: Running, content: AsyncIterator[Any]) -> None:
+        super().__init__(content, sep="\n", headers={"Cache-Control": "no-store"})
+        self._running = running
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the events."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._running.close()
+
+
+class LinesOf(StreamingResponse):
+    """As `EventsOf`, one JSON object a line."""
+
+    def __init__(self, running: Running, content: AsyncIterator[str]) -> None:
+        super().__init__(content, media_type="application/x-ndjson", headers={"Cache-Control": "no-store"})
+        self._running = running
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the lines."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._running.close()

@@ -1,0 +1,193 @@
+"""Steering in requests and answers, and the error object: what all interfaces share."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from finesteer_local.profile import MAX_STRENGTH, Profile
+from finesteer_local.steering import Decision
+
+_NAME = r"^[a-z0-9][a-z0-9_-]{0,63}$"
+ProfileName = Annotated[str, Field(pattern=_NAME, description="A profile's name, never a path.")]
+Strength = Annotated[float, Field(ge=0, le=MAX_STRENGTH)]
+Scope = Literal["response", "turn", "prompt"]
+
+
+class Given(BaseModel):
+    """What clients send: types are not bent, numbers are finite, unknown fields are left alone."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="ignore")
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _is_unicode(cls, value: Any) -> Any:
+        """JSON can escape half a letter (a lone surrogate), which no tokenizer reads."""
+        for text in value if isinstance(value, list) else (value,):
+            if isinstance(text, str) and any("\ud800" <= letter <= "\udfff" for letter in text):
+                raise ValueError("is not Unicode text")
+        return value
+
+
+class GivenExactly(Given):
+    """As `Given`, but an unknown field is an error: a misspelt one would be a silent unsteered answer."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class WantedProfile(GivenExactly):
+    """A profile to steer with."""
+
+    name: ProfileName
+    strength: Strength | None = Field(
+        None, description="Left out: the server's strength where it is active there, else the profile's own."
+    )
+
+
+class Steering(GivenExactly):
+    """How one request is steered."""
+
+    profiles: list[WantedProfile] | None = Field(
+        None, max_length=64, description="Instead of the server's defaults; left out, those."
+    )
+    scope: Scope | None = Field(None, description="Which tokens; left out, the server's or else the profile's own.")
+    explain: bool = Field(True, description="Whether decisions name their experts.")
+
+
+SteeringField = Annotated[
+    Steering | Literal[False] | None,
+    Field(description="Profiles for this request; false steers nothing; left out, the server's defaults."),
+]
+
+
+class Expert(BaseModel):
+    """An expert's part in a vector, averaged over the layers."""
+
+    name: str
+    weight: float
+
+
+class DecisionOut(BaseModel):
+    """What one profile decided for one prompt."""
+
+    profile: str
+    g: float = Field(description="The gate's value, 0 (closed) to 1.")
+    open: bool
+    score: float
+    threshold: float
+    strength: float
+    answer_strength: float
+    scope: Scope
+    gate_layer: int
+    layers: list[int]
+    experts: list[Expert] = Field(default_factory=list, description="Heaviest first; none while the gate is closed.")
+
+
+class Decisions(BaseModel):
+    """The decisions of all active profiles, in their order."""
+
+    decisions: list[DecisionOut]
+
+
+class ActiveProfile(GivenExactly):
+    """A profile that the server steers with by default."""
+
+    name: ProfileName
+    strength: Strength | None = Field(None, description="Left out in a PUT: the profile's own.")
+
+
+class Defaults(GivenExactly):
+    """How requests are steered that do not say how."""
+
+    profiles: list[ActiveProfile] = Field(max_length=64)
+    scope: Scope | None = None
+
+
+class DefaultsNow(BaseModel):
+    """The defaults, and what no request can weaken."""
+
+    profiles: list[ActiveProfile]
+    scope: Scope | None
+    required: list[str]
+
+
+class GateOut(BaseModel):
+    """A profile's gate."""
+
+    kind: str
+    layer: int
+    threshold: float
+
+
+class ProfileOut(BaseModel):
+    """A profile that fits the model."""
+
+    name: str
+    description: str
+    strength: float
+    scope: Scope
+    gate: GateOut
+    layers: list[int]
+    experts: list[str]
+    active: bool
+    required: bool
+
+
+class Profiles(BaseModel):
+    """The profiles that requests can name."""
+
+    profiles: list[ProfileOut]
+
+
+class ErrorOut(BaseModel):
+    """What went wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """An error, as OpenAI's API has it."""
+
+    error: ErrorOut
+
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    400: {"model": ErrorBody, "description": "The request is wrong; `param` is the field."},
+    401: {"model": ErrorBody, "description": "The key is missing or wrong."},
+    403: {"model": ErrorBody, "description": "A page of another origin, or a Host that is not this server."},
+    404: {"model": ErrorBody, "description": "No such model."},
+    408: {"model": ErrorBody, "description": "The request's body did not come."},
+    413: {"model": ErrorBody, "description": "The request is too large."},
+    429: {"model": ErrorBody, "description": "Too many requests wait; try again after `Retry-After` seconds."},
+    500: {"model": ErrorBody, "description": "The server failed."},
+    503: {"model": ErrorBody, "description": "The model is loading, or the server is stopping."},
+}
+
+
+def describe(profile: Profile, decision: Decision, *, explain: bool = True) -> dict[str, Any]:
+    """A `DecisionOut`."""
+    found = profile.decision_json(decision)
+    if not explain:
+        del found["experts"]
+    return found
+
+
+def describe_profile(profile: Profile, *, active: bool, required: bool) -> ProfileOut:
+    """A profile as `/v1/steering/profiles` lists it."""
+    first = profile.experts[profile.layers[0]]
+    names = first.labels or tuple(f"expert {i + 1}" for i in range(len(first.prototypes)))
+    return ProfileOut(
+        name=profile.name,
+        description=profile.description,
+        strength=profile.strength,
+        scope=profile.scope,  # type: ignore[arg-type]
+        gate=GateOut(kind=profile.gate.kind, layer=profile.gate_layer, threshold=float(profile.gate.threshold)),
+        layers=profile.layers,
+        experts=list(names),
+        active=active,
+        required=required,
+    )

@@ -1,0 +1,174 @@
+"""The one model that a server has: opened in the background, asked by many requests, closed when they are answered."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+from finesteer_local.identity import read_model_identity
+from finesteer_local.runtime import SteeredLlama, open_model
+from finesteer_local.runtime.batch import AnswerStream, BatchEngine, Request
+from finesteer_local.runtime.load import DEFAULT_CONTEXT
+from finesteer_local.server.errors import ApiError
+from finesteer_local.server.metrics import Metrics
+from finesteer_local.server.policy import Policy, Shelf
+from finesteer_local.server.settings import Settings
+
+T = TypeVar("T")
+
+_OWN_CONTEXT = 512  # tokens of the model's own context, which only the check for steerability uses
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is there once the model is loaded."""
+
+    llama: SteeredLlama
+    engine: BatchEngine
+    policy: Policy
+
+
+class Service:
+    """Loads the model, and gives requests to it.
+
+    Rendering a chat, making tokens and grammars, and reading profiles happen in one thread beside the event loop: they
+    take a while, and what they share is not made for several.
+    """
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        self.settings, self.metrics = settings, metrics
+        self.failure: BaseException | None = None
+        self.on_failure: Callable[[], None] = lambda: None
+        self.on_ready: Callable[[], None] = lambda: None
+        self._model: Model | None = None
+        self._stopping = False
+        self._lock = threading.Lock()
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="finesteer-prepare")
+        metrics.watch(self._gauges)
+
+    # --- the model
+
+    def begin(self) -> None:
+        """Start loading the model."""
+        # A daemon: Ctrl-C while a large model loads need not wait for it.
+        threading.Thread(target=self._load, name="finesteer-load", daemon=True).start()
+
+    def _load(self) -> None:
+        try:
+            model = open_service_model(self.settings)
+            with self._lock:
+                wanted = not self._stopping
+                if wanted:
+                    self._model = model
+            if wanted:
+                self.on_ready()
+            else:
+                _close(model, drain=False)
+        except BaseException as error:
+            self.failure = error
+            self.on_failure()
+
+    @property
+    def is_ready(self) -> bool:
+        return self._model is not None and not self._stopping
+
+    @property
+    def is_stopping(self) -> bool:
+        return self._stopping
+
+    @property
+    def model(self) -> Model:
+        """The loaded model.
+
+        Raises:
+            ApiError: it is still being loaded, or the server is stopping.
+        """
+        if self._stopping:
+            raise ApiError(503, "the server is stopping; no further requests are taken", code="stopping")
+        if self._model is None:
+            raise ApiError(503, "the model is being loaded; try again in a moment", code="loading")
+        return self._model
+
+    def stop(self, *, drain: bool = True) -> None:
+        """Answer what was accepted, unless `drain` is false, then close the model. Once more does nothing."""
+        with self._lock:
+            self._stopping, model, self._model = True, self._model, None
+        self._worker.shutdown()
+        if model is not None:
+            _close(model, drain=drain)
+
+    # --- requests
+
+    async def prepare(self, work: Callable[[Model], T]) -> T:
+        """Do what takes a while, and what is not made for several threads, in the thread for that."""
+        model = self.model
+        return await asyncio.get_running_loop().run_in_executor(self._worker, work, model)
+
+    def submit(self, requests: Sequence[Request]) -> list[AnswerStream]:
+        """Give requests to the engine: all of them, or none."""
+        engine, streams = self.model.engine, list[AnswerStream]()
+        try:
+            for request in requests:
+                streams.append(engine.submit(request))
+        except BaseException:
+            for stream in streams:
+                stream.cancel()
+            raise
+        return streams
+
+    def check_name(self, name: str | None) -> None:
+        """Raise `ApiError` where a client means another model than this one."""
+        if name not in (None, "", self.settings.name, f"{self.settings.name}:latest"):
+            raise ApiError(
+                404,
+                f"this server has the model {self.settings.name!r}, no other",
+                param="model",
+                code="model_not_found",
+            )
+
+    def _gauges(self) -> dict[str, float]:
+        model = self._model
+        if model is None:
+            return {"model_loaded": 0}
+        load = model.engine.load
+        return {
+            "model_loaded": 1,
+            "requests_running": load.running,
+            "requests_waiting": load.waiting,
+            "places": load.places,
+        }
+
+
+def open_service_model(settings: Settings) -> Model:
+    """Open the model, its engine and its steering.
+
+    Raises:
+        FineSteerError: the model cannot be loaded, or the default profiles cannot steer it.
+    """
+    identity = read_model_identity(settings.path)
+    n_ctx = settings.ctx or min(identity.context_length or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
+    llama = open_model(
+        settings.path,
+        profiles=settings.profiles,  # checks them
+        n_ctx=min(n_ctx, _OWN_CONTEXT),
+        n_threads=settings.threads,
+        n_gpu_layers=settings.gpu_layers,
+    )
+    try:
+        limits = settings.limits
+        engine = BatchEngine(llama, n_parallel=limits.parallel, n_ctx=n_ctx, max_queue=limits.queue)
+    except BaseException:
+        llama.close()
+        raise
+    shelf = Shelf(identity, settings.profiles)
+    policy = Policy(shelf, settings.profiles, settings.required, settings.strength, settings.scope)
+    return Model(llama, engine, policy)
+
+
+def _close(model: Model, *, drain: bool) -> None:
+    model.engine.close(drain=drain)
+    model.llama.close()

@@ -1,0 +1,89 @@
+"""What a server is started with."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+from pathlib import Path
+
+from finesteer_local.errors import FineSteerError
+from finesteer_local.profile import Profile
+
+LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a client may ask for."""
+
+    parallel: int = 4  # requests answered at the same time
+    queue: int = 64  # requests that wait for a place
+    max_tokens: int | None = None  # longest answer; None is the context's room
+    body: int = 1 << 20  # bytes of a request
+    messages: int = 512  # of one conversation
+    prompts: int = 32  # of one completion request
+    seconds: float = 600.0  # from a request's arrival to its answer's end
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A server's model, steering, address and limits."""
+
+    path: Path  # of the model
+    name: str  # what clients call it
+    profiles: tuple[Profile, ...] = ()  # those that are active by default, in their order
+    required: frozenset[str] = frozenset()  # names of those that no request can weaken
+    strength: float | None = None  # instead of the profiles' own
+    scope: str | None = None
+    ctx: int = 0  # tokens of one request with its answer; 0 is the model's own, at most 4096
+    threads: int | None = None
+    gpu_layers: int = -1
+    host: str = "127.0.0.1"
+    host_names: frozenset[str] = frozenset()  # further names under which clients reach the server
+    api_key: str | None = None
+    limits: Limits = Limits()
+
+    def __post_init__(self) -> None:
+        check_address(self.host, self.api_key)
+        unknown = self.required - {profile.name for profile in self.profiles}
+        if unknown:
+            raise ValueError(f"required, but not active: {', '.join(sorted(unknown))}")
+
+    def knows_host(self, name: str) -> bool:
+        """Whether a request for host `name` (without its port) is for this server, and not for a rebound DNS name.
+
+        A server that others reach is addressed by any of its machine's addresses; an attacker's page has a name.
+        """
+        name = name.lower().rstrip(".")
+        if name in LOOPBACK_NAMES or name in self.host_names or name == self.host.lower():
+            return True
+        return not is_loopback(self.host) and is_address(name)
+
+
+def check_address(host: str, api_key: str | None) -> None:
+    """Raise `FineSteerError` where others could use the server without a key."""
+    if not api_key and not is_loopback(host):
+        raise FineSteerError(
+            f"{host or 'an empty address'} can be reached from other machines; give an --api-key "
+            "(or FINESTEER_API_KEY), or leave out --host"
+        )
+
+
+def model_name(given: str) -> str:
+    """What clients call a model that the user named, or gave as a file."""
+    name = Path(given).name
+    return name[: -len(".gguf")] if name.lower().endswith(".gguf") else name
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches `host`."""
+    return host.lower() == "localhost" or (is_address(host) and ipaddress.ip_address(host).is_loopback)
+
+
+def is_address(host: str) -> bool:
+    """Whether `host` is an IP address, not a name."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True

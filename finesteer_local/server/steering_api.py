@@ -1,0 +1,81 @@
+"""What no other server has: profiles listed, swapped while it runs, and decided by without an answer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi import Request as HttpRequest
+
+from finesteer_local.runtime.batch import Request
+from finesteer_local.server.openai_schemas import ExplainRequest
+from finesteer_local.server.requests import conversation
+from finesteer_local.server.running import Running, unless_gone
+from finesteer_local.server.schemas import (
+    ERRORS,
+    Decisions,
+    Defaults,
+    DefaultsNow,
+    Profiles,
+    describe,
+    describe_profile,
+)
+from finesteer_local.server.service import Model, Service
+
+
+def router(service: Service) -> APIRouter:
+    """The routes."""
+    routes = APIRouter(prefix="/v1/steering", responses=ERRORS)
+
+    @routes.get("")
+    async def get_steering() -> DefaultsNow:
+        """How requests are steered that do not say how."""
+        return await service.prepare(lambda model: model.policy.now())
+
+    @routes.put("")
+    async def put_steering(wanted: Defaults) -> DefaultsNow:
+        """Swap the defaults; requests that run keep theirs."""
+
+        def swap(model: Model) -> DefaultsNow:
+            model.policy.replace(wanted)
+            return model.policy.now()
+
+        return await service.prepare(swap)
+
+    @routes.get("/profiles")
+    async def list_profiles() -> Profiles:
+        """The profiles that requests can name."""
+        return await service.prepare(_profiles)
+
+    @routes.post("/explain", response_model=Decisions, response_model_exclude_unset=True)
+    async def explain(http: HttpRequest, wanted: ExplainRequest) -> dict[str, Any]:
+        """Decide, and generate nothing."""
+        service.check_name(wanted.model)
+        request = await service.prepare(lambda model: _explained(model, wanted, service))
+        running = Running(service, [request])
+        try:
+            [answer] = await unless_gone(http, running.answers())
+        finally:
+            running.close()
+        names = getattr(wanted.steering, "explain", True)
+        found = zip(request.steer, answer.decisions, strict=True)
+        return {"decisions": [describe(steer.profile, d, explain=names) for steer, d in found]}
+
+    return routes
+
+
+def _profiles(model: Model) -> Profiles:
+    policy = model.policy
+    return Profiles(
+        profiles=[
+            describe_profile(p, active=policy.is_active(p.name), required=policy.is_required(p.name))
+            for p in policy.shelf.all()
+        ]
+    )
+
+
+def _explained(model: Model, wanted: ExplainRequest, service: Service) -> Request:
+    options: dict[str, Any] = {"tools": [tool.for_template() for tool in wanted.tools]} if wanted.tools else {}
+    request = conversation(model, wanted.messages, wanted.steering, service.settings.limits, **options)
+    return replace(request, max_tokens=0)
