@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import llama_cpp as llama_cpp_python
 from llama_cpp import _logger, llama_cpp
 
 from finesteer_local.runtime.ggml import function
@@ -28,6 +29,11 @@ class Device:
     kind: str
     free: int
     total: int
+
+
+def version() -> str:
+    """llama-cpp-python's."""
+    return str(llama_cpp_python.__version__)
 
 
 def system_info() -> str:

@@ -6,20 +6,17 @@ Each measurement begins with an empty KV cache and decodes greedily, so that all
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from llama_cpp import Llama, llama_cpp
 
 from finesteer_local.errors import ModelError, PromptError
 from finesteer_local.runtime.control import Vectors, set_control_vector
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 
 @dataclass(frozen=True)
@@ -91,6 +88,15 @@ def controlled(llama: Llama, vectors: Vectors) -> Iterator[None]:
         yield
     finally:
         set_control_vector(llama.ctx, {}, **sizes)
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    """Seconds that `work` takes; what it yields is taken from it and dropped."""
+    started = time.perf_counter()
+    result = work()
+    if isinstance(result, Iterator):
+        deque(result, maxlen=0)
+    return time.perf_counter() - started
 
 
 def some_vector(llama: Llama) -> dict[int, np.ndarray[tuple[int], np.dtype[np.float32]]]:
