@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from finesteer_local.bench import PARTS, Results, answers, batch, harvest, measure, run, startup
+from finesteer_local.bench import PARTS, Results, Series, answers, batch, harvest, measure, run, startup
 from finesteer_local.errors import FineSteerError, ProfileMismatchError, UnknownNameError
 from finesteer_local.runtime.harvest import Harvester
 from reference import steered_llama
@@ -63,17 +63,39 @@ def test_decode_and_first_token(tiny: Path) -> None:
 def test_what_is_compared_is_steered_as_it_is_called(tiny: Path) -> None:
     plain, steered = steered_llama(tiny), steered_llama(tiny)
     profile = make_profile(tiny, gate="selective")
+    prompt = answers.prompt_tokens(plain, 32)
     seen = {}
-    for name, way in answers.ways(plain, steered, [profile]).items():
-        way(answers.prompt_tokens(plain, 32), 2)
+    for name, start in answers.ways(plain, steered, [profile]).items():
+        next(start(prompt))
         seen[name] = [decision.open for decision in steered.last_decisions]
     assert (seen[answers.CLOSED], seen[answers.OPEN], seen[answers.TWO]) == ([False], [True], [True, True])
-    assert seen[answers.NATIVE] == [] and plain.last_decisions == ()
+    assert plain.last_decisions == ()
     both = [profile, make_profile(tiny, name="other", gate="closed")]
-    answers.ways(plain, steered, both)[answers.TWO](answers.prompt_tokens(plain, 32), 2)
+    next(answers.ways(plain, steered, both)[answers.TWO](prompt))
     assert [decision.profile for decision in steered.last_decisions] == ["test", "other"]
     for n in (1, 32, 300):
         assert len(answers.prompt_tokens(plain, n)) == n
+
+
+def test_decode_is_measured_beside_native_token_by_token(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    def start(name: str) -> answers.Start:
+        def stream(prompt):
+            while True:
+                seen.append(name)
+                yield 0
+
+        return stream
+
+    series = Series("decode", "name", "tokens/s")
+    answers.decode_series(series, start("n"), {"way": start("w")}, [1] * 20, 3, 2, lambda: None)
+    warm_up = "nnww"
+    assert "".join(seen) == 3 * (warm_up + "nw" + "nw" + "wn" + "nw")
+    assert list(series.samples) == [answers.NATIVE, "way"] and list(series.beside) == ["way"]
+    assert series.samples[answers.NATIVE] == series.beside["way"]
+    [ratio] = series.ratios
+    assert ratio.value == pytest.approx(np.median(np.array(series.samples["way"]) / series.beside["way"]))
 
 
 def test_prompts_that_do_not_fit_are_left_out(tmp_path: Path) -> None:
@@ -192,7 +214,7 @@ def test_transformers_reads_what_the_tap_sees(tiny: Path, tmp_path: Path) -> Non
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
     from finesteer_local.training.transformers_model import TransformersModel
-    from finesteer_local.training.transformers_timing import read_batches, through_hooks
+    from finesteer_local.training.transformers_timing import read_batches
     from hugging_face import write_directory
 
     model = TransformersModel(write_directory(tiny, tmp_path / "hf"), gguf=tiny)
@@ -200,7 +222,6 @@ def test_transformers_reads_what_the_tap_sees(tiny: Path, tmp_path: Path) -> Non
     wanted = np.stack([Harvester(steered_llama(tiny), [2]).prompt_state(prompt)[0] for prompt in prompts])
     for n, stop in ((1, False), (3, False), (3, True)):
         np.testing.assert_allclose(read_batches(model, prompts, 2, n, stop=stop), wanted, atol=2e-3, rtol=1e-2)
-    assert through_hooks(model, prompts[0], 3, {2: np.ones(64, np.float32)}).each > 0
 
 
 def test_what_is_measured_stays_when_it_is_interrupted(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,7 +55,18 @@ def test_a_ratio_is_that_of_a_round_not_of_the_medians() -> None:
     series.against("b")
     assert [r.label for r in series.ratios] == ["a / b"]
     assert Series("p", "n", "ms", samples={"a": [3.0]}).spread("a") == (3, 3)
-    assert Series("p", "n", "ms", samples={"a": []}, compared=[("x", "a", "a")]).ratios == []
+    assert Series("p", "n", "ms", samples={"a": []}, pairs=[("x", "a", "a")]).ratios == []
+    series.pairs = [("b to a", "b", "a")]
+    assert [(r.label, r.value) for r in series.ratios] == [("a / b", 0.5), ("b to a", 2.0)]
+
+
+def test_a_reference_that_was_measured_beside_each_way() -> None:
+    series = Series("part", "name", "tokens/s")
+    series.add({"native": 60.0})
+    series.add({"a": 50.0, "b": 90.0}, {"a": 25.0, "b": 100.0})
+    series.against("native")
+    assert [(r.label, r.value) for r in series.ratios] == [("a / native", 2.0), ("b / native", 0.9)]
+    assert Series.from_json(series.to_json()) == series
 
 
 def test_json_and_back() -> None:

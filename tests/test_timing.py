@@ -19,7 +19,7 @@ from tiny import make_profile, write_tiny_model
 PROMPT = tokens(20)
 
 
-def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def sizes_of(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Sizes of the batches that llama.cpp decodes from here on."""
     sizes: list[int] = []
     real = llama_cpp.llama_decode
@@ -32,40 +32,52 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return sizes
 
 
-@pytest.mark.parametrize("way", [timing.through_generate, timing.bare])
+@pytest.mark.parametrize("way", [timing.generated, timing.decoded])
 def test_one_prompt_then_one_token_at_a_time(tiny: Path, way, monkeypatch: pytest.MonkeyPatch) -> None:
     llama = plain_llama(tiny)
     answer(llama, PROMPT[:12])  # a beginning that could be reused
-    sizes = decoded(monkeypatch)
-    times = way(llama, PROMPT, 3)
-    assert sizes == [20, 1, 1, 1]
-    assert times.first > 0 and times.each > 0
-    assert way(llama, PROMPT, 0).each == 0
+    sizes = sizes_of(monkeypatch)
+    assert timing.first_seconds(way(llama, PROMPT)) > 0 and sizes == [20]
+    sizes.clear()
+    [each] = timing.token_seconds([way(llama, PROMPT)], 3)
+    assert sizes == [20, 1, 1, 1] and each > 0
     assert answer(llama, PROMPT) == answer(plain_llama(tiny), PROMPT)  # and nothing of it stays
+
+
+def test_answers_grow_by_turns() -> None:
+    seen = []
+
+    def stream(name: str):
+        while True:
+            seen.append(name)
+            yield 0
+
+    assert len(timing.token_seconds([stream("a"), stream("b")], 3)) == 2
+    assert "".join(seen) == "ab" + "ab" + "ba" + "ab"
 
 
 def test_a_prompt_longer_than_a_batch(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     llama = plain_llama(tiny, n_batch=64)
-    sizes = decoded(monkeypatch)
-    timing.bare(llama, tokens(150), 1)
+    sizes = sizes_of(monkeypatch)
+    timing.token_seconds([timing.decoded(llama, tokens(150))], 1)
     assert sizes == [64, 64, 22, 1]
 
 
-@pytest.mark.parametrize("way", [timing.through_generate, timing.bare])
+@pytest.mark.parametrize("way", [timing.generated, timing.decoded])
 def test_what_does_not_fit(tiny: Path, way) -> None:
     llama = plain_llama(tiny, n_ctx=256)
-    way(llama, tokens(250), 5)
-    for prompt, n in ((tokens(250), 6), ([], 1)):
+    next(way(llama, tokens(255)))
+    for prompt in (tokens(256), []):
         with pytest.raises(PromptError, match="raise --ctx"):
-            way(llama, prompt, n)
+            next(way(llama, prompt))
 
 
 def test_under_a_control_vector(tiny: Path) -> None:
     llama, vector = plain_llama(tiny), {2: np.full(64, 0.5, np.float32)}
     with timing.controlled(llama, vector):
-        timing.through_generate(llama, PROMPT, 0)
+        next(timing.generated(llama, PROMPT))
         steered = logits(llama)
-    timing.through_generate(llama, PROMPT, 0)
+    next(timing.generated(llama, PROMPT))
     np.testing.assert_array_equal(steered, read(plain_llama(tiny), PROMPT, [(0, vector)]))
     np.testing.assert_array_equal(logits(llama), read(plain_llama(tiny), PROMPT))
     assert list(timing.some_vector(llama)) == [2] and timing.some_vector(llama)[2].shape == (64,)
@@ -73,7 +85,7 @@ def test_under_a_control_vector(tiny: Path) -> None:
 
 def test_ours_is_steered(tiny: Path) -> None:
     llama = steered_llama(tiny, profiles=[make_profile(tiny)])
-    timing.through_generate(llama, PROMPT, 1)
+    next(timing.generated(llama, PROMPT))
     assert llama.last_decision is not None and llama.last_decision.open
 
 

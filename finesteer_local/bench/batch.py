@@ -129,7 +129,7 @@ class BatchBench:
 def batch_series(series: Series, ways: dict[str, Way], rounds: int, advance: Callable[[], None]) -> None:
     """The ways of answering some requests, and what together gains."""
     alternate(series, ways, rounds, advance)
-    series.compared = [
+    series.pairs = [
         *((GAIN[what], f"{what}, {TOGETHER}", f"{what}, {ALONE}") for what in (BARE, UNSTEERED, STEERED)),
         (COST, f"{STEERED}, {TOGETHER}", f"{UNSTEERED}, {TOGETHER}"),
         ("together: unsteered / llama.cpp alone", f"{UNSTEERED}, {TOGETHER}", f"{BARE}, {TOGETHER}"),

@@ -12,7 +12,7 @@ from finesteer_local.runtime import SteeredLlama
 from finesteer_local.runtime.harvest import MICRO_BATCH, SEQUENCES, Harvester
 from finesteer_local.runtime.packing import Plan, Request
 from finesteer_local.runtime.prompt import chat_prompt
-from finesteer_local.runtime.timing import bare, seconds_of
+from finesteer_local.runtime.timing import decoded, first_seconds, seconds_of
 from finesteer_local.training.recipes import load_recipe
 
 N_NATIVE = 512
@@ -69,7 +69,7 @@ class HarvestBench:
         n_native = min(N_NATIVE, self.llama.n_ctx() - 1)
         tokens = np.random.default_rng(0).integers(3, self.llama.n_vocab(), n_native).tolist()
         found: dict[str, Way] = {
-            NATIVE: lambda: n_native / bare(self.llama, tokens, 0).first,
+            NATIVE: lambda: n_native / first_seconds(decoded(self.llama, tokens)),
             ALONE: lambda: speed(self._alone, self.part()[:8]),
             PACKED: lambda: speed(self.plain.harvest, self.part()),
         }

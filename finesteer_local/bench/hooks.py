@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finesteer_local.bench.answers import OPEN, SHORT, Measure, prompt_tokens
+from finesteer_local.bench.answers import OPEN, SHORT, Start, prompt_tokens
 from finesteer_local.bench.harvest import COPIED, PACKED, HarvestBench
 from finesteer_local.bench.series import Series, alternate
 from finesteer_local.runtime import SteeredLlama
-from finesteer_local.runtime.timing import some_vector
+from finesteer_local.runtime.timing import some_vector, token_seconds
 from finesteer_local.training import require_extra
 
 if TYPE_CHECKING:
@@ -36,16 +36,16 @@ def open_directory(folder: Path, gguf: Path) -> HookProcess:
 
 
 def decode_series(
-    series: Series, model: HookProcess, steered: SteeredLlama, ours: Measure, rounds: int, advance: Callable[[], None]
+    series: Series, model: HookProcess, steered: SteeredLlama, ours: Start, rounds: int, advance: Callable[[], None]
 ) -> None:
     """Tokens a second, steered."""
     prompt, vectors = prompt_tokens(steered, SHORT), some_vector(steered)
     ways = {
-        OPEN: lambda: 1 / ours(prompt, _ANSWER).each,
-        HOOKS: lambda: 1 / model.decode(prompt, _ANSWER, vectors).each,
+        OPEN: lambda: 1 / token_seconds([ours(prompt)], _ANSWER)[0],
+        HOOKS: lambda: 1 / model.decode(prompt, _ANSWER, vectors),
     }
     alternate(series, ways, rounds, advance)
-    series.compared = [(f"{OPEN} / {HOOKS}", OPEN, HOOKS)]
+    series.pairs = [(f"{OPEN} / {HOOKS}", OPEN, HOOKS)]
 
 
 def harvest_series(
@@ -62,5 +62,5 @@ def harvest_series(
         STOPPED: lambda: n_tokens / model.read(prompts, bench.layer, n, stop=True),
     }
     alternate(series, ways, rounds, advance)
-    series.compared = [(f"{ours} / {name}", ours, name) for name in (HOOKS, STOPPED)]
+    series.pairs = [(f"{ours} / {name}", ours, name) for name in (HOOKS, STOPPED)]
     return n

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from finesteer_local import paths
 from finesteer_local.bench import answers, batch
 from finesteer_local.bench.run import Results
-from finesteer_local.bench.series import Series
+from finesteer_local.bench.series import Ratio, Series
 from finesteer_local.errors import MissingExtraError
 
 if TYPE_CHECKING:
@@ -92,15 +92,11 @@ def _batch_size(axes: Axes, series: Sequence[Series]) -> None:
 def _profiles(axes: Axes, series: Sequence[Series]) -> None:
     xs: list[float] = []
     for i, each in enumerate(series):
-        ways = [way for way in each.samples if way != answers.NATIVE]
-        xs = [float(way.split()[0]) for way in ways]
+        xs = [float(ratio.way.split()[0]) for ratio in each.ratios]
         decode = each.unit == "tokens/s"
         # both as time, so that up is more expensive
-        ratios = [each.ratio(way, *((answers.NATIVE, way) if decode else (way, answers.NATIVE))) for way in ways]
-        label = (
-            "a token of the answer" if decode else each.name.removeprefix("time to first token with so many profiles, ")
-        )
-        _line(axes, xs, ratios, i, len(series), label)
+        ratios = [_inverse(ratio) if decode else ratio for ratio in each.ratios]
+        _line(axes, xs, ratios, i, len(series), "a token of the answer" if decode else each.name.split(", ")[-1])
     _finish(axes, xs, "open profiles", "time / native", "What more profiles cost")
 
 
@@ -108,11 +104,16 @@ def _widths(axes: Axes, series: Sequence[Series]) -> None:
     xs = [float(each.x or 0) for each in series]
     shown = (answers.CLOSED, answers.OPEN)
     for i, way in enumerate(shown):
-        _line(axes, xs, [each.ratio(way, answers.NATIVE, way) for each in series], i, len(shown), way)
+        ratios = [_inverse(each.ratio(way, way, answers.NATIVE)) for each in series]
+        _line(axes, xs, ratios, i, len(shown), way)
     _finish(axes, xs, "width of the model (random, 8 layers)", "time a token / native", "Decode, by the model's width")
 
 
-def _line(axes: Axes, xs: Sequence[float], ratios: Sequence[Any], i: int, n: int, label: str) -> None:
+def _inverse(ratio: Ratio) -> Ratio:
+    return ratio._replace(value=1 / ratio.value, low=1 / ratio.high, high=1 / ratio.low)
+
+
+def _line(axes: Axes, xs: Sequence[float], ratios: Sequence[Ratio], i: int, n: int, label: str) -> None:
     """Medians with quartiles; the lines stand a little apart, so that their whiskers can be told from each other."""
     shifted = [x * 2 ** ((i - (n - 1) / 2) * 0.08) for x in xs]
     values = [ratio.value for ratio in ratios]

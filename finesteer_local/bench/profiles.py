@@ -13,7 +13,7 @@ from finesteer_local.steering import AlwaysGate, ContrastiveGate, Experts, Gate
 
 Array = NDArray[np.float32]
 
-N_EXPERTS, RANK, WIDTH, N_HEADS = 8, 10, 64, 4
+N_EXPERTS, RANK, WIDTH, N_HEADS = 8, 10, 64, 32
 DEPTH = 0.44  # of the model's layers: where trained profiles steer
 
 

@@ -189,48 +189,37 @@ class _Run:
     # --- one request
 
     def decode(self) -> None:
-        measures = answers.ways(self.plain, self.steered, self.profiles)
-        rounds = self._rounds(self.size.rounds)
         name = f"decode, {self.size.n_answer} tokens after a prompt of {answers.SHORT}"
-        with self._series("decode", name, "tokens/s", len(measures) * (rounds + 1)) as (series, advance):
-            prompt = answers.prompt_tokens(self.plain, answers.SHORT)
-            answers.decode_series(series, measures, prompt, self.size.n_answer, rounds, advance)
+        with closing(open_plain(self.path, **self.options)) as other:
+            self._decode("decode", name, answers.ways(other, self.steered, self.profiles))
 
     def first_token(self) -> None:
-        measures = answers.ways(self.plain, self.steered, self.profiles)
+        ways = answers.ways(self.plain, self.steered, self.profiles)
         for n, usual in self.size.prompts.items():
             if n + 1 > self.plain.n_ctx():
                 self.results.notes.append(f"a prompt of {n:,} tokens does not fit the context ({self.plain.n_ctx():,})")
                 continue
-            self._first_token(
-                "ttft", f"time to first token, prompt of {n:,} tokens", measures, n, self._rounds(usual), n
-            )
+            self._first_token("ttft", f"time to first token, prompt of {n:,} tokens", ways, n, self._rounds(usual), n)
 
     def number_of_profiles(self) -> None:
-        counts = self.size.counts
-        measures = answers.numbers_of_profiles(self.plain, self.steered, self.profiles, counts)
-        rounds = self._rounds(self.size.rounds)
-        with self._series("profiles", "decode with so many profiles", "tokens/s", len(measures) * (rounds + 1)) as (
-            series,
-            advance,
-        ):
-            prompt = answers.prompt_tokens(self.plain, answers.SHORT)
-            answers.decode_series(series, measures, prompt, self.size.n_answer, rounds, advance)
+        ways = answers.numbers_of_profiles(self.steered, self.profiles, self.size.counts)
+        self._decode("profiles", "decode with so many profiles", ways)
         n = sorted(self.size.prompts)[1]
         name = f"time to first token with so many profiles, prompt of {n} tokens"
-        self._first_token("profiles", name, measures, n, self._rounds(self.size.prompts[n]))
+        self._first_token("profiles", name, ways, n, self._rounds(self.size.prompts[n]))
+
+    def _decode(self, part: str, name: str, ways: dict[str, answers.Start]) -> None:
+        rounds, prompt = self._rounds(self.size.rounds), answers.prompt_tokens(self.plain, answers.SHORT)
+        with self._series(part, name, "tokens/s", len(ways) * (rounds + 1)) as (series, advance):
+            native = answers.native(self.plain)
+            answers.decode_series(series, native, ways, prompt, self.size.n_answer, rounds, advance)
 
     def _first_token(
-        self,
-        part: str,
-        name: str,
-        measures: dict[str, answers.Measure],
-        n: int,
-        rounds: int,
-        x: int | None = None,
+        self, part: str, name: str, ways: dict[str, answers.Start], n: int, rounds: int, x: int | None = None
     ) -> None:
-        with self._series(part, name, "ms", len(measures) * (rounds + 1), x) as (series, advance):
-            answers.first_token_series(series, measures, answers.prompt_tokens(self.plain, n), rounds, advance)
+        prompt = answers.prompt_tokens(self.plain, n)
+        with self._series(part, name, "ms", (len(ways) + 1) * (rounds + 1), x) as (series, advance):
+            answers.first_token_series(series, answers.native(self.plain), ways, prompt, rounds, advance)
 
     # --- many
 

@@ -99,7 +99,7 @@ def _template(llama: SteeredLlama) -> Finding:
 
 def _steering(llama: SteeredLlama) -> Iterator[Finding]:
     from finesteer_local.runtime.probe import tap_against_control_vector
-    from finesteer_local.runtime.timing import controlled, some_vector, through_generate
+    from finesteer_local.runtime.timing import controlled, generated, some_vector, token_seconds
 
     try:
         llama.check_steerable()
@@ -118,17 +118,14 @@ def _steering(llama: SteeredLlama) -> Iterator[Finding]:
         "" if agree else "the tap does not work on this device: try --gpu-layers 0, and report it with `doctor --json`",
         {"difference": difference},
     )
-    prompt = _prompt(llama)
+    prompt, vector = _prompt(llama), some_vector(llama)
     seconds: dict[str, list[float]] = {"unsteered": [], "steered": []}
-    vector = some_vector(llama)
-    for i in range(2 * ROUNDS + 2):
-        if i % 2:
-            with controlled(llama, vector):
-                each = through_generate(llama, prompt, ANSWER).each
-        else:
-            each = through_generate(llama, prompt, ANSWER).each
-        if i > 1:  # the first of each warms up
-            seconds["steered" if i % 2 else "unsteered"].append(each)
+    for i in range(-1, ROUNDS):
+        for name, vectors in (("unsteered", {}), ("steered", vector)):
+            with controlled(llama, vectors):
+                [each] = token_seconds([generated(llama, prompt)], ANSWER)
+            if i >= 0:  # the first of each warms up
+                seconds[name].append(each)
     speeds = {name: 1 / statistics.median(values) for name, values in seconds.items()}
     ratio = speeds["steered"] / speeds["unsteered"]
     yield Finding(

@@ -1,6 +1,6 @@
-"""How long llama.cpp takes: one prompt and its answer, through `Llama.generate` and without it.
+"""How long llama.cpp takes for one prompt and its answer, through `Llama.generate` and without it.
 
-Each measurement begins with an empty KV cache and decodes greedily, so that all ways do the same work.
+Every answer begins with an empty KV cache and is greedy, so that all ways do the same work.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +16,6 @@ from llama_cpp import Llama, llama_cpp
 
 from finesteer_local.errors import ModelError, PromptError
 from finesteer_local.runtime.control import Vectors, set_control_vector
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Seconds from the prompt to the first token, and for each token after it."""
-
-    first: float
-    each: float
 
 
 def open_plain(path: str | Path, *, n_ctx: int, n_threads: int, n_gpu_layers: int = 0) -> Llama:
@@ -46,37 +37,60 @@ def open_plain(path: str | Path, *, n_ctx: int, n_threads: int, n_gpu_layers: in
         raise ModelError(f"llama.cpp cannot load {path}: {error}; fetch the file again") from error
 
 
-def through_generate(llama: Llama, prompt: Sequence[int], n_answer: int) -> Timing:
-    """An answer of 1 + `n_answer` tokens from `Llama.generate`, steered as `llama` is."""
-    _check_room(llama, prompt, n_answer)
+def generated(llama: Llama, prompt: Sequence[int]) -> Iterator[int]:
+    """Greedy tokens from `Llama.generate`, steered as `llama` is; the first step reads all of `prompt`.
+
+    Raises:
+        PromptError: the prompt does not fit the context.
+    """
+    _check_room(llama, prompt)
     llama.reset()  # type: ignore[no-untyped-call]
     llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(llama.ctx), True)
-    started = time.perf_counter()
-    stream = llama.generate(prompt, temp=0.0)
-    next(stream)
-    first = time.perf_counter()
-    for _ in range(n_answer):
-        next(stream)
-    return _timing(started, first, n_answer)
+    yield from llama.generate(prompt, temp=0.0)
 
 
-def bare(llama: Llama, prompt: Sequence[int], n_answer: int) -> Timing:
-    """`llama_decode` alone, as llama-bench calls it: one batch for the prompt, then tokens that nobody chooses."""
-    _check_room(llama, prompt, n_answer)
+def decoded(llama: Llama, prompt: Sequence[int]) -> Iterator[int]:
+    """`llama_decode` alone, as llama-bench calls it: the prompt, then the same token again and again.
+
+    Raises:
+        PromptError: the prompt does not fit the context.
+        ModelError: llama.cpp cannot decode it.
+    """
+    _check_room(llama, prompt)
     llama.reset()  # type: ignore[no-untyped-call]
     llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(llama.ctx), True)
-    tokens = (llama_cpp.llama_token * len(prompt))(*prompt)
-    again = (llama_cpp.llama_token * 1)(prompt[-1])
-    started = time.perf_counter()
     for begin in range(0, len(prompt), llama.n_batch):
-        chunk = (llama_cpp.llama_token * min(llama.n_batch, len(prompt) - begin))(
-            *tokens[begin : begin + llama.n_batch]
-        )
-        _decode(llama, chunk)
-    first = time.perf_counter()
-    for _ in range(n_answer):
+        chunk = prompt[begin : begin + llama.n_batch]
+        _decode(llama, (llama_cpp.llama_token * len(chunk))(*chunk))
+    again = (llama_cpp.llama_token * 1)(prompt[-1])
+    while True:
+        yield prompt[-1]
         _decode(llama, again)
-    return _timing(started, first, n_answer)
+
+
+def first_seconds(stream: Iterator[int]) -> float:
+    """Seconds to the first token of an answer."""
+    started = time.perf_counter()
+    next(stream)
+    return time.perf_counter() - started
+
+
+def token_seconds(streams: Sequence[Iterator[int]], n: int) -> list[float]:
+    """Seconds a token after the first, for each of several answers that grow by turns.
+
+    Whatever slows the machine for a tenth of a second slows all of them. The first tokens are not timed.
+    """
+    for stream in streams:
+        next(stream)
+    total = [0.0] * len(streams)
+    turns = list(range(len(streams)))
+    for _ in range(n):
+        for i in turns:
+            started = time.perf_counter()
+            next(streams[i])
+            total[i] += time.perf_counter() - started
+        turns.reverse()
+    return [seconds / n for seconds in total]
 
 
 @contextmanager
@@ -112,13 +126,8 @@ def _decode(llama: Llama, tokens: object) -> None:
     llama_cpp.llama_synchronize(llama.ctx)  # on a GPU, decoding returns before it is done
 
 
-def _check_room(llama: Llama, prompt: Sequence[int], n_answer: int) -> None:
-    if not prompt or len(prompt) + n_answer + 1 > llama.n_ctx():
+def _check_room(llama: Llama, prompt: Sequence[int]) -> None:
+    if not 0 < len(prompt) < llama.n_ctx():
         raise PromptError(
-            f"a prompt of {len(prompt):,} tokens and an answer of {n_answer + 1:,} do not fit the context of "
-            f"{llama.n_ctx():,}; raise --ctx"
+            f"a prompt of {len(prompt):,} tokens does not fit the context of {llama.n_ctx():,}; raise --ctx"
         )
-
-
-def _timing(started: float, first: float, n_answer: int) -> Timing:
-    return Timing(first - started, (time.perf_counter() - first) / n_answer if n_answer else 0.0)

@@ -20,22 +20,11 @@ from numpy.typing import NDArray
 
 from finesteer_local.runtime.control import Vectors
 from finesteer_local.runtime.prompt_pass import Segment
-from finesteer_local.runtime.timing import Timing
+from finesteer_local.runtime.timing import token_seconds
 from finesteer_local.training.transformers_model import TransformersModel, _Stop
 
 BATCHES = (1, 4, 16, 32)
 Prompts = Sequence[Sequence[int]]
-
-
-def through_hooks(model: TransformersModel, prompt: Sequence[int], n_answer: int, vectors: Vectors) -> Timing:
-    """As `runtime.timing.through_generate`: prompt and answer steered by hooks that add `vectors`."""
-    started = time.perf_counter()
-    stream = model.generate(prompt, [Segment(0, vectors)])
-    next(stream)
-    first = time.perf_counter()
-    for _ in range(n_answer):
-        next(stream)
-    return Timing(first - started, (time.perf_counter() - first) / n_answer if n_answer else 0.0)
 
 
 @torch.inference_mode()
@@ -101,8 +90,8 @@ class HookProcess:
             self.close()
             raise
 
-    def decode(self, prompt: Sequence[int], n_answer: int, vectors: Vectors) -> Timing:
-        """An answer under hooks, see `through_hooks`."""
+    def decode(self, prompt: Sequence[int], n_answer: int, vectors: Vectors) -> float:
+        """Seconds a token of an answer, all of it steered by hooks that add `vectors`."""
         return self._pool.submit(_decode, list(prompt), n_answer, dict(vectors)).result()
 
     def read(self, prompts: Prompts, layer: int, n: int, *, stop: bool) -> float:
@@ -129,9 +118,9 @@ def _open(folder: Path, gguf: Path) -> None:
     _model = TransformersModel(folder, gguf=gguf)
 
 
-def _decode(prompt: Sequence[int], n_answer: int, vectors: Vectors) -> Timing:
+def _decode(prompt: Sequence[int], n_answer: int, vectors: Vectors) -> float:
     assert _model is not None
-    return through_hooks(_model, prompt, n_answer, vectors)
+    return token_seconds([_model.generate(prompt, [Segment(0, vectors)])], n_answer)[0]
 
 
 def _read(prompts: Prompts, layer: int, n: int, stop: bool) -> float:
