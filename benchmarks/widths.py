@@ -79,7 +79,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for width in arguments.widths:
             file, results = Path(folder) / f"{width}.gguf", Results()
-            measure(write_model(file, width), [], results, what=["decode"], rounds=arguments.rounds)
+            measure(write_model(file, width), [], results, what=["decode"], quick=True, rounds=arguments.rounds)
             file.unlink()
             series: Series = results.series[0]
             series.part, series.x, series.name = "width", width, f"decode, {width} wide"
