@@ -76,7 +76,9 @@ def _prompt_length(axes: Axes, series: Sequence[Series]) -> None:
     shown = (answers.VECTOR, answers.CLOSED, answers.OPEN, answers.TWO)
     xs = [float(each.x or 0) for each in series]
     for i, way in enumerate(shown):
-        _line(axes, xs, [each.ratio(way, way, answers.NATIVE) for each in series], i, len(shown), way)
+        points = [each for each in series if way in each.samples]
+        ratios = [each.ratio(way, way, answers.NATIVE) for each in points]
+        _line(axes, [float(each.x or 0) for each in points], ratios, i, len(shown), way)
     _finish(axes, xs, "prompt tokens", "time to first token / native", "What a prompt costs, by its length")
 
 
