@@ -639,7 +639,7 @@ def test_a_place_whose_content_is_worth_more_is_not_moved_to(tiny: Path) -> None
     with Batch(llama, 3) as batch:
         batch.run(*(request(prompt, turn=100, max_tokens=1) for prompt in kept))
         # The places keep 100 tokens each; the two long answers are not worth throwing those of the middle one away.
-        streams = [batch.submit(request(kept[i], turn=100, max_tokens=20)) for i in (0, 2)]
+        streams = [batch.submit(request(kept[i], turn=100, max_tokens=12)) for i in (0, 2)]
         batch.finish()
         assert [stream.result().finished.n_cached for stream in streams] == [100, 100]
         assert batch.run(request(kept[1], turn=100, max_tokens=1))[0].finished.n_cached == 100

@@ -25,8 +25,8 @@ from finesteer_local.runtime.tap import Addition
 STEADY = 32
 """Steps in which all answers were steered alike, after which the control vector takes over from the tap."""
 
-_MOVE = 8
-"""Tokens that an answer must still be able to have, for its move to another place to pay."""
+_MOVE, _STEP = 4, 2
+"""Moving an answer costs about so many tokens of a prompt, and saves so many with each of its further tokens."""
 
 _RETURNS = 0.25  # how likely what the last request left in its place is asked for again
 _OLDEST_EVERY = 4  # of so many pieces, one is the longest waiting prompt's; the others the nearly finished one's
@@ -162,9 +162,9 @@ class Scheduler:
         if best[0] == 1:
             return None
         for sequence in (answering[-1], answering[0]):
-            n_left = self._longest(sequence) - sequence.n_answer
+            gain = _STEP * (self._longest(sequence) - sequence.n_answer)
             for slot in self.slots:
-                if slot.running or slot.spoilt or n_left < _MOVE + _RETURNS * len(slot.tokens):
+                if slot.running or slot.spoilt or gain < _MOVE + _RETURNS * len(slot.tokens):
                     continue
                 after = sorted([*(place for place in places if place != sequence.slot), slot.number])
                 worth = _n_runs(after), after[-1] - after[0]
