@@ -109,5 +109,13 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
             temporary.unlink()
 
 
+def size(n_bytes: int) -> str:
+    """`98 MB`."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6)):
+        if n_bytes >= factor:
+            return f"{n_bytes / factor:.{0 if n_bytes >= 10 * factor else 1}f} {unit}"
+    return f"{n_bytes / 1e3:.0f} kB"
+
+
 def _reason(error: OSError) -> str:
     return (error.strerror or str(error) or type(error).__name__).lower()

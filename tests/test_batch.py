@@ -598,3 +598,58 @@ def test_text_is_told_in_whole_letters(smollm2: Path) -> None:
         batch.finish()
         pieces = [event.text for event in stream if isinstance(event, Piece)]
     assert "".join(pieces) == letters and "" not in pieces
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
+def test_answers_that_go_on_come_together(tmp_path: Path, architecture: str) -> None:
+    """Where those between them have ended: one `llama_decode` a token then serves them all, and no bit changes."""
+    path = write_tiny_model(tmp_path / "tiny.gguf", architecture)
+    llama = steered_llama(path)
+    limits = (40, 3, 40, 5, 6, 40, 40)
+    profile = make_profile(path, gate="open")
+    requests = [
+        request(tokens(20, i), *([profile] if i % 2 else []), turn=5, max_tokens=limit, logprobs=0)
+        for i, limit in enumerate(limits)
+    ]
+    with Batch(llama, len(limits)) as batch:
+        sizes: list[int] = []
+        decode = batch.streams.decode
+
+        def counted(rows) -> None:
+            sizes.append(len(rows))
+            decode(rows)
+
+        batch.streams.decode = counted  # type: ignore[method-assign]
+        answers = batch.run(*requests)
+        later = batch.run(*requests)  # in places that were left, and places that were moved to
+    ones = [answer for wanted in requests for answer in _one(llama, wanted)]
+    assert [answer.text for answer in answers] == [answer.text for answer in later] == [answer.text for answer in ones]
+    assert sizes.count(4) >= 2 * 30
+    assert all(same_decisions(a.decisions, b.decisions) for a, b in zip(answers, ones, strict=True))
+
+
+def _one(llama, wanted: Request) -> list:
+    with Batch(llama, 1) as batch:
+        return batch.run(wanted)
+
+
+def test_a_place_whose_content_is_worth_more_is_not_moved_to(tiny: Path) -> None:
+    llama = steered_llama(tiny)
+    kept = [tokens(120, 20), tokens(120, 21), tokens(120, 22)]
+    with Batch(llama, 3) as batch:
+        batch.run(*(request(prompt, turn=100, max_tokens=1) for prompt in kept))
+        # The places keep 100 tokens each; the two long answers are not worth throwing those of the middle one away.
+        streams = [batch.submit(request(kept[i], turn=100, max_tokens=12)) for i in (0, 2)]
+        batch.finish()
+        assert [stream.result().finished.n_cached for stream in streams] == [100, 100]
+        assert batch.run(request(kept[1], turn=100, max_tokens=1))[0].finished.n_cached == 100
+
+
+def test_a_recurrent_models_answers_stay_where_they_are(tmp_path: Path) -> None:
+    path = write_tiny_model(tmp_path / "mamba.gguf", "mamba")
+    llama = steered_llama(path)
+    requests = [request(tokens(20, i), max_tokens=limit) for i, limit in enumerate((20, 2, 20))]
+    with Batch(llama, 3) as batch:
+        assert not batch.streams.can_move
+        answers = batch.run(*requests)
+    assert [answer.text for answer in answers] == [alone(llama, wanted)[0] for wanted in requests]

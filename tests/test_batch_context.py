@@ -113,3 +113,15 @@ def test_a_context_that_cannot_be_made(tiny: Path) -> None:
 
 def test_the_size_of_the_cache(tiny: Path) -> None:
     assert bytes_per_token(steered_llama(tiny)) == 4 * (2 * 16) * 2 * 2  # layers, heads x width, keys and values, f16
+
+
+def test_a_moved_sequence_goes_on_as_if_it_had_always_been_there(streams: Streams) -> None:
+    prompt = tokens(30)
+    read_prompt(streams, 3, prompt)
+    read_prompt(streams, 1, tokens(50, 4))
+    wanted = read_prompt(streams, 3, [7], 30)
+    streams.keep(3, 30)
+    assert streams.can_move
+    streams.move(3, 1)
+    np.testing.assert_array_equal(read_prompt(streams, 1, [7], 30), wanted)
+    np.testing.assert_array_equal(read_prompt(streams, 3, [7], 30), wanted)  # and is still where it was

@@ -312,11 +312,6 @@ def test_a_tensor_of_an_unexpected_shape(tiny: Path) -> None:
         llama.tap.check()
 
 
-def test_a_missing_function_of_ggml() -> None:
-    with pytest.raises(SteeringError, match="does not export ggml_no_such_thing; reinstall llama-cpp-python"):
-        tap_module._ggml("ggml_no_such_thing", None, [])
-
-
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_layers_and_cuts(tmp_path: Path, architecture: str) -> None:
     llama = tapped(write_tiny_model(tmp_path / "tiny.gguf", architecture, n_layer=3))

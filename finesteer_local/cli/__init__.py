@@ -25,6 +25,8 @@ COMMANDS = {
     "demo": "Show a small model unsteered and steered, side by side.",
     "train": "Train a profile for a model.",
     "eval": "Measure a profile on suites of prompts, beside other methods.",
+    "bench": "Measure what steering costs beside llama.cpp alone.",
+    "doctor": "Say what works on this machine, and what to do about the rest.",
     "profiles": "List, show, add and remove profiles.",
     "models": "List, fetch and remove models.",
     "cache": "Show or clear the kept hidden states.",

@@ -6,7 +6,7 @@ import json
 
 import click
 
-from finesteer_local import catalog
+from finesteer_local import catalog, paths
 from finesteer_local.paths import models_dir
 
 
@@ -81,7 +81,4 @@ def rm(name: str) -> None:
 def size(n_bytes: object) -> str:
     """`98 MB`."""
     assert isinstance(n_bytes, int)
-    for unit, factor in (("GB", 1e9), ("MB", 1e6)):
-        if n_bytes >= factor:
-            return f"{n_bytes / factor:.{0 if n_bytes >= 10 * factor else 1}f} {unit}"
-    return f"{n_bytes / 1e3:.0f} kB"
+    return paths.size(n_bytes)

@@ -138,10 +138,15 @@ class Harvester(Reader):
             for index, rows in batch.reads:
                 yield index, states[:, rows]
 
+    @property
+    def expands(self) -> bool:
+        """Whether prompts are read from the faster copy."""
+        return self._model is not self.llama._model
+
     def close(self) -> None:
         """Free the context; the next read makes another."""
         self._forget_context()
-        if self._model is not self.llama._model:
+        if self.expands:
             self._model.close()  # type: ignore[no-untyped-call]
             self._model, self._expandable = self.llama._model, True
 

@@ -13,12 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import llama_cpp
 import numpy as np
 from llama_cpp import llama_cpp as _api
 from numpy.typing import NDArray
 
 from finesteer_local.errors import SteeringError
+from finesteer_local.runtime.ggml import function
 
 MAX_LAYERS = 1024
 Array = NDArray[np.float32]
@@ -62,49 +62,29 @@ class _Filter(ctypes.Structure):
     )
 
 
-def _ggml(name: str, restype: Any, argtypes: list[Any]) -> Any:
-    """A function of ggml, from whichever of llama-cpp-python's shared libraries exports it."""
-    from llama_cpp import _ctypes_extensions, _ggml
-
-    folder = Path(llama_cpp.__file__).parent / "lib"
-    for library in (
-        lambda: _api._lib,
-        lambda: _ggml.libggml,
-        lambda: _ctypes_extensions.load_shared_library("ggml-base", folder),
-    ):
-        try:
-            function = getattr(library(), name)  # type: ignore[no-untyped-call]
-        except (AttributeError, FileNotFoundError, OSError, RuntimeError):
-            continue
-        # A private copy: setting argtypes on the shared attribute would change it for llama-cpp-python too.
-        address = ctypes.cast(function, ctypes.c_void_p).value
-        assert address is not None
-        return ctypes.CFUNCTYPE(restype, *argtypes)(address)
-    raise SteeringError(f"this build of llama-cpp-python does not export {name}; reinstall llama-cpp-python")
-
-
-_get_name = _ggml("ggml_get_name", ctypes.c_char_p, [ctypes.c_void_p])
-_n_elements = _ggml("ggml_nelements", ctypes.c_int64, [ctypes.c_void_p])
-_n_bytes = _ggml("ggml_nbytes", ctypes.c_size_t, [ctypes.c_void_p])
-_is_contiguous = _ggml("ggml_is_contiguous", ctypes.c_bool, [ctypes.c_void_p])
-_tensor_get = _ggml(
+_get_name = function("ggml_get_name", ctypes.c_char_p, [ctypes.c_void_p])
+_n_elements = function("ggml_nelements", ctypes.c_int64, [ctypes.c_void_p])
+_n_bytes = function("ggml_nbytes", ctypes.c_size_t, [ctypes.c_void_p])
+_is_contiguous = function("ggml_is_contiguous", ctypes.c_bool, [ctypes.c_void_p])
+_tensor_get = function(
     "ggml_backend_tensor_get", None, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]
 )
-_tensor_set = _ggml(
+_tensor_set = function(
     "ggml_backend_tensor_set", None, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]
 )
 
 
-def _native_filter() -> Any:
-    """`finesteer_tap_eval` of the compiled extension, or None where it was not built."""
+def native_filter() -> tuple[Any, str]:
+    """`finesteer_tap_eval` of the compiled extension and "", or None and why it cannot be used."""
+    reason = "it was not compiled when finesteer-local was installed"
     for suffix in importlib.machinery.EXTENSION_SUFFIXES:
         path = Path(__file__).with_name("_tap" + suffix)
         if path.exists():
             try:
-                return ctypes.CDLL(str(path)).finesteer_tap_eval
-            except (OSError, AttributeError):
-                continue
-    return None
+                return ctypes.CDLL(str(path)).finesteer_tap_eval, ""
+            except (OSError, AttributeError) as error:
+                reason = f"{path.name} cannot be loaded: {error}"
+    return None, reason
 
 
 class Rows:
@@ -166,12 +146,12 @@ class Tap:
             wanted=self._wanted,
             n_layer=MAX_LAYERS,
         )
-        function = _native_filter() if native else None
-        self.native = function is not None
-        if function is None:
+        compiled = native_filter()[0] if native else None
+        self.native = compiled is not None
+        if compiled is None:
             self.callback = _api.ggml_backend_sched_eval_callback(self._eval)
         else:
-            self.callback = ctypes.cast(function, _api.ggml_backend_sched_eval_callback)
+            self.callback = ctypes.cast(compiled, _api.ggml_backend_sched_eval_callback)
         self.user_data = ctypes.cast(ctypes.pointer(self._filter), ctypes.c_void_p)
 
     def arm(self, handlers: Mapping[int, Handler]) -> None:

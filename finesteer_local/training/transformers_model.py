@@ -236,17 +236,22 @@ class TransformersModel:
         prompt = chat_prompt(self, messages)  # type: ignore[arg-type]
         plan = self._plan(prompt, messages)
         answer: list[int] = []
-        past, read, start = None, prompt, 0
-        while len(answer) < max_tokens and start + len(read) < self.n_ctx():
+        for token in self.generate(prompt, plan):
+            if token in self._ends or len(answer) == max_tokens:
+                break
+            answer.append(token)
+        text = self.tokenizer.decode(answer, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return {"choices": [{"message": {"role": "assistant", "content": text}}]}
+
+    def generate(self, prompt: Sequence[int], plan: Sequence[Segment] = ()) -> Iterator[int]:
+        """Greedy tokens after `prompt`, steered by `plan`, until the context is full."""
+        past, read, start = None, list(prompt), 0
+        while start + len(read) < self.n_ctx():
             with self._steered(plan, start, len(read)):
                 out = self._forward(read, past_key_values=past, use_cache=True)
             token = int(out.logits[0, -1].argmax())
-            if token in self._ends:
-                break
-            answer.append(token)
             past, start, read = out.past_key_values, start + len(read), [token]
-        text = self.tokenizer.decode(answer, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return {"choices": [{"message": {"role": "assistant", "content": text}}]}
+            yield token
 
     def answer_logprobs(
         self, prompt: Sequence[int], answers: Sequence[Sequence[int]], turn: int

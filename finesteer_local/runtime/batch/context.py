@@ -106,6 +106,19 @@ class Streams:
         llama_cpp.llama_memory_seq_rm(self._memory, sequence, -1, -1)
         return 0
 
+    @property
+    def can_move(self) -> bool:
+        """Whether a sequence can go to another stream: not where memory is one state for all of it."""
+        model = llama_cpp.llama_get_model(self.ctx)
+        return not (llama_cpp.llama_model_is_recurrent(model) or llama_cpp.llama_model_is_hybrid(model))
+
+    def move(self, sequence: int, to: int) -> None:
+        """Make `to` hold what `sequence` holds, cell by cell, in place of its own; `sequence` keeps it too.
+
+        llama.cpp copies the stream before it decodes the next time: until then nothing may be loaded into either.
+        """
+        llama_cpp.llama_memory_seq_cp(self._memory, sequence, to, -1, -1)
+
     def forget(self) -> None:
         """Empty all sequences and overwrite what they held."""
         llama_cpp.llama_memory_clear(self._memory, True)

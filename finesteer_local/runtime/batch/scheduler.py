@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterator
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from llama_cpp import llama_cpp
 
@@ -23,6 +24,9 @@ from finesteer_local.runtime.tap import Addition
 
 STEADY = 32
 """Steps in which all answers were steered alike, after which the control vector takes over from the tap."""
+
+_MOVE, _STEP = 4, 2
+"""Moving an answer costs about so many tokens of a prompt, and saves so many with each of its further tokens."""
 
 _RETURNS = 0.25  # how likely what the last request left in its place is asked for again
 _OLDEST_EVERY = 4  # of so many pieces, one is the longest waiting prompt's; the others the nearly finished one's
@@ -51,6 +55,7 @@ class Scheduler:
         self.slots = [Slot(number) for number in range(n_slots)]
         self.prefixes = PrefixStore(prefix_bytes if streams.restores_exactly else 0)
         self.queue: deque[Waiting] = deque()
+        self._moves = streams.can_move
         self._pieces: dict[int, bytes] = {}  # token -> its text
         self._admissions = self._pieces_read = 0
         self._common: Vectors = {}  # what all answers were steered by in the last `_steady` steps
@@ -68,6 +73,7 @@ class Scheduler:
     def step(self) -> None:
         """One token for every answer, then about as much of prompts as may come in between."""
         self._admit()
+        self._close_gaps()
         self._decode([sequence for sequence in self.running if sequence.answering])
         budget = self.sizes.between
         while budget > 0 and (reading := self._next_to_read()):
@@ -132,6 +138,39 @@ class Scheduler:
             sequence.begin(len(kept.tokens))
         else:
             sequence.begin(self.streams.keep(slot.number, n_own))
+
+    def _close_gaps(self) -> None:
+        """Move answers into free places next to others, so that one `llama_decode` serves them all.
+
+        llama.cpp computes only neighbours in one graph, and reads all weights for every graph: once answers between
+        them have ended, those that go on would pay for that with each token.
+        """
+        answering = [sequence for sequence in self.running if sequence.answering]
+        while len(answering) > 1 and self._moves and (step := self._next_move(answering)):
+            sequence, target = step
+            source = self.slots[sequence.slot]
+            self.streams.move(source.number, target.number)
+            source.running, target.running, sequence.slot = None, sequence, target.number
+            source.tokens, source.cuts = sequence.retained()  # still there
+            target.tokens, target.cuts, target.last_used = [], [], source.last_used
+            answering.sort(key=lambda sequence: sequence.slot)
+
+    def _next_move(self, answering: Items[Sequence]) -> tuple[Sequence, Slot] | None:
+        """The outermost answer, and the free place that brings the answers together best; None where nothing gains."""
+        places = [sequence.slot for sequence in answering]
+        best, found = (_n_runs(places), places[-1] - places[0]), None
+        if best[0] == 1:
+            return None
+        for sequence in (answering[-1], answering[0]):
+            gain = _STEP * (self._longest(sequence) - sequence.n_answer)
+            for slot in self.slots:
+                if slot.running or slot.spoilt or gain < _MOVE + _RETURNS * len(slot.tokens):
+                    continue
+                after = sorted([*(place for place in places if place != sequence.slot), slot.number])
+                worth = _n_runs(after), after[-1] - after[0]
+                if worth < best:
+                    best, found = worth, (sequence, slot)
+        return found
 
     def _release(self, sequence: Sequence, *, spoilt: bool = False) -> None:
         slot = self.slots[sequence.slot]
@@ -333,6 +372,11 @@ def _runs(sequences: Items[Sequence]) -> Iterator[list[Sequence]]:
             run = []
         run.append(sequence)
     yield run
+
+
+def _n_runs(places: Items[int]) -> int:
+    """How many runs of neighbours ascending numbers make."""
+    return 1 + sum(b != a + 1 for a, b in pairwise(places))
 
 
 def _never_ran(waiting: Waiting) -> None:
