@@ -174,7 +174,10 @@ def directly(options: argparse.Namespace, wanted: list[dict[str, Any]], profile:
         for body in wanted
     ]
     with BatchEngine(llama, n_parallel=options.parallel, n_ctx=options.context, max_queue=n) as engine:
-        engine.submit(requests[0]).result()
+        for (
+            request
+        ) in requests:  # as the server was asked each alone before: beginnings that are kept are kept here too
+            engine.submit(request).result()
         began = time.perf_counter()
         streams = [engine.submit(requests[i % len(requests)]) for i in range(n)]
         n_tokens = sum(a.finished.n_prompt + a.finished.n_answer for a in (stream.result() for stream in streams))
