@@ -17,6 +17,7 @@ from finesteer_local.runtime.batch.sampler import Sampler
 from finesteer_local.runtime.batch.scheduler import Scheduler
 from finesteer_local.runtime.batch.sequence import Waiting
 from finesteer_local.runtime.steered import SteeredLlama
+from finesteer_local.runtime.threads import release_workers
 
 MAX_QUEUE = 256
 ON_GPU = Sizes(chunk=512, whole=512, between=512)
@@ -72,6 +73,7 @@ class BatchEngine:
             llama.check_steerable()
         except SteeringError as error:
             self._unsteerable = error  # requests without profiles work all the same
+        release_workers()  # of the thread that opened the model; from here on the engine's own computes
         sizes = sizes or default_sizes(llama)
         self._streams = Streams(
             llama,
@@ -171,6 +173,7 @@ class BatchEngine:
                     return True
                 if self._draining:
                     return False
+                release_workers()  # another thread may compute while there is nothing to do here
                 self._changed.wait()
             return False
 
