@@ -36,8 +36,8 @@ ANSWER_STRENGTHS = (0.35, 0.7, 1.0)
 CONTENDERS = 2
 """So many layers generate answers; the margins have ranked them all."""
 TOLERANCE = 0.05
-"""What one answer more or less can do. Within this of the best a weaker setting is preferred, since it disturbs the
-text less; and the layer with the better margin, and the narrower scope."""
+"""What one answer more or less can do. Within this of the best the layer with the better margin is preferred, and the
+narrower scope, and a strength from which it is some way to either edge."""
 
 
 @dataclass(frozen=True)
@@ -85,16 +85,14 @@ def tune(
     scoped = [tuner.trial(best.layer, FIRST_STRENGTH, scope) for scope in SCOPES[1:]]
     trials += scoped
     first = _first_of_the_best([best, *scoped])
-    # Down as long as nothing is lost: a weaker setting disturbs the text less. Up where there is something to gain.
+    # In both directions as long as nothing is lost.
     compared = [first]
     for strengths in _outwards(STRENGTHS, FIRST_STRENGTH):
-        if strengths[0] > FIRST_STRENGTH and _best(compared).wanted == 1.0:
-            break
         for strength in strengths:
             compared.append(tuner.trial(first.layer, strength, first.scope))
-            if compared[-1].score < _best(compared).score - TOLERANCE:
+            if compared[-1].score < max(trial.score for trial in compared) - TOLERANCE:
                 break
-    chosen = _off_the_edge(_best(compared), compared)
+    chosen = _well_inside_the_best(compared)
     # The prompt is read under all of it, so the answer needs less; more makes a small model repeat itself.
     others: list[Trial] = []
     for shares in _outwards(ANSWER_STRENGTHS, FIRST_ANSWER_STRENGTH):
@@ -116,27 +114,17 @@ def _first_of_the_best(trials: Sequence[Trial]) -> Trial:
     return next(trial for trial in trials if trial.score >= top - TOLERANCE)
 
 
-def _best(trials: Sequence[Trial]) -> Trial:
-    """Of those that are as good as the best, and of these of those that steer most often, the weakest."""
+def _well_inside_the_best(trials: Sequence[Trial]) -> Trial:
+    """Of those that are as good as the best, and of these of those that steer most often, one in the upper half.
+
+    At the lower edge prompts go unsteered that were not tried and are harder than these, which are short; at the upper
+    one their answers fall apart, but that is part of the score.
+    """
     top = max(trial.score for trial in trials)
     good = [trial for trial in trials if trial.score >= top - TOLERANCE]
     wanted = max(trial.wanted for trial in good)
-    return min((t for t in good if t.wanted == wanted), key=lambda trial: (trial.strength, -trial.score))
-
-
-def _off_the_edge(chosen: Trial, trials: Sequence[Trial]) -> Trial:
-    """A step stronger where a step weaker steers less often and a step stronger costs nothing.
-
-    Prompts that were not tried are as hard as these or harder: at the edge some of them would not be steered.
-    """
-    weaker = [trial for trial in trials if trial.strength < chosen.strength]
-    stronger = [trial for trial in trials if trial.strength > chosen.strength]
-    if weaker and stronger and max(weaker, key=lambda trial: trial.strength).wanted < chosen.wanted:
-        following = min(stronger, key=lambda trial: trial.strength)
-        top = max(trial.score for trial in trials)
-        if following.wanted >= chosen.wanted and following.score >= top - TOLERANCE:
-            return following
-    return chosen
+    most = sorted((trial for trial in good if trial.wanted == wanted), key=lambda trial: trial.strength)
+    return most[min(2 * len(most) // 3, len(most) - 1)]
 
 
 class _Tuner:
