@@ -13,7 +13,7 @@ from finesteer_local.training.data import Pair, Prompt, first_equal, split
 from finesteer_local.training.harvest import TrainingHarvest
 
 MAX_PAIRS = 160
-REPLY_TOKENS = 16
+REPLY_TOKENS = 24
 NATURAL = 8
 """So many of a pool of chosen answers are used: the likeliest ones."""
 JUDGES = 5

@@ -26,7 +26,7 @@ from finesteer_local.training.harvest import Progress, answer_tokens, generate
 MARGIN_PAIRS = 10
 MARGIN_TOKENS = 10
 ANSWERS = 24
-ANSWER_TOKENS = 32
+ANSWER_TOKENS = 40
 MAX_PROMPT = 400  # letters: every trial reads its prompts anew, and long ones would take most of the time
 FIRST_STRENGTH = 0.9
 STRENGTHS = (0.6, 0.7, 0.8, 1.0, 1.1, 1.25, 1.4, 1.7, 2.0, 2.5)
