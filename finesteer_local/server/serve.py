@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import socket
 import threading
@@ -52,7 +53,11 @@ def serve(
         def stop() -> None:
             server.should_exit = True
 
+        def wanted(_: logging.LogRecord) -> bool:
+            return not server.force_exit  # a second Ctrl-C cancels what runs, and nobody needs the traceback of that
+
         service.on_failure, service.on_ready = stop, on_ready
+        logging.getLogger("uvicorn.error").addFilter(wanted)
         on_listening(address(settings.host, listener.getsockname()[1]))
         with _terminated():
             server.run(sockets=[listener])
