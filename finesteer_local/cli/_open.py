@@ -75,15 +75,7 @@ def open_steered(model: str, options: ModelOptions, offer: Offer | None = None) 
     with _progress.waiting(f"opening {path.name}"):
         from finesteer_local.runtime import open_model
 
-        return open_model(
-            path,
-            profiles=profiles,
-            strength=options.strength,
-            scope=options.scope,
-            n_ctx=options.ctx,
-            n_threads=options.threads,
-            n_gpu_layers=options.gpu_layers,
-        )
+        return open_model(path, profiles=profiles, **options.arguments())
 
 
 def keep_profile(profile: Profile) -> Path:

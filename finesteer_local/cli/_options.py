@@ -30,6 +30,16 @@ class ModelOptions:
     threads: int | None = None
     gpu_layers: int = -1
 
+    def arguments(self) -> dict[str, Any]:
+        """As `runtime.open_model` takes them; the profiles are names yet."""
+        return {
+            "strength": self.strength,
+            "scope": self.scope,
+            "n_ctx": self.ctx,
+            "n_threads": self.threads,
+            "n_gpu_layers": self.gpu_layers,
+        }
+
 
 @dataclass(frozen=True)
 class Sampling:

@@ -57,15 +57,7 @@ def _findings(model: str | None, options: ModelOptions) -> Iterator[Finding]:
         yield Finding("model", model, "cannot be used", BROKEN, str(error))
         return
     with _progress.waiting(f"trying {path.name}"):
-        yield from examine_model(
-            path,
-            profiles=profiles,
-            strength=options.strength,
-            scope=options.scope,
-            n_ctx=options.ctx,
-            n_threads=options.threads,
-            n_gpu_layers=options.gpu_layers,
-        )
+        yield from examine_model(path, profiles=profiles, **options.arguments())
 
 
 def _told(findings: Iterator[Finding], *, silent: bool) -> Iterator[Finding]:

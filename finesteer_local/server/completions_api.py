@@ -44,7 +44,6 @@ class _Completion:
 
     def __init__(self, service: Service, wanted: CompletionRequest) -> None:
         self._service, self._wanted = service, wanted
-        self._explain = getattr(wanted.steering, "explain", True)
         self._head = {
             "id": f"cmpl-{uuid.uuid4().hex}",
             "object": "text_completion",
@@ -73,8 +72,7 @@ class _Completion:
         }
 
     def _steering(self, index: int, decisions: Sequence[Decision]) -> dict[str, Any]:
-        found = zip(self._requests[index].steer, decisions, strict=True)
-        return {"decisions": [describe(steer.profile, d, explain=self._explain) for steer, d in found]}
+        return describe(self._requests[index], decisions, self._wanted.steering)
 
     def _logprobs(self, offsets: Offsets, scores: Sequence[TokenScore]) -> dict[str, Any] | None:
         return None if self._wanted.logprobs is None else offsets.logprobs(scores)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -22,6 +22,7 @@ from finesteer_local.server.requests import of_chat, of_completion
 from finesteer_local.server.running import Event, LinesOf, Running, finish_reason, opened, unless_gone
 from finesteer_local.server.schemas import describe
 from finesteer_local.server.service import Model, Service
+from finesteer_local.steering import Decision
 
 LINES: dict[str, Any] = {"application/x-ndjson": {"schema": {"type": "string"}}}
 
@@ -98,7 +99,7 @@ class _Reply:
         if wanted is None:
             service.model  # noqa: B018  (raises while it is being loaded)
             return self._part("", done=True, done_reason="load")
-        self._explain = getattr(wanted.steering, "explain", True)
+        self._steered_as = wanted.steering
         self._request = await service.prepare(lambda model: _request(model, wanted, service))
         running = Running(service, [self._request])
         if self._wanted.stream is not False:
@@ -113,9 +114,8 @@ class _Reply:
         content = {"role": "assistant", "content": text} if self._field == "message" else text
         return {"model": self._name, "created_at": _time(datetime.now(timezone.utc)), self._field: content, **more}
 
-    def _steering(self, decisions: Any) -> dict[str, Any]:
-        found = zip(self._request.steer, decisions, strict=True)
-        return {"decisions": [describe(steer.profile, d, explain=self._explain) for steer, d in found]}
+    def _steering(self, decisions: Sequence[Decision]) -> dict[str, Any]:
+        return describe(self._request, decisions, self._steered_as)
 
     def _whole(self, answer: Answer) -> dict[str, Any]:
         return self._part(answer.text, steering=self._steering(answer.decisions), **_end(answer.finished))

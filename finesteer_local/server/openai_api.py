@@ -80,7 +80,6 @@ class _Chat:
 
     def __init__(self, service: Service, wanted: ChatRequest) -> None:
         self._service, self._wanted = service, wanted
-        self._explain = getattr(wanted.steering, "explain", True)
         self._head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": service.settings.name}
 
     async def respond(self, http: HttpRequest) -> Any:
@@ -96,11 +95,6 @@ class _Chat:
         finally:
             running.close()
         return self._whole(answer)
-
-    def _steering(self, decisions: Any) -> dict[str, Any]:
-        steers = self._request.steer
-        found = zip(steers, decisions, strict=True)
-        return {"decisions": [describe(steer.profile, d, explain=self._explain) for steer, d in found]}
 
     def _finish(self, event: Finished) -> str:
         reason = finish_reason(event)
@@ -127,7 +121,7 @@ class _Chat:
             "object": "chat.completion",
             "choices": [choice],
             "usage": usage(answer.finished),
-            "steering": self._steering(answer.decisions),
+            "steering": describe(self._request, answer.decisions, self._wanted.steering),
         }
 
     async def _chunks(self, events: AsyncIterator[tuple[int, Event]]) -> AsyncIterator[dict[str, str]]:
@@ -138,9 +132,8 @@ class _Chat:
             async for _, event in events:
                 if isinstance(event, Decided):
                     content = None if self._tool else ""
-                    yield self._chunk(
-                        {"role": "assistant", "content": content}, steering=self._steering(event.decisions)
-                    )
+                    steering = describe(self._request, event.decisions, self._wanted.steering)
+                    yield self._chunk({"role": "assistant", "content": content}, steering=steering)
                 elif isinstance(event, Piece):
                     delta: dict[str, Any] = {"content": event.text}
                     if self._tool:

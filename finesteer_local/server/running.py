@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from sse_starlette.sse import EventSourceResponse
 from starlette.requests import Request as HttpRequest
-from starlette.responses import StreamingResponse
+from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from finesteer_local.runtime.batch import Answer, AnswerStream, Decided, Finished, Piece, Request
@@ -149,31 +149,32 @@ async def anext_of(events: AsyncIterator[T]) -> T:
     return await events.__anext__()
 
 
-class EventsOf(EventSourceResponse):
-    """Server-sent events that free the places of `running` however they end, even before they began."""
+class _FreesPlaces(Response):
+    """Frees the places of `_running` however the response ends, even before it began."""
+
+    _running: Running
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the response."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._running.close()
+
+
+class EventsOf(_FreesPlaces, EventSourceResponse):
+    """Server-sent events."""
 
     def __init__(self, running: Running, content: AsyncIterator[Any]) -> None:
-        super().__init__(content, sep="\n", headers={"Cache-Control": "no-store"})
+        EventSourceResponse.__init__(self, content, sep="\n", headers={"Cache-Control": "no-store"})
         self._running = running
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the events."""
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._running.close()
 
-
-class LinesOf(StreamingResponse):
-    """As `EventsOf`, one JSON object a line."""
+class LinesOf(_FreesPlaces, StreamingResponse):
+    """One JSON object a line."""
 
     def __init__(self, running: Running, content: AsyncIterator[str]) -> None:
-        super().__init__(content, media_type="application/x-ndjson", headers={"Cache-Control": "no-store"})
+        StreamingResponse.__init__(
+            self, content, media_type="application/x-ndjson", headers={"Cache-Control": "no-store"}
+        )
         self._running = running
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the lines."""
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._running.close()

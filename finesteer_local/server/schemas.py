@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from finesteer_local.profile import MAX_STRENGTH, Profile
+from finesteer_local.runtime.batch import Request
 from finesteer_local.steering import Decision
 
 _NAME = r"^[a-z0-9][a-z0-9_-]{0,63}$"
@@ -168,12 +170,15 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def describe(profile: Profile, decision: Decision, *, explain: bool = True) -> dict[str, Any]:
-    """A `DecisionOut`."""
-    found = profile.decision_json(decision)
-    if not explain:
-        del found["experts"]
-    return found
+def describe(
+    request: Request, decisions: Sequence[Decision], steering: Steering | Literal[False] | None
+) -> dict[str, Any]:
+    """A `Decisions`: what was decided for `request`, told as its field `steering` asks."""
+    found = [steer.profile.decision_json(decision) for steer, decision in zip(request.steer, decisions, strict=True)]
+    if not getattr(steering, "explain", True):
+        for decision in found:
+            del decision["experts"]
+    return {"decisions": found}
 
 
 def describe_profile(profile: Profile, *, active: bool, required: bool) -> ProfileOut:

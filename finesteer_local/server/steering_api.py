@@ -58,9 +58,7 @@ def router(service: Service) -> APIRouter:
             [answer] = await unless_gone(http, running.answers())
         finally:
             running.close()
-        names = getattr(wanted.steering, "explain", True)
-        found = zip(request.steer, answer.decisions, strict=True)
-        return {"decisions": [describe(steer.profile, d, explain=names) for steer, d in found]}
+        return describe(request, answer.decisions, wanted.steering)
 
     return routes
 
