@@ -29,6 +29,12 @@ TALKS = [
 REQUESTS = [Request(talk, 8) for talk in TALKS]
 
 
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every request is asked alone, but for the tests that say otherwise."""
+    monkeypatch.setattr(module, "TIMED", 1)
+
+
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """(last words, max_tokens) of every generation; one token is only a look at the gate."""
@@ -83,6 +89,49 @@ def test_what_is_left_untouched_is_not_generated_again(
         assert mine.text == own.text
         assert mine.seconds == pytest.approx(mine.first + own.seconds - own.first)
         assert not mine.reading.steers and mine.reading.score is not None
+
+
+@pytest.mark.parametrize("gate", ["none", "closed", "selective", "open"])
+def test_together_they_are_answered_as_alone(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, asked: list[tuple[str, int]], gate: str
+) -> None:
+    steering = UNSTEERED
+    if gate != "none":
+        steering = ProfileSteering((make_profile(tiny, gate=gate, strength=3, seed=3),))
+    requests = [*REQUESTS, *(Request([{"role": "user", "content": f"{'more ' * (i % 7)}{i}"}], 8) for i in range(60))]
+    apart = answer_all(steered_llama(tiny), steering, requests, Journal())
+    monkeypatch.setattr(module, "TIMED", 4)
+    asked.clear()
+    done: list[int] = []
+    found = answer_all(steered_llama(tiny), steering, requests, Journal(), on_answer=lambda: done.append(1))
+    assert [a.text for a in found] == [a.text for a in apart]
+    for mine, own in zip(found, apart, strict=True):
+        assert mine.reading.steers == own.reading.steers and mine.reading.g == pytest.approx(own.reading.g, abs=1e-4)
+    timed = [a.seconds is not None for a in found]
+    assert timed == [a.first is not None for a in found] and 5 <= sum(timed) <= 30
+    assert {words for words, _ in asked} == {
+        r.messages[-1]["content"] for r, t in zip(requests, timed, strict=True) if t
+    }
+    assert len(done) >= len(requests)
+
+
+def test_an_interrupted_run_of_many_goes_on(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TIMED", 10**30)
+    requests = [Request([{"role": "user", "content": str(i)}], 8) for i in range(40)]
+    journal, done = Journal(tmp_path / "journal.jsonl"), []
+
+    def stop() -> None:
+        done.append(1)
+        if len(done) == 15:
+            raise KeyboardInterrupt
+
+    llama = steered_llama(tiny)
+    with pytest.raises(KeyboardInterrupt):
+        answer_all(llama, UNSTEERED, requests, journal, on_answer=stop)
+    journal.close()
+    assert len((tmp_path / "journal.jsonl").read_text("utf-8").splitlines()) >= 15
+    resumed = answer_all(llama, UNSTEERED, requests, Journal(tmp_path / "journal.jsonl"))
+    assert [a.text for a in resumed] == [a.text for a in answer_all(llama, UNSTEERED, requests, Journal())]
 
 
 def test_untouched_ones_are_answered_where_nobody_did_yet(tiny: Path) -> None:

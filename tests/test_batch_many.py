@@ -50,6 +50,17 @@ def test_answers_come_in_order_and_as_they_are_done(tiny: Path) -> None:
     assert [a.finished.n_answer for a in stream] == [r.max_tokens for r in requests[1:]]
 
 
+def test_what_is_not_wanted_is_not_answered(tiny: Path) -> None:
+    profile = make_profile(tiny, gate="selective", strength=3, seed=3)
+    asked = [request(tokens(8, i), profile, max_tokens=50) for i in range(40)]
+    found = list(answers(steered_llama(tiny), asked, n_parallel=3, wanted=lambda decisions: decisions[0].open))
+    everything = list(answers(steered_llama(tiny), asked, n_parallel=3))
+    opened = [a.decisions[0].open for a in everything]
+    assert set(opened) == {True, False}
+    assert [a.finished.reason != "cancelled" for a in found] == opened
+    assert [a.text for a in found if a.decisions[0].open] == [a.text for a in everything if a.decisions[0].open]
+
+
 def test_leaving_early_ends_the_engine(tiny: Path) -> None:
     stream = answers(steered_llama(tiny), [request(tokens(8, i)) for i in range(30)])
     next(stream)

@@ -11,6 +11,7 @@ import pytest
 
 from cli import call, error_of, good
 from finesteer_local import paths
+from finesteer_local.evaluation import answers
 from finesteer_local.evaluation import suites as suites_module
 from tiny import make_profile, write_tiny_model
 
@@ -98,6 +99,7 @@ def test_tables(tiny: Path, suite: Path, conversation: Path, questions: Path, tm
 def test_nothing_of_the_tables_is_cut(
     tiny: Path, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, width: str | None
 ) -> None:
+    monkeypatch.setattr(answers, "TIMED", 1)
     name = "a-suite-with-a-name-that-is-longer-than-most-of-them-are"
     rows = [{"prompt": "hello", "label": label} for label in ("harmful", "benign")]
     long = write(tmp_path / f"{name}.jsonl", rows)

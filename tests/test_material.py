@@ -47,8 +47,9 @@ def test_states_are_those_of_the_model(harvested: tuple[Material, Path], model: 
             turn = turn_start(llama, side.prompts[i].messages, tokens)
             states = Harvester(llama, side.layers).turn_states(tokens, turn)
             for at, layer in enumerate(side.layers):
-                assert np.allclose(side.last(layer)[i], states[at, -1], rtol=2e-3, atol=2e-3)
-                assert np.allclose(side.mean(layer)[i], states[at].mean(axis=0), rtol=2e-3, atol=2e-3)
+                # llama.cpp rounds by the shape of a batch.
+                for got, wanted in ((side.last, states[at, -1]), (side.mean, states[at].mean(axis=0))):
+                    assert np.linalg.norm(got(layer)[i] - wanted) < 0.02 * np.linalg.norm(wanted)
 
 
 def test_deltas_are_between_the_answers(harvested: tuple[Material, Path], model: Path) -> None:
@@ -89,7 +90,7 @@ def test_what_was_read_is_kept(harvested: tuple[Material, Path], model: Path, mo
 
 def test_a_harvest_that_was_stopped_ends_alike(harvested: tuple[Material, Path], model: Path, tmp_path: Path) -> None:
     def stop(stage: str, done: int, total: int) -> None:
-        if stage == "reading contrast prompts" and done == 40:
+        if stage == "reading prompts" and done == 40:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from finesteer_local.errors import DataError
-from finesteer_local.evaluation.interventions import UNSTEERED, Intervention, Reading
+from finesteer_local.evaluation.interventions import UNSTEERED, Intervention, ProfileSteering, Reading
 from finesteer_local.evaluation.journal import Journal, digest
 from finesteer_local.jsonl import Messages
 from finesteer_local.runtime import SteeredLlama
+from finesteer_local.runtime.batch import active_steering, answers, chat_request
 from finesteer_local.runtime.prompt import chat_prompt, greedy_answer
+from finesteer_local.steering import Decision
+
+TIMED = 8
+"""One request of so many is asked alone and timed, the same ones for every method; the rest share the model."""
+_TOGETHER = 16
 
 
 @dataclass(frozen=True)
@@ -28,13 +34,13 @@ class Answer:
     """A greedy answer.
 
     Attributes:
-        first, seconds: time until the first token, and for all of it.
+        first, seconds: time until the first token, and for all of it; None where it was answered beside others.
         reading: what the method made of the prompt.
     """
 
     text: str
-    first: float
-    seconds: float
+    first: float | None
+    seconds: float | None
     reading: Reading
 
 
@@ -61,14 +67,22 @@ def answer_all(
 ) -> list[Answer]:
     """Answer every request under `intervention`, greedily, each from an empty cache.
 
+    Profiles, and the unsteered model, answer several requests at a time; the first and every TIMED-th is asked alone
+    and timed.
     Where the method leaves a prompt untouched its answer is the unsteered one (rule 2 of the runtime) and is not
     generated again. What the journal knows is not generated at all.
     """
     keys = [digest("answer", intervention.digest, vars(request)) for request in requests]
     missing = [i for i, key in enumerate(keys) if key not in journal]
+    alone = {i for i in missing if i == 0 or _timed(requests[i]) or not isinstance(intervention, ProfileSteering)}
     with intervention.applied(llama):
-        for i in missing:
+        for i in sorted(alone):
             journal[keys[i]] = _ask(llama, intervention, requests[i])
+            on_answer()
+        together = [i for i in missing if i not in alone]
+        found_together = _ask_together(llama, intervention, [requests[i] for i in together])
+        for i, stored in zip(together, found_together, strict=True):
+            journal[keys[i]] = stored
             on_answer()
     found = [_answer(journal[key]) for key in keys]
     for _ in range(len(requests) - len(missing)):
@@ -99,6 +113,37 @@ def _ask(llama: SteeredLlama, intervention: Intervention, request: Request) -> d
     return {"text": text, "first": round(first, 4), "seconds": round(seconds, 4), "reading": asdict(reading)}
 
 
+def _timed(request: Request) -> bool:
+    """Whether a request is asked alone: told by itself, so that a suite is timed by the same prompts every time."""
+    return int(digest("timed", vars(request)), 16) % TIMED == 0
+
+
+def _ask_together(
+    llama: SteeredLlama, intervention: Intervention, requests: Sequence[Request]
+) -> Iterator[dict[str, Any]]:
+    """As `_ask`, under the active profiles, in the requests' order."""
+    steered = intervention.digest != UNSTEERED.digest
+    steer = active_steering(llama)
+    asked = [
+        chat_request(
+            llama,
+            request.messages,
+            steer=steer,
+            max_tokens=request.max_tokens,
+            temperature=0.0,
+            repeat_penalty=1.0,
+        )
+        for request in requests
+    ]
+
+    def steers(decisions: Sequence[Decision]) -> bool:
+        return not steered or Reading.of(decisions).steers
+
+    for answer in answers(llama, asked, at_most=_TOGETHER, wanted=steers):
+        text = answer.text if steers(answer.decisions) else None
+        yield {"text": text, "first": None, "seconds": None, "reading": asdict(Reading.of(answer.decisions))}
+
+
 def _answer(stored: dict[str, Any]) -> Answer | None:
     if stored["text"] is None:
         return None
@@ -107,5 +152,7 @@ def _answer(stored: dict[str, Any]) -> Answer | None:
 
 def _borrowed(plain: Answer, stored: dict[str, Any]) -> Answer:
     """The unsteered answer, with the method's own reading, and the time that its reading of the prompt took."""
-    seconds = stored["first"] + plain.seconds - plain.first
-    return replace(plain, first=stored["first"], seconds=seconds, reading=Reading.stored(stored["reading"]))
+    first, seconds = stored["first"], None
+    if first is not None and plain.first is not None and plain.seconds is not None:
+        seconds = first + plain.seconds - plain.first
+    return replace(plain, first=first, seconds=seconds, reading=Reading.stored(stored["reading"]))

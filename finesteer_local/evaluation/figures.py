@@ -31,7 +31,7 @@ class Figures:
         opened: prompts for which the gate is above 0.
         accuracy: maths problems solved.
         auroc: how well the gate's score tells prompts that need intervention from those that do not.
-        seconds: per prompt.
+        seconds: per prompt, of those that were asked alone; None where none was.
     """
 
     method: str
@@ -56,6 +56,7 @@ def of_outcomes(method: str, suite: str, label: str, outcomes: Sequence[Outcome]
     """Count answers; harmful and benign ones may be mixed."""
     harmful = [o for o in outcomes if o.case.label == "harmful"]
     benign = [o for o in outcomes if o.case.label == "benign"]
+    timed = [o.answer.seconds for o in outcomes if o.answer.seconds is not None]
     return Figures(
         method,
         suite,
@@ -69,7 +70,7 @@ def of_outcomes(method: str, suite: str, label: str, outcomes: Sequence[Outcome]
         identical=share([o.identical for o in benign]),
         opened=share([o.answer.reading.g > 0 for o in outcomes]),
         accuracy=share([o.correct for o in outcomes if o.correct is not None]),
-        seconds=float(np.mean([o.answer.seconds for o in outcomes])) if outcomes else None,
+        seconds=float(np.mean(timed)) if timed else None,
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from finesteer_local.evaluation.pairs import prepared, sampled
 from finesteer_local.identity import ModelIdentity
 from finesteer_local.runtime import SteeredLlama
 from finesteer_local.runtime.harvest import Harvester
+from finesteer_local.runtime.packing import Request
 from finesteer_local.training.data import Pair, Prompt, TrainingData
 from finesteer_local.training.harvest import TrainingHarvest
 from finesteer_local.training.pairs import held_out
@@ -122,8 +124,10 @@ def harvest_material(
     pairs = prepared(harvest, data, originals)
     states, deltas = harvest.deltas(pairs, everywhere)  # (n_pairs, n_layers, n_embd)
     validation = {pair.prompt.text for pair in (originals[i] for i in held)}
-    positive = _read(harvest, "positive", [pair.prompt for pair in data.pairs], conditions, seed, validation, progress)
-    contrast = _read(harvest, "contrast", list(data.contrast), conditions, seed, set(), progress)
+    prompts = data.positive
+    read = _read(harvest, [*prompts, *data.contrast], conditions, progress)
+    positive = _divided(prompts, read[: len(prompts)], conditions, seed, validation)
+    contrast = _divided(list(data.contrast), read[len(prompts) :], conditions, seed, set())
     return Material(
         model=llama.identity,
         data=data,
@@ -145,36 +149,48 @@ def _by_layer(states: Array, layers: Sequence[int]) -> dict[int, Array]:
 
 
 def _read(
-    harvest: TrainingHarvest,
-    name: str,
+    harvest: TrainingHarvest, prompts: Sequence[Prompt], layers: Sequence[int], progress: Progress
+) -> NDArray[np.float16]:
+    """Last and mean states of the prompts, (n, 2, n_layers, n_embd), kept in a file block by block."""
+    shape = (len(prompts), 2, len(layers), harvest.llama.n_embd())
+    requests = [Request(np.array(tokens, np.int32), turn) for tokens, turn in map(harvest.tokens, prompts)]
+    harvest.llama.set_profiles([])
+    try:
+        states = _kept(harvest.folder / "prompts.npy", shape, np.float16)
+        known = _kept(harvest.folder / "prompts.read.npy", (len(prompts),), np.bool_)
+    except OSError as error:
+        raise StorageError(f"cannot write to {harvest.folder}: {error.strerror or error}") from error
+    if not known.all():
+        done, unsaved = int(known.sum()), []
+        with closing(Harvester(harvest.llama, layers)) as harvester:
+            for i, found in harvester.harvest(requests, lambda i: bool(known[i])):  # (n_layers, n_turn, n_embd)
+                states[i] = np.clip([found[:, -1], found.mean(axis=1)], -_HALF, _HALF)
+                unsaved += [] if known[i] or i in unsaved else [i]
+                if len(unsaved) == _FLUSH or done + len(unsaved) == len(prompts):
+                    states.flush()
+                    known[unsaved] = True
+                    known.flush()
+                    done, unsaved = done + len(unsaved), []
+                progress("reading prompts", done + len(unsaved), len(prompts))
+    return states
+
+
+def _kept(file: Path, shape: tuple[int, ...], kind: Any) -> np.memmap[Any, Any]:
+    """The array in `file`, made there where it is not; what an interrupted run made is found again."""
+    if file.exists():
+        found = np.lib.format.open_memmap(file, mode="r+")
+        if found.shape == shape and found.dtype == kind:
+            return found
+    return np.lib.format.open_memmap(file, mode="w+", dtype=kind, shape=shape)
+
+
+def _divided(
     prompts: Sequence[Prompt],
+    states: NDArray[np.float16],
     layers: Sequence[int],
     seed: int,
     validation: set[str],
-    progress: Progress,
 ) -> PromptStates:
-    """Last and mean states of the prompts, kept in a file block by block."""
-    shape = (len(prompts), 2, len(layers), harvest.llama.n_embd())
-    file, mark = harvest.folder / f"{name}.npy", harvest.folder / f"{name}.done"
-    try:
-        done = int(mark.read_text()) if mark.exists() and file.exists() else 0
-        array = np.lib.format.open_memmap(
-            file, mode="r+" if done else "w+", dtype=None if done else np.float16, shape=None if done else shape
-        )
-    except OSError as error:
-        raise StorageError(f"cannot write {file}: {error.strerror or error}") from error
-    harvest.llama.set_profiles([])
-    if done < len(prompts):
-        with closing(Harvester(harvest.llama, layers)) as harvester:
-            for i in range(done, len(prompts)):
-                tokens, turn = harvest.tokens(prompts[i])
-                states = harvester.turn_states(tokens, turn)  # (n_layers, n_turn, n_embd), each from an empty cache
-                array[i] = np.clip([states[:, -1], states.mean(axis=1)], -_HALF, _HALF)
-                if (i + 1) % _FLUSH == 0 or i + 1 == len(prompts):
-                    array.flush()
-                    with paths.atomic_write(mark) as temporary:
-                        temporary.write_text(str(i + 1))
-                progress(f"reading {name} prompts", i + 1, len(prompts))
     learn, held = held_out(prompts, seed)
     moved = [i for i in learn if prompts[i].text in validation]
-    return PromptStates(prompts, array, layers, sorted(set(learn) - set(moved)), sorted({*held, *moved}))
+    return PromptStates(prompts, states, layers, sorted(set(learn) - set(moved)), sorted({*held, *moved}))

@@ -104,7 +104,7 @@ def _answer_row(suite: str, method: str, outcome: Outcome) -> dict[str, Any]:
         "g": reading.g,
         "score": reading.score,
         "threshold": reading.threshold,
-        "seconds": round(outcome.answer.seconds, 3),
+        "seconds": None if outcome.answer.seconds is None else round(outcome.answer.seconds, 3),
     }
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 
-from finesteer_local.runtime.batch.answer import Answer, AnswerStream
+from finesteer_local.runtime.batch.answer import Answer, AnswerStream, Decided, Event
 from finesteer_local.runtime.batch.context import bytes_per_token
 from finesteer_local.runtime.batch.engine import BatchEngine, default_sizes
 from finesteer_local.runtime.batch.request import Request, active_steering, chat_request
 from finesteer_local.runtime.prompt import Message
 from finesteer_local.runtime.steered import SteeredLlama
+from finesteer_local.steering import Decision
 
 MAX_PARALLEL = 8
 _CACHE_BYTES = 1 << 30  # keys and values of all sequences together
@@ -54,10 +56,12 @@ def answers(
     *,
     n_parallel: int | None = None,
     at_most: int = MAX_PARALLEL,
+    wanted: Callable[[tuple[Decision, ...]], bool] = lambda decisions: True,
 ) -> Iterator[Answer]:
     """Answer all requests, several at a time; the answers come in the requests' order.
 
     Args:
+        wanted: whether a request with such decisions is to be answered; if not, it is cancelled once they are known.
         n_parallel: requests at a time; None takes `at_most`, or fewer where their keys and values would take more
             than a GiB.
 
@@ -74,13 +78,30 @@ def answers(
     # Nobody waits for the next token here: prompts are read first, so that as many answers as can be grow together.
     sizes = replace(default_sizes(llama), between=n_parallel * n_ctx)
     with BatchEngine(llama, n_parallel=n_parallel, n_ctx=n_ctx, max_queue=_AHEAD * n_parallel, sizes=sizes) as engine:
-        streams: deque[AnswerStream] = deque()
+        asked: deque[AnswerStream] = deque()
+        running: deque[Iterator[Event]] = deque()
         for request in requests:
-            if len(streams) > _AHEAD * n_parallel:
-                yield streams.popleft().result()
-            streams.append(engine.submit(request))
-        while streams:
-            yield streams.popleft().result()
+            if len(asked) + len(running) > _AHEAD * n_parallel:
+                if not running:
+                    running.append(_decided(asked.popleft(), wanted))
+                yield Answer.of(running.popleft())
+            asked.append(engine.submit(request))
+            # What was decided is looked at as soon as it is there, so that nothing unwanted is answered for long.
+            while asked and len(asked) + len(running) > n_parallel:
+                running.append(_decided(asked.popleft(), wanted))
+        while asked:
+            running.append(_decided(asked.popleft(), wanted))
+        while running:
+            yield Answer.of(running.popleft())
+
+
+def _decided(stream: AnswerStream, wanted: Callable[[tuple[Decision, ...]], bool]) -> Iterator[Event]:
+    """All events of `stream`, whose first has been waited for."""
+    events = iter(stream)
+    first = next(events)
+    if isinstance(first, Decided) and not wanted(first.decisions):
+        stream.cancel()
+    return chain([first], events)
 
 
 def _length(llama: SteeredLlama, request: Request) -> int:
