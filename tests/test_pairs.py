@@ -17,7 +17,7 @@ from reference import steered_llama
 
 def test_a_sample_of_every_kind() -> None:
     pairs = [Pair(prompt(f"p{i}", kind="rare" if i % 10 == 0 else "usual"), "no", "yes") for i in range(500)]
-    data = TrainingData("many", pairs, [prompt("hello")])
+    data = TrainingData("many", pairs, [prompt("hello")], own_replies=True)
     chosen, learn, held = sampled(data, 0)
     assert len(chosen) == MAX_PAIRS and sum(p.prompt.kind == "rare" for p in chosen) == MAX_PAIRS // 10
     assert sorted([*learn, *held]) == list(range(MAX_PAIRS)) and len(held) == MAX_PAIRS // 5
@@ -27,15 +27,17 @@ def test_a_sample_of_every_kind() -> None:
 
 def test_it_is_the_sample_that_training_takes() -> None:
     kinds = [f"kind {i % 7}" for i in range(400)]
-    data = TrainingData("many", [Pair(prompt(f"p{i}", kind=kinds[i]), "no", "yes") for i in range(400)], [prompt("x")])
+    data = TrainingData(
+        "many", [Pair(prompt(f"p{i}", kind=kinds[i]), "no", "yes") for i in range(400)], [prompt("x")], own_replies=True
+    )
     chosen, learn, held = sampled(data, 3)
-    assert chosen == sample(data.pairs, 3)
+    assert chosen == sample(data, 3)
     assert (learn, held) == held_out([pair.prompt for pair in chosen], 3)
 
 
 def test_many_small_groups() -> None:
     pairs = [Pair(prompt(f"p{i}", kind=str(i)), "no", "yes") for i in range(400)]
-    chosen, learn, held = sampled(TrainingData("many", pairs, [prompt("hello")]), 0)
+    chosen, learn, held = sampled(TrainingData("many", pairs, [prompt("hello")], own_replies=True), 0)
     assert len(chosen) == MAX_PAIRS and learn and held
 
 

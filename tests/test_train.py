@@ -473,15 +473,18 @@ def test_replies_that_already_are_what_is_wanted_are_not_moved_away_from() -> No
 def test_many_pairs_are_sampled(seed: int, kinds: int) -> None:
     """Every kind with its share, however many kinds there are."""
     pairs = [Pair(Prompt([{"role": "user", "content": str(i)}], f"kind {i % kinds}"), "no", "yes") for i in range(900)]
-    got = preparing.sample(pairs, seed)
+    data = TrainingData("many", pairs, [], own_replies=True)
+    got = preparing.sample(data, seed)
     assert preparing.MAX_PAIRS // 2 <= len(got) <= preparing.MAX_PAIRS
     numbers = [int(pair.prompt.text) for pair in got]
     assert numbers == sorted(set(numbers))
     assert max(numbers) > 700 and min(numbers) < 200
     if kinds == 10:
         assert {pair.prompt.kind for pair in got} == {f"kind {i}" for i in range(10)}
-    assert preparing.sample(pairs, seed) == got
-    assert preparing.sample(pairs[:50], seed) == pairs[:50]
+    assert preparing.sample(data, seed) == got
+    assert preparing.sample(replace(data, pairs=pairs[:50]), seed) == pairs[:50]
+    given = preparing.sample(replace(data, own_replies=False), seed)
+    assert preparing.MAX_GIVEN_PAIRS // 2 <= len(given) <= preparing.MAX_GIVEN_PAIRS
 
 
 def test_held_out_pairs_are_of_every_kind_or_every_fifth() -> None:

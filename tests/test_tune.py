@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,8 @@ from finesteer_local.training.data import Pair, Prompt
 from finesteer_local.training.tune import (
     ANSWER_STRENGTHS,
     ANSWERS,
-    FIRST_ANSWER_STRENGTH,
-    FIRST_STRENGTH,
     SCOPES,
-    STRENGTHS,
+    SEARCHES,
     Trial,
     as_rows,
     tune,
@@ -28,6 +26,8 @@ from finesteer_local.training.tune import (
 from tiny import make_experts, make_profile, write_tiny_model
 
 LAYERS = (3, 5, 7, 9)
+STRENGTHS, FIRST_ANSWER_STRENGTH = SEARCHES["refusal"].strengths, SEARCHES["refusal"].first_answer_strength
+[FIRST_STRENGTH] = SEARCHES["refusal"].first_strengths
 PAIRS = [Pair(Prompt([{"role": "user", "content": f"question {i}"}]), f"no {i}", f"yes {i}") for i in range(ANSWERS)]
 Quality = Callable[[int, float, str], tuple[float, float]]
 """(layer, strength, scope) -> share of answers as wanted, share in good language."""
@@ -174,7 +174,7 @@ def test_a_score_is_the_share_that_is_wanted_and_language(blank: Profile, tmp_pa
 
 def test_of_equals_one_in_the_upper_half(blank: Profile, tmp_path: Path) -> None:
     """Away from where the steering fails, and less so from where the text does, which the score sees."""
-    everything = sorted((FIRST_STRENGTH, *STRENGTHS))
+    everything = sorted(STRENGTHS)
     for folder, quality in (("good", (1.0, 1.0)), ("mush", (1.0, 0.5))):
         chosen, trials = tuned(llama(lambda *_, q=quality: q), blank, tmp_path / folder)
         assert {trial.strength for trial in trials} == set(everything)
@@ -182,14 +182,14 @@ def test_of_equals_one_in_the_upper_half(blank: Profile, tmp_path: Path) -> None
 
 
 def test_nearly_as_good_is_good_enough(blank: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    everything = sorted((FIRST_STRENGTH, *STRENGTHS))
+    everything = sorted(STRENGTHS)
 
     def quality(layer: int, strength: float, scope: str) -> tuple[float, float]:
         return (1.0, 1.0 if strength <= FIRST_STRENGTH else 0.9)
 
-    monkeypatch.setattr(tuning, "TOLERANCE", 0.2)
+    monkeypatch.setitem(SEARCHES, "refusal", replace(SEARCHES["refusal"], tolerance=0.2))
     assert tuned(llama(quality), blank, tmp_path / "a")[0].strength == everything[2 * len(everything) // 3]
-    monkeypatch.setattr(tuning, "TOLERANCE", 0.01)
+    monkeypatch.setitem(SEARCHES, "refusal", replace(SEARCHES["refusal"], tolerance=0.01))
     best = [strength for strength in everything if strength <= FIRST_STRENGTH]
     assert tuned(llama(quality), blank, tmp_path / "b")[0].strength == best[2 * len(best) // 3]
 
@@ -240,15 +240,14 @@ def test_weaker_where_the_text_falls_apart(blank: Profile, tmp_path: Path) -> No
 
 def test_the_answer_gets_what_it_needs(blank: Profile, tmp_path: Path) -> None:
     """Half of the vector, but for a better reason than chance."""
-    strengths = (FIRST_ANSWER_STRENGTH, *ANSWER_STRENGTHS)
-    assert len(set(strengths)) == len(strengths) and all(0 < s <= 1 for s in strengths)
-    for best in strengths:
+    assert FIRST_ANSWER_STRENGTH in ANSWER_STRENGTHS and all(0 < s <= 1 for s in ANSWER_STRENGTHS)
+    for best in ANSWER_STRENGTHS:
         model = llama(lambda *_: (0.0, 0.0), by_answer_strength=lambda s, best=best: (0.9 if s == best else 0.5, 1.0))
         chosen, trials = tuned(model, blank, tmp_path / str(best))
         assert chosen.answer_strength == best and chosen in trials
     chosen, trials = tuned(llama(lambda *_: (0.9, 1.0)), blank, tmp_path / "alike")
     assert chosen.answer_strength == FIRST_ANSWER_STRENGTH
-    assert {trial.answer_strength for trial in trials} == set(strengths)
+    assert {trial.answer_strength for trial in trials} == set(ANSWER_STRENGTHS)
 
 
 def test_pairs_can_judge(blank: Profile, tmp_path: Path) -> None:
@@ -262,6 +261,26 @@ def test_pairs_can_judge(blank: Profile, tmp_path: Path) -> None:
 
     assert chosen.layer == 5 and chosen.wanted == chosen.score == pytest.approx(share(0.5))
     assert [trial.wanted for trial in trials if trial.layer == 7] == [pytest.approx(share(-0.1))]
+    assert set(model.scored) == {5, 7} and not model.active
+
+
+def test_layers_are_compared_at_the_strength_that_suits_each(
+    blank: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A direction that is weak at one layer may be the best one when it is followed far enough."""
+    wide = SEARCHES["margin"].first_strengths
+
+    def answer_logprobs(llama: FakeLlama, prompt: str, answers: list[str], *, turn: int) -> list[np.ndarray]:
+        assert llama.active is not None
+        layer, strength, _ = llama.active
+        margin = strength if layer == 5 else 1 / strength  # layer 5 needs the most, the other the least
+        return [np.array([margin * (1.1 if layer == 5 else 0.5)]), np.array([0.0])]
+
+    monkeypatch.setattr(tuning, "answer_logprobs", answer_logprobs)
+    model = FakeLlama(lambda *_: (0.0, 1.0), {})
+    chosen, trials = tuned(model, blank, tmp_path, judge="margin", layers=(5, 7))
+    assert [(trial.layer, trial.strength) for trial in trials[:2]] == [(5, max(wide)), (7, min(wide))]
+    assert chosen.layer == 5 and chosen.strength >= max(wide)
 
 
 def test_of_many_pairs_some_from_everywhere(blank: Profile, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from finesteer_local.training.pairs import REPLY_TOKENS, against_replies, clippe
 
 def sampled(data: TrainingData, seed: int) -> tuple[list[Pair], list[int], list[int]]:
     """The pairs that training takes, and indices for training and for validation."""
-    pairs = sample(data.pairs, seed)
+    pairs = sample(data, seed)
     return pairs, *held_out([pair.prompt for pair in pairs], seed)
 
 

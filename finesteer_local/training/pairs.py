@@ -9,10 +9,13 @@ import numpy as np
 
 from finesteer_local.evaluation.judges import is_refusal
 from finesteer_local.runtime import SteeredLlama
-from finesteer_local.training.data import Pair, Prompt, first_equal, split
+from finesteer_local.training.data import Pair, Prompt, TrainingData, first_equal, split
 from finesteer_local.training.harvest import TrainingHarvest
 
 MAX_PAIRS = 160
+"""Of a recipe for which the model is asked what it would say: each of them costs an answer."""
+MAX_GIVEN_PAIRS = 640
+"""Of one whose pairs bring both answers, which are only read."""
 REPLY_TOKENS = 24
 NATURAL = 8
 """So many of a pool of chosen answers are used: the likeliest ones."""
@@ -22,15 +25,16 @@ DELTA_TOKENS = 10
 """Answers are compared over their first tokens: that is where a behaviour is decided, and what follows is topic."""
 
 
-def sample(pairs: Sequence[Pair], seed: int) -> list[Pair]:
-    """At most MAX_PAIRS pairs, every kind and wrapper with its share."""
-    if len(pairs) <= MAX_PAIRS:
+def sample(data: TrainingData, seed: int) -> list[Pair]:
+    """As many pairs as training takes, every kind and wrapper with its share."""
+    pairs, most = data.pairs, MAX_PAIRS if data.own_replies else MAX_GIVEN_PAIRS
+    if len(pairs) <= most:
         return list(pairs)
     groups = [pair.prompt.family or pair.prompt.kind for pair in pairs]
-    _, sampled = split(len(pairs), groups, seed, share=MAX_PAIRS / len(pairs))
-    if len(sampled) < MAX_PAIRS // 2:  # many small groups: the share of each rounds to nothing
-        sampled = sorted(np.random.default_rng(seed).permutation(len(pairs))[:MAX_PAIRS].tolist())
-    return [pairs[i] for i in sampled[:MAX_PAIRS]]
+    _, sampled = split(len(pairs), groups, seed, share=most / len(pairs))
+    if len(sampled) < most // 2:  # many small groups: the share of each rounds to nothing
+        sampled = sorted(np.random.default_rng(seed).permutation(len(pairs))[:most].tolist())
+    return [pairs[i] for i in sampled[:most]]
 
 
 def held_out(prompts: Sequence[Prompt], seed: int) -> tuple[list[int], list[int]]:

@@ -34,10 +34,11 @@ from finesteer_local.training.pairs import (
     natural,
     sample,
 )
-from finesteer_local.training.tune import as_rows, tune
+from finesteer_local.training.tune import OWN_ANSWERS, as_rows, tune
 
-LAYERS = (0.37, 0.40, 0.44, 0.48)
-"""Candidates, as shares of the depth: lower ones hardly steer, above 0.55 the text falls apart (DESIGN.md)."""
+LAYERS = (0.27, 0.37, 0.43, 0.48)
+"""Candidates, as shares of the depth: lower ones hardly steer refusals but do steer facts (docs/method.md), above 0.55
+the text falls apart (DESIGN.md)."""
 GATES = ("contrastive", "scs", "always")
 
 
@@ -79,10 +80,11 @@ def train(llama: SteeredLlama, data: TrainingData, settings: Settings, progress:
     folder = run_folder(llama, data, {**asdict(settings), "layers": LAYERS, "pairs": MAX_PAIRS, "tokens": DELTA_TOKENS})
     harvest = TrainingHarvest(llama, data, folder, progress)
     harvest.check([*(pair.prompt for pair in data.pairs), *(data.contrast if gated else ())])
-    pairs = sample(data.pairs, settings.seed)
+    pairs = sample(data, settings.seed)
     if data.pooled:
         pairs = natural(harvest, pairs)
-    replies = harvest.replies(pairs, REPLY_TOKENS)
+    # By what the model says unsteered the tuner also judges what is language.
+    replies = harvest.replies(pairs if data.own_replies else pairs[:OWN_ANSWERS], REPLY_TOKENS)
     if data.own_replies:
         pairs = against_replies(pairs, replies, data.judge)
     states, deltas = harvest.deltas([clipped(llama, pair) for pair in pairs], layers)

@@ -25,19 +25,37 @@ from finesteer_local.training.harvest import Progress, answer_tokens, generate
 
 MARGIN_PAIRS = 10
 MARGIN_TOKENS = 10
+PREFERENCES = 64
+"""Pairs of which a recipe that is judged by them compares both answers."""
 ANSWERS = 24
+OWN_ANSWERS = 2 * ANSWERS  # unsteered ones, by which language is judged
 ANSWER_TOKENS = 40
 MAX_PROMPT = 400  # letters: every trial reads its prompts anew, and long ones would take most of the time
-FIRST_STRENGTH = 0.9
-STRENGTHS = (0.6, 0.7, 0.8, 1.0, 1.1, 1.25, 1.4, 1.7, 2.0, 2.5)
 SCOPES = ("turn", "prompt")
-FIRST_ANSWER_STRENGTH = 0.5
-ANSWER_STRENGTHS = (0.35, 0.7, 1.0)
+ANSWER_STRENGTHS = (0.35, 0.5, 0.7, 1.0)
 CONTENDERS = 2
-"""So many layers generate answers; the margins have ranked them all."""
-TOLERANCE = 0.05
-"""What one answer more or less can do. Within this of the best the layer with the better margin is preferred, and the
-narrower scope, and a strength from which it is some way to either edge."""
+"""So many layers generate answers; all have been ranked without."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """Where it is looked, by the recipe's judge."""
+
+    first_strengths: tuple[float, ...]  # at which layers are ranked
+    strengths: tuple[float, ...]
+    first_answer_strength: float
+    tolerance: float
+    """What chance can do. Within this of the best the layer that ranks higher is preferred, and the narrower scope, and
+    a strength from which it is some way to either edge."""
+
+
+SEARCHES = {
+    # One answer more or less is .04. A refusal is decided by the prompt.
+    "refusal": Search((0.9,), (0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.4, 1.7, 2.0, 2.5), 0.5, 0.05),
+    # Probabilities are finer. What an answer says is decided all through it, and how far a weak direction must be
+    # followed differs from layer to layer.
+    "margin": Search((1.0, 2.0, 4.0), (0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6), 1.0, 0.02),
+}
 
 
 @dataclass(frozen=True)
@@ -78,30 +96,32 @@ def tune(
         The chosen trial and all trials.
     """
     tuner = _Tuner(llama, blank, experts, pairs, judge, folder, progress)
-    ranked = sorted(experts, key=lambda layer: -tuner.margin(layer))
+    search = SEARCHES[judge]
+    tolerance, share = search.tolerance, search.first_answer_strength
+    contenders = tuner.contenders()
     tuner.calibrate(own)
-    trials = [tuner.trial(layer, FIRST_STRENGTH, SCOPES[0]) for layer in ranked[:CONTENDERS]]
-    best = _first_of_the_best(trials)
-    scoped = [tuner.trial(best.layer, FIRST_STRENGTH, scope) for scope in SCOPES[1:]]
+    trials = [tuner.trial(layer, strength, SCOPES[0], share) for layer, strength in contenders]
+    best = _first_of_the_best(trials, tolerance)
+    scoped = [tuner.trial(best.layer, best.strength, scope, share) for scope in SCOPES[1:]]
     trials += scoped
-    first = _first_of_the_best([best, *scoped])
+    first = _first_of_the_best([best, *scoped], tolerance)
     # In both directions as long as nothing is lost.
     compared = [first]
-    for strengths in _outwards(STRENGTHS, FIRST_STRENGTH):
+    for strengths in _outwards(search.strengths, first.strength):
         for strength in strengths:
-            compared.append(tuner.trial(first.layer, strength, first.scope))
-            if compared[-1].score < max(trial.score for trial in compared) - TOLERANCE:
+            compared.append(tuner.trial(first.layer, strength, first.scope, share))
+            if compared[-1].score < max(trial.score for trial in compared) - tolerance:
                 break
-    chosen = _well_inside_the_best(compared)
+    chosen = _well_inside_the_best(compared, tolerance)
     # The prompt is read under all of it, so the answer needs less; more makes a small model repeat itself.
     others: list[Trial] = []
-    for shares in _outwards(ANSWER_STRENGTHS, FIRST_ANSWER_STRENGTH):
-        for share in shares:
-            others.append(tuner.trial(chosen.layer, chosen.strength, chosen.scope, share))
-            if others[-1].score < chosen.score - TOLERANCE:
+    for shares in _outwards(ANSWER_STRENGTHS, share):
+        for other in shares:
+            others.append(tuner.trial(chosen.layer, chosen.strength, chosen.scope, other))
+            if others[-1].score < chosen.score - tolerance:
                 break
     better = max(others, key=lambda trial: trial.score)
-    return (better if better.score > chosen.score + TOLERANCE else chosen), [*trials, *compared[1:], *others]
+    return (better if better.score > chosen.score + tolerance else chosen), [*trials, *compared[1:], *others]
 
 
 def _outwards(values: Sequence[float], centre: float) -> tuple[list[float], list[float]]:
@@ -109,19 +129,19 @@ def _outwards(values: Sequence[float], centre: float) -> tuple[list[float], list
     return sorted((v for v in values if v < centre), reverse=True), sorted(v for v in values if v > centre)
 
 
-def _first_of_the_best(trials: Sequence[Trial]) -> Trial:
+def _first_of_the_best(trials: Sequence[Trial], tolerance: float) -> Trial:
     top = max(trial.score for trial in trials)
-    return next(trial for trial in trials if trial.score >= top - TOLERANCE)
+    return next(trial for trial in trials if trial.score >= top - tolerance)
 
 
-def _well_inside_the_best(trials: Sequence[Trial]) -> Trial:
+def _well_inside_the_best(trials: Sequence[Trial], tolerance: float) -> Trial:
     """Of those that are as good as the best, and of these of those that steer most often, one in the upper half.
 
     At the lower edge prompts go unsteered that were not tried and are harder than these, which are short; at the upper
     one their answers fall apart, but that is part of the score.
     """
     top = max(trial.score for trial in trials)
-    good = [trial for trial in trials if trial.score >= top - TOLERANCE]
+    good = [trial for trial in trials if trial.score >= top - tolerance]
     wanted = max(trial.wanted for trial in good)
     most = sorted((trial for trial in good if trial.wanted == wanted), key=lambda trial: trial.strength)
     return most[min(2 * len(most) // 3, len(most) - 1)]
@@ -139,26 +159,39 @@ class _Tuner:
         progress: Progress,
     ) -> None:
         self.llama, self.blank, self.experts, self.judge = llama, blank, experts, judge
+        self.search = SEARCHES[judge]
         brief = [pair for pair in pairs if len(pair.prompt.text) <= MAX_PROMPT]
         pool = brief if len(brief) >= ANSWERS else pairs
-        step = max(len(pool) // ANSWERS, 1)
-        self.pairs = list(pool[::step][:ANSWERS])
+        self.pairs, self.compared = _spread(pool, ANSWERS), _spread(pool, PREFERENCES)
         self.progress = progress
         self.coherence = Coherence(float("inf"))
         self._file = folder / "trials.json"
         self._known: dict[str, dict[str, float]] = (
             json.loads(self._file.read_text(encoding="utf-8")) if self._file.exists() else {}
         )
-        self._done, self._total = 0, len(experts) + 1 + CONTENDERS + len(SCOPES) - 1 + 2 + 2  # and what it walks to
+        self._total = (
+            len(experts) * len(self.search.first_strengths) + 1 + CONTENDERS + len(SCOPES) - 1 + 2 + 2
+        )  # and what it walks to
+        self._done: set[str] = set()
 
     def _remembered(self, key: str, compute: Callable[[], dict[str, float]]) -> dict[str, float]:
         if key not in self._known:
             self._known[key] = compute()
             with paths.atomic_write(self._file) as temporary:
                 temporary.write_text(json.dumps(self._known, indent=1), encoding="utf-8")
-        self._done += 1
-        self.progress("tuning", min(self._done, self._total), self._total)
+        self._done.add(key)
+        self.progress("tuning", min(len(self._done), self._total), self._total)
         return self._known[key]
+
+    def contenders(self) -> list[tuple[int, float]]:
+        """The layers to be tried, each with a strength to begin at."""
+        if self.judge == "refusal":
+            ranked = sorted(self.experts, key=lambda layer: -self.margin(layer))
+            return [(layer, self.search.first_strengths[0]) for layer in ranked[:CONTENDERS]]
+        wide = self.search.first_strengths
+        best = {layer: max(wide, key=lambda strength: self.preference(layer, strength)) for layer in self.experts}
+        ranked = sorted(best, key=lambda layer: -self.preference(layer, best[layer]))
+        return [(layer, best[layer]) for layer in ranked[:CONTENDERS]]
 
     def _activate(self, layer: int, strength: float, scope: str, answer_strength: float) -> None:
         profile = replace(
@@ -175,7 +208,7 @@ class _Tuner:
         """Mean log-probability a token of the chosen answers' beginnings over the rejected ones', steered."""
 
         def compute() -> dict[str, float]:
-            self._activate(layer, FIRST_STRENGTH, SCOPES[0], FIRST_ANSWER_STRENGTH)
+            self._activate(layer, self.search.first_strengths[0], SCOPES[0], self.search.first_answer_strength)
             scores = [self._logprobs(pair, MARGIN_TOKENS) for pair in self.pairs[:MARGIN_PAIRS]]
             return {"margin": float(np.mean([chosen.mean() - rejected.mean() for chosen, rejected in scores]))}
 
@@ -188,18 +221,27 @@ class _Tuner:
         turn = turn_start(self.llama, pair.prompt.messages, prompt)
         return answer_logprobs(self.llama, prompt, answers, turn=turn)
 
-    def _preference(self, pair: Pair) -> float:
-        """The chosen answer's share of the probability of both: TruthfulQA's MC2 for two answers (arXiv 2109.07958)."""
-        chosen, rejected = self._logprobs(pair, ANSWER_TOKENS)
-        return float(np.exp(-np.logaddexp(0, rejected.sum() - chosen.sum())))
+    def preference(self, layer: int, strength: float) -> float:
+        """Mean share of the chosen answer in the probability of both, steered; see `_preferred`."""
+
+        def compute() -> dict[str, float]:
+            self._activate(layer, strength, SCOPES[0], self.search.first_answer_strength)
+            return {"preference": self._preferred()}
+
+        return self._remembered(f"preference {layer} {strength}", compute)["preference"]
+
+    def _preferred(self) -> float:
+        """TruthfulQA's MC2 (arXiv 2109.07958) for two answers, over the pairs, as the model is steered now."""
+        totals = [[answer.sum() for answer in self._logprobs(pair, ANSWER_TOKENS)] for pair in self.compared]
+        return float(np.mean([np.exp(-np.logaddexp(0, rejected - chosen)) for chosen, rejected in totals]))
 
     def calibrate(self, own: Sequence[str]) -> None:
         def compute() -> dict[str, float]:
-            return {"limit": Coherence.calibrate(self.llama, own[: 2 * ANSWERS]).limit}
+            return {"limit": Coherence.calibrate(self.llama, own[:OWN_ANSWERS]).limit}
 
         self.coherence = Coherence(self._remembered("coherence", compute)["limit"])
 
-    def trial(self, layer: int, strength: float, scope: str, answer_strength: float = FIRST_ANSWER_STRENGTH) -> Trial:
+    def trial(self, layer: int, strength: float, scope: str, answer_strength: float) -> Trial:
         """Generate answers under one setting and judge them."""
 
         def compute() -> dict[str, float]:
@@ -208,7 +250,7 @@ class _Tuner:
             if self.judge == "refusal":
                 wanted = [float(is_refusal(answer)) for answer in answers]
             else:
-                wanted = [self._preference(pair) for pair in self.pairs]
+                wanted = [self._preferred()] * len(answers)
             self.llama.set_profiles([])
             coherent = [self.coherence.holds(self.llama, answer) for answer in answers]
             return {
@@ -219,6 +261,10 @@ class _Tuner:
 
         figures = self._remembered(f"{layer} {strength} {scope} {answer_strength}", compute)
         return Trial(layer, strength, scope, answer_strength, **figures)
+
+
+def _spread(pairs: Sequence[Pair], n: int) -> list[Pair]:
+    return list(pairs[:: max(len(pairs) // n, 1)][:n])
 
 
 def as_rows(trials: Sequence[Trial]) -> list[dict[str, object]]:
