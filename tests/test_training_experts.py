@@ -80,7 +80,7 @@ def mixture(
         (spread * rng.uniform(0.5, 2, N_EMBD)).astype(np.float32),
     )
     with torch.no_grad():
-        model.query.weight *= 3
+        model.query.weight.normal_(0, 0.3)
         model.key.weight *= 3
         model.output.weight.normal_(0, 0.3)
         model.output.bias.normal_()
@@ -108,6 +108,17 @@ def test_folded_experts_are_the_trained_ones(seed: int, mean: float, spread: flo
     assert folded.labels == tuple("abcdef")
     alphas = np.stack([folded.alpha(h) for h in states])
     assert alphas.max() > 0.5 and alphas.argmax(1).max() > 0  # neither flat nor always the same
+
+
+def test_folded_experts_stay_as_they_were() -> None:
+    """Training goes on after the best state was taken."""
+    model = mixture(np.random.default_rng(0))
+    folded, states = model.fold("abcdef"), np.random.default_rng(1).standard_normal((20, N_EMBD)).astype(np.float32)
+    before = vectors(folded, states)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 1
+    np.testing.assert_array_equal(vectors(folded, states), before)
 
 
 def test_the_mixture_is_the_papers() -> None:
@@ -151,8 +162,10 @@ def test_what_the_state_does_not_tell_is_not_made_up() -> None:
     states, deltas, _ = planted(100, 4, np.random.default_rng(7))
     states = np.random.default_rng(1).permutation(states)
     held = list(range(0, 100, 5))
-    _, fit = train_experts(states, deltas, list("abcd" * 25), [i for i in range(100) if i % 5], held, seed=0)
-    assert -0.2 < fit.explained < 0.1
+    experts, fit = train_experts(states, deltas, list("abcd" * 25), [i for i in range(100) if i % 5], held, seed=0)
+    assert -0.2 < fit.explained < 0.1 and fit.epochs == 0
+    got = vectors(experts, states)
+    assert relative(got, np.broadcast_to(experts.prototypes.mean(0), got.shape)) < 1e-4
 
 
 def test_prototypes_are_the_clusters_means() -> None:

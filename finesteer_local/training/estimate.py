@@ -12,10 +12,10 @@ from finesteer_local.runtime.packing import Request
 from finesteer_local.runtime.prompt import chat_prompt
 from finesteer_local.training.data import Prompt
 from finesteer_local.training.harvest import generate
-from finesteer_local.training.pairs import MAX_PAIRS, REPLY_TOKENS
+from finesteer_local.training.pairs import MAX_PAIRS, OWN_TOKENS, REPLY_TOKENS
 from finesteer_local.training.recipes import load_recipe
 from finesteer_local.training.train import LAYERS
-from finesteer_local.training.tune import ANSWER_TOKENS, ANSWERS, CONTENDERS, SCOPES
+from finesteer_local.training.tune import ANSWER_TOKENS, ANSWERS, CONTENDERS, OWN_ANSWERS, SCOPES
 
 _PROBES = 16
 _READS = 48
@@ -35,7 +35,7 @@ def estimate_seconds(model: str | Path, recipe: str = "safety") -> float:
         asked = _spread(data.positive, _PROBES)
         list(generate(llama, asked[:1], 4))  # the first request also pays for setting up
         started = time.monotonic()
-        list(generate(llama, asked, REPLY_TOKENS))
+        list(generate(llama, asked, OWN_TOKENS))
         answer = (time.monotonic() - started) / len(asked)
         read = _spread(everything, _READS)
         requests = [Request(tokens, 0) for tokens in (chat_prompt(llama, prompt.messages) for prompt in read)]
@@ -45,7 +45,7 @@ def estimate_seconds(model: str | Path, recipe: str = "safety") -> float:
         list(harvester.harvest(requests))
         reading = (time.monotonic() - started) / sum(len(prompt.text) for prompt in read)
         harvester.close()
-    answers = MAX_PAIRS + ANSWERS * _TRIALS * ANSWER_TOKENS / REPLY_TOKENS
+    answers = OWN_ANSWERS + MAX_PAIRS * REPLY_TOKENS / OWN_TOKENS + ANSWERS * _TRIALS * ANSWER_TOKENS / OWN_TOKENS
     return answer * answers + reading * sum(len(prompt.text) for prompt in everything) + _FITTING
 
 

@@ -24,6 +24,9 @@ KEY_WIDTH = 64
 HIDDEN_WIDTH = 64
 MAX_EPOCHS = 300
 PATIENCE = 20
+MIN_GAIN = 0.05
+"""Share of the held-out error that training must save. Below that router and residual follow chance, and far fewer
+answers are language than under the experts' plain mean, with which training starts (docs/method.md)."""
 L2 = 1e-3
 
 
@@ -59,6 +62,7 @@ class Mixture(nn.Module):
         self.key = nn.Linear(n_embd, KEY_WIDTH, bias=False)
         self.hidden = nn.Linear(n_embd, HIDDEN_WIDTH)
         self.output = nn.Linear(HIDDEN_WIDTH, basis.shape[1])
+        nn.init.zeros_(self.query.weight)  # at the start all experts weigh alike, and the residual is nothing
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
 
@@ -90,7 +94,8 @@ class Mixture(nn.Module):
 
 
 def _array(tensor: torch.Tensor) -> Array:
-    return np.ascontiguousarray(tensor.detach().numpy(), np.float32)
+    # A copy: NumPy would see the tensor's own memory, which goes on being trained.
+    return np.array(tensor.detach().numpy(), np.float32, order="C")
 
 
 def cluster(deltas: Array, seed: int) -> NDArray[np.intp]:
@@ -151,17 +156,18 @@ def train_experts(
     unit = float((centred**2).mean())  # losses in units of the deltas' variance
     h, d = torch.tensor(states[train]), torch.tensor(deltas[train])
     h_held, d_held = torch.tensor(states[held]), torch.tensor(deltas[held])
-    best, best_loss, best_epoch = model.fold(()), float("inf"), 0
+    names = name_experts(clusters, [kinds[i] for i in train])
+    start = best = model.fold(names)
+    start_loss = best_loss = float("inf")
+    best_epoch = 0
     generator = torch.Generator().manual_seed(seed)
     for epoch in range(MAX_EPOCHS):
         with torch.no_grad():
             held_loss = float(functional.mse_loss(model(h_held), d_held))
-        if held_loss < best_loss:
-            best, best_loss, best_epoch = (
-                model.fold(name_experts(clusters, [kinds[i] for i in train])),
-                held_loss,
-                epoch,
-            )
+        if epoch == 0:
+            start_loss = best_loss = held_loss
+        elif held_loss < best_loss:
+            best, best_loss, best_epoch = model.fold(names), held_loss, epoch
         elif epoch - best_epoch >= PATIENCE:
             break
         for batch in torch.split(torch.randperm(len(train), generator=generator), 64):
@@ -170,6 +176,8 @@ def train_experts(
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
+    if best_loss > (1 - MIN_GAIN) * start_loss:
+        best, best_loss, best_epoch = start, start_loss, 0
     predicted = np.stack([best.mix(best.alpha(x), best.beta(x)) for x in states[held]])
     target = deltas[held]
     baseline = float(((deltas[train].mean(0) - target) ** 2).mean())

@@ -110,7 +110,7 @@ class TrainingHarvest:
     def replies(self, pairs: Sequence[Pair], max_tokens: int) -> list[str]:
         """The model's own unsteered answers, greedy."""
         self.llama.set_profiles([])
-        file = self.folder / "replies.json"
+        file = self.folder / f"replies-{max_tokens}.json"
         known: list[str] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
         while len(known) < len(pairs):
             # One call a block, so that a run that goes on here batches exactly as this one does.

@@ -12,11 +12,14 @@ from finesteer_local.runtime import SteeredLlama
 from finesteer_local.training.data import Pair, Prompt, TrainingData, first_equal, split
 from finesteer_local.training.harvest import TrainingHarvest
 
-MAX_PAIRS = 160
+MAX_PAIRS = 240
 """Of a recipe for which the model is asked what it would say: each of them costs an answer."""
 MAX_GIVEN_PAIRS = 640
 """Of one whose pairs bring both answers, which are only read."""
-REPLY_TOKENS = 24
+REPLY_TOKENS = 12
+"""Of what the model would say; only its beginning counts, see DELTA_TOKENS."""
+OWN_TOKENS = 24
+"""Of the answers by which it is judged what is language; shorter ones set the limit nearly twice too high."""
 NATURAL = 8
 """So many of a pool of chosen answers are used: the likeliest ones."""
 JUDGES = 5

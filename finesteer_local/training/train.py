@@ -27,6 +27,7 @@ from finesteer_local.training.harvest import Progress, TrainingHarvest, Turns, q
 from finesteer_local.training.pairs import (
     DELTA_TOKENS,
     MAX_PAIRS,
+    OWN_TOKENS,
     REPLY_TOKENS,
     against_replies,
     clipped,
@@ -34,7 +35,7 @@ from finesteer_local.training.pairs import (
     natural,
     sample,
 )
-from finesteer_local.training.tune import OWN_ANSWERS, as_rows, tune
+from finesteer_local.training.tune import OWN_ANSWERS, as_rows, spread, tune
 
 LAYERS = (0.27, 0.37, 0.43, 0.48)
 """Candidates, as shares of the depth: lower ones hardly steer refusals but do steer facts (docs/method.md), above 0.55
@@ -83,10 +84,9 @@ def train(llama: SteeredLlama, data: TrainingData, settings: Settings, progress:
     pairs = sample(data, settings.seed)
     if data.pooled:
         pairs = natural(harvest, pairs)
-    # By what the model says unsteered the tuner also judges what is language.
-    replies = harvest.replies(pairs if data.own_replies else pairs[:OWN_ANSWERS], REPLY_TOKENS)
+    own = harvest.replies(spread(pairs, OWN_ANSWERS), OWN_TOKENS)
     if data.own_replies:
-        pairs = against_replies(pairs, replies, data.judge)
+        pairs = against_replies(pairs, harvest.replies(pairs, REPLY_TOKENS), data.judge)
     states, deltas = harvest.deltas([clipped(llama, pair) for pair in pairs], layers)
     if not deltas.any():
         raise DataError(f"the answers of every pair begin with the same {DELTA_TOKENS} tokens; nothing can be learnt")
@@ -110,7 +110,7 @@ def train(llama: SteeredLlama, data: TrainingData, settings: Settings, progress:
         blank,
         experts,
         [pairs[i] for i in held],
-        replies,
+        own,
         judge=data.judge,
         folder=folder,
         progress=progress,

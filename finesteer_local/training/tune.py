@@ -162,7 +162,7 @@ class _Tuner:
         self.search = SEARCHES[judge]
         brief = [pair for pair in pairs if len(pair.prompt.text) <= MAX_PROMPT]
         pool = brief if len(brief) >= ANSWERS else pairs
-        self.pairs, self.compared = _spread(pool, ANSWERS), _spread(pool, PREFERENCES)
+        self.pairs, self.compared = spread(pool, ANSWERS), spread(pool, PREFERENCES)
         self.progress = progress
         self.coherence = Coherence(float("inf"))
         self._file = folder / "trials.json"
@@ -237,7 +237,7 @@ class _Tuner:
 
     def calibrate(self, own: Sequence[str]) -> None:
         def compute() -> dict[str, float]:
-            return {"limit": Coherence.calibrate(self.llama, own[:OWN_ANSWERS]).limit}
+            return {"limit": Coherence.calibrate(self.llama, own).limit}
 
         self.coherence = Coherence(self._remembered("coherence", compute)["limit"])
 
@@ -263,7 +263,8 @@ class _Tuner:
         return Trial(layer, strength, scope, answer_strength, **figures)
 
 
-def _spread(pairs: Sequence[Pair], n: int) -> list[Pair]:
+def spread(pairs: Sequence[Pair], n: int) -> list[Pair]:
+    """At most `n` of the pairs, from all over the list."""
     return list(pairs[:: max(len(pairs) // n, 1)][:n])
 
 
