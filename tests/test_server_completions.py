@@ -116,6 +116,17 @@ def test_a_prompt_is_scored_without_an_answer(client: openai.OpenAI) -> None:
     assert longer.logprobs.token_logprobs[:n_tokens] == choice.logprobs.token_logprobs
 
 
+def test_the_token_after_a_scored_prompt_is_scored_whatever_it_is(client: openai.OpenAI) -> None:
+    """Clients cut it off again: were there none because the answer ended, they would cut off the prompt's last one."""
+    options: dict[str, Any] = {"model": "tiny", "prompt": "the sun", "temperature": 0, "max_tokens": 1, "logprobs": 1}
+    going_on = client.completions.create(**options, echo=True).choices[0]
+    ended = client.completions.create(**options, echo=True, logit_bias={"2": 100}).choices[0]
+    assert (ended.text, ended.finish_reason, ended.logprobs.tokens[-1]) == ("the sun", "stop", "")
+    assert ended.logprobs.token_logprobs[:-1] == going_on.logprobs.token_logprobs[:-1]
+    assert ended.logprobs.token_logprobs[-1] < 0
+    assert client.completions.create(**options, logit_bias={"2": 100}).choices[0].logprobs.tokens == []
+
+
 def test_the_default_length_is_openais(client: openai.OpenAI) -> None:
     assert client.completions.create(model="tiny", prompt="the").usage.completion_tokens == 16
 
