@@ -13,7 +13,7 @@ import pytest
 from finesteer_local.profile import Profile
 from finesteer_local.runtime import SteeredLlama
 from reference import steered_llama
-from serving import Served, served
+from serving import Served
 from tiny import make_profile
 
 GREEDY: dict[str, Any] = {"model": "tiny", "temperature": 0, "max_tokens": 6}
@@ -22,18 +22,6 @@ GREEDY: dict[str, Any] = {"model": "tiny", "temperature": 0, "max_tokens": 6}
 @pytest.fixture(scope="module")
 def profile(tiny: Path) -> Profile:
     return make_profile(tiny, name="firm", gate="selective", strength=2.0)
-
-
-@pytest.fixture(scope="module")
-def server(tiny: Path, profile: Profile) -> Iterator[Served]:
-    with served(tiny, profiles=(profile,)) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def client(server: Served) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as found:
-        yield found
 
 
 @pytest.fixture(scope="module")
