@@ -10,6 +10,10 @@ served alone; greedy, the crowd must give the same texts and decisions. The memo
 
 compares throughput: complete, streamed answers through the server, and the same requests given to the batched engine
 itself in this process, before and after.
+
+    python benchmarks/serve.py MODEL.gguf --profile PROFILE.gguf --behind 4000
+
+measures when a short request gets its first token while a prompt of so many tokens is read, and alone.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ import argparse
 import asyncio
 import json
 import random
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -28,9 +33,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from batch import conversations
-from decode import opened
 
+from finesteer_local.bench.batch import conversations
+from finesteer_local.bench.profiles import opened
 from finesteer_local.profile import Profile
 from finesteer_local.runtime import open_model
 from finesteer_local.runtime.batch import BatchEngine, Steer, chat_request
@@ -186,6 +191,44 @@ def directly(options: argparse.Namespace, wanted: list[dict[str, Any]], profile:
     return n_tokens / seconds
 
 
+async def first_token(client: httpx.AsyncClient, messages: list[Any]) -> float:
+    """Seconds until the first piece of the answer."""
+    began = time.perf_counter()
+    body = {"messages": messages, "temperature": 0, "max_tokens": 4, "stream": True}
+    seconds = None
+    async with client.stream("POST", "/v1/chat/completions", json=body) as response:
+        response.raise_for_status()
+        async for line in response.aiter_lines():
+            if seconds is None and '"delta":{"content"' in line:
+                seconds = time.perf_counter() - began
+    assert seconds is not None
+    return seconds
+
+
+async def behind(url: str, options: argparse.Namespace) -> None:
+    """The short request comes at another point of the long prompt's reading each time."""
+    dice = random.Random(0)
+    alone, crowded, long = [], [], []
+    async with httpx.AsyncClient(base_url=url, timeout=600) as client:
+        n_words = options.behind - 60  # the template's tokens are on top
+        for i, short in enumerate(conversations(8)):
+            alone.append(await first_token(client, short))
+            text = f"{i}: " + "sea " * n_words + "How often is the sea named?"
+            reading = asyncio.create_task(first_token(client, [{"role": "user", "content": text}]))
+            await asyncio.sleep(0.2 + dice.random() * (0.6 * long[0] if long else 1.0))
+            # another question: of the same one, the beginning would still be in the cache
+            question = [{"role": "user", "content": short[0]["content"] + " Be brief."}]
+            crowded.append(await first_token(client, question))
+            assert not reading.done(), "the long prompt was read too fast to be in the way"
+            long.append(await reading)
+    ratios = [b / a for a, b in zip(alone, crowded, strict=True)]
+    print(
+        f"first token of a short request: {statistics.median(alone):.3f} s alone, {statistics.median(crowded):.3f} s "
+        f"behind {options.behind} tokens, which take {statistics.median(long):.2f} s themselves; "
+        f"ratio {statistics.median(ratios):.2f} (from {min(ratios):.2f} to {max(ratios):.2f})"
+    )
+
+
 async def main(options: argparse.Namespace) -> int:
     wanted = bodies(options.distinct, options.answer)
     profile = Profile.load(options.profile)
@@ -200,18 +243,22 @@ async def main(options: argparse.Namespace) -> int:
 async def measure(options: argparse.Namespace, wanted: list[dict[str, Any]], profile: Profile, file: Path) -> int:
     engine = [directly(options, wanted, profile, options.requests)] if options.plain else []
     command = [sys.executable, "-m", "finesteer_local", "serve", options.model, "--profile", str(file)]
-    command += ["--port", "0", "--parallel", str(options.parallel), "--ctx", str(options.context)]
+    command += ["--port", "0", "--parallel", str(options.parallel)]
+    command += ["--ctx", str(max(options.context, options.behind + 200 if options.behind else 0))]
     server = subprocess.Popen([*command, "--queue", "4096"], stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None
     try:
         url = server.stdout.readline().split()[-1]
         server.stdout.readline()  # ready
         options.pid = server.pid
+        if options.behind:
+            await behind(url, options)
+            return 0
         async with httpx.AsyncClient(base_url=url, timeout=600) as client:
             alone = [(await ask(client, body))[:2] for body in wanted]
-        began = time.perf_counter()
+        began, busy = time.perf_counter(), time.process_time()
         found = await crowd(url, wanted, alone, options)
-        seconds = time.perf_counter() - began
+        seconds, busy = time.perf_counter() - began, time.process_time() - busy
     finally:
         server.terminate()
         code = server.wait()
@@ -226,7 +273,7 @@ async def measure(options: argparse.Namespace, wanted: list[dict[str, Any]], pro
         f"memory: {found.memory[0]:.0f} MiB at first, {max(found.memory[:quarter]):.0f} at most in the first quarter, "
         f"{max(found.memory[-quarter:]):.0f} in the last"
     )
-    print(f"served: {served:.1f} tokens/s, prompts included")
+    print(f"served: {served:.1f} tokens/s, prompts included; the clients themselves took {busy:.1f} s of a processor")
     if options.plain:
         engine.append(directly(options, wanted, profile, options.requests))
         mean = sum(engine) / 2
@@ -249,5 +296,8 @@ if __name__ == "__main__":
     )
     parser.add_argument(
         "--plain", action="store_true", help="only complete, streamed requests, and the engine itself for comparison"
+    )
+    parser.add_argument(
+        "--behind", type=int, default=0, metavar="TOKENS", help="only the first token behind a long prompt"
     )
     sys.exit(asyncio.run(main(parser.parse_args())))

@@ -86,13 +86,9 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         StorageError: an `OSError` in here or in the block, such as no space or no right. Errors of our own family pass.
     """
     target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".finesteer-{uuid.uuid4().hex[:12]}.tmp")
+    temporary = _temporary(target.parent)
     try:
-        if target.exists() and not target.is_file():
-            # Replacing would turn /dev/null into a file for everyone.
-            raise StorageError(
-                f"cannot write {os.fspath(path)}: it is {'a folder' if target.is_dir() else 'no plain file'}"
-            )
+        _check_kind(path, target)
         ensure_dir(target.parent)
         # Not tempfile: its files are readable by their owner alone, whatever the umask says.
         temporary.open("xb").close()
@@ -107,6 +103,36 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Fail where `atomic_write(path)` could not even begin: better before the work than after it. Leaves no file.
+
+    Raises:
+        StorageError: a folder or a device is in the way, or a file cannot be made there.
+    """
+    target = Path(os.path.realpath(path))
+    try:
+        _check_kind(path, target)
+        temporary = _temporary(next(parent for parent in target.parents if parent.exists()))
+        temporary.open("xb").close()
+        temporary.unlink()
+    except FineSteerError:
+        raise
+    except OSError as error:
+        raise StorageError(f"cannot write {os.fspath(path)}: {_reason(error)}") from error
+
+
+def _temporary(folder: Path) -> Path:
+    return folder / f".finesteer-{uuid.uuid4().hex[:12]}.tmp"
+
+
+def _check_kind(path: str | os.PathLike[str], target: Path) -> None:
+    if target.exists() and not target.is_file():
+        # Replacing would turn /dev/null into a file for everyone.
+        raise StorageError(
+            f"cannot write {os.fspath(path)}: it is {'a folder' if target.is_dir() else 'no plain file'}"
+        )
 
 
 def size(n_bytes: int) -> str:

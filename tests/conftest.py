@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from finesteer_local import catalog
 from tiny import ARCHITECTURES, write_tiny_model
+
+if TYPE_CHECKING:  # only the server's tests load what it needs
+    import openai
+
+    from finesteer_local.profile import Profile
+    from serving import Served
 
 _USERS_HOME = os.environ.get("FINESTEER_HOME")
 
@@ -55,6 +63,24 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model of each architecture."""
     return write_tiny_model(tmp_path_factory.mktemp("tiny") / f"{request.param}.gguf", request.param)
+
+
+@pytest.fixture(scope="module")
+def server(tiny: Path, profile: Profile) -> Iterator[Served]:
+    """The tiny model, served with the `profile` of the test's module."""
+    from serving import served
+
+    with served(tiny, profiles=(profile,)) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def client(server: Served) -> Iterator[openai.OpenAI]:
+    """OpenAI's own client of `server`."""
+    import openai
+
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as found:
+        yield found
 
 
 @pytest.fixture(params=[True, False], ids=["native", "python"])

@@ -295,7 +295,8 @@ def test_a_prompt_longer_than_the_context(tiny: Path, suite: Path, tmp_path: Pat
 
 @pytest.mark.parametrize("option", ["--answers", "--report"])
 def test_what_cannot_be_written_is_said_at_once(tiny: Path, suite: Path, tmp_path: Path, option: str) -> None:
-    result = call("eval", tiny, "-p", profile(tiny, tmp_path), "--suite", suite, option, tmp_path)
-    assert result.exit_code == 1
-    assert f"cannot write {tmp_path}: it is a folder" in result.stderr
+    for output, reason in ((tmp_path, "it is a folder"), (suite / "out", "not a directory")):
+        result = call("eval", tiny, "-p", profile(tiny, tmp_path), "--suite", suite, option, output)
+        assert result.exit_code == 1
+        assert f"cannot write {output}: {reason}" in result.stderr
     assert not paths.evaluations_dir().exists()  # nothing was computed first

@@ -203,3 +203,9 @@ def test_vectors_that_llama_cpp_would_reject(tmp_path: Path) -> None:
 def test_shares_that_make_no_sense_are_ignored(tiny: Path, shares: object) -> None:
     profile = make_profile(tiny, layers=(1,), training={"expert_shares": shares})
     np.testing.assert_array_equal(controlvector.average_vectors(profile)[1], profile.experts[1].prototypes.mean(axis=0))
+
+
+def test_an_output_that_cannot_be_written_is_said_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for output in (tmp_path, tmp_path / "file" / "out.gguf"):
+        assert "cannot write" in error_of("export", "unknown", "--format", "controlvector", "-o", output)

@@ -158,3 +158,10 @@ def test_mistakes(tiny: Path, tmp_path: Path) -> None:
             "--force",
         ).stderr
     )
+
+
+def test_an_output_that_cannot_be_written_is_said_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    nowhere = tmp_path / "nothing"
+    message = error_of("import", nowhere, "--model", nowhere, "-o", tmp_path / "file" / "out.gguf")
+    assert "cannot write" in message and "not a directory" in message

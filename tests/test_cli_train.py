@@ -212,9 +212,20 @@ def test_an_output_that_exists_is_kept(tiny: Path, asked: list[dict[str, Any]], 
 
 def test_an_output_that_cannot_be_written(tiny: Path, asked: list[dict[str, Any]], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    assert "cannot" in error_of("train", tiny, "-o", tmp_path / "file" / "out.gguf")
+    output = tmp_path / "file" / "out.gguf"
+    said = error_of("train", tmp_path / "no model.gguf", "-o", output)
+    assert said == f"Error: cannot write {output}: not a directory"
+    assert "cannot write" in error_of("train", tiny, "-o", output)
     assert error_of("train", tiny, "-o", tmp_path, "--force").endswith("it is a folder")
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "home") == ["file"]
+    assert asked == []  # said before training
+
+
+def test_profiles_that_cannot_be_written(tiny: Path, asked: list[dict[str, Any]], home: Path) -> None:
+    (home / "data").mkdir(parents=True)
+    (home / "data" / "profiles").write_text("")
+    assert "cannot write" in error_of("train", tiny)
+    assert asked == []
 
 
 @pytest.mark.parametrize(

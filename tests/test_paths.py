@@ -54,6 +54,22 @@ def test_atomic_write_stopped_leaves_the_old_file(tmp_path: Path, stop: BaseExce
     assert list(tmp_path.iterdir()) == [target]
 
 
+def test_what_cannot_be_written_is_known_before(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("old")
+    for good in (tmp_path / "new", tmp_path / "a" / "b" / "new", tmp_path / "file"):
+        paths.check_writable(good)
+    for bad, reason in (
+        (tmp_path, "it is a folder"),
+        (Path("/dev/null"), "it is no plain file"),
+        (tmp_path / "file" / "new", "not a directory"),
+        (tmp_path / ("x" * 300) / "new", "file name too long"),
+    ):
+        with pytest.raises(StorageError, match=reason):
+            paths.check_writable(bad)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_text() == "old"
+
+
 def test_no_space_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(StorageError) as caught, paths.atomic_write(tmp_path / "file"):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

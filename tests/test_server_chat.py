@@ -26,18 +26,6 @@ def profile(tiny: Path) -> Profile:
 
 
 @pytest.fixture(scope="module")
-def server(tiny: Path, profile: Profile) -> Iterator[Served]:
-    with served(tiny, profiles=(profile,)) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def client(server: Served) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
 def llama(tiny: Path) -> Iterator[SteeredLlama]:
     llama = steered_llama(tiny, n_ctx=1024)
     yield llama

@@ -13,7 +13,7 @@ import pytest
 from finesteer_local.profile import Profile
 from finesteer_local.runtime import SteeredLlama
 from reference import steered_llama
-from serving import Served, served
+from serving import Served
 from tiny import make_profile
 
 GREEDY: dict[str, Any] = {"model": "tiny", "temperature": 0, "max_tokens": 6}
@@ -22,18 +22,6 @@ GREEDY: dict[str, Any] = {"model": "tiny", "temperature": 0, "max_tokens": 6}
 @pytest.fixture(scope="module")
 def profile(tiny: Path) -> Profile:
     return make_profile(tiny, name="firm", gate="selective", strength=2.0)
-
-
-@pytest.fixture(scope="module")
-def server(tiny: Path, profile: Profile) -> Iterator[Served]:
-    with served(tiny, profiles=(profile,)) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def client(server: Served) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as found:
-        yield found
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +102,17 @@ def test_a_prompt_is_scored_without_an_answer(client: openai.OpenAI) -> None:
     longer = client.completions.create(**scored, max_tokens=2).choices[0]
     n_tokens = len(choice.logprobs.tokens)
     assert longer.logprobs.token_logprobs[:n_tokens] == choice.logprobs.token_logprobs
+
+
+def test_the_token_after_a_scored_prompt_is_scored_whatever_it_is(client: openai.OpenAI) -> None:
+    """Clients cut it off again: were there none because the answer ended, they would cut off the prompt's last one."""
+    options: dict[str, Any] = {"model": "tiny", "prompt": "the sun", "temperature": 0, "max_tokens": 1, "logprobs": 1}
+    going_on = client.completions.create(**options, echo=True).choices[0]
+    ended = client.completions.create(**options, echo=True, logit_bias={"2": 100}).choices[0]
+    assert (ended.text, ended.finish_reason, ended.logprobs.tokens[-1]) == ("the sun", "stop", "")
+    assert ended.logprobs.token_logprobs[:-1] == going_on.logprobs.token_logprobs[:-1]
+    assert ended.logprobs.token_logprobs[-1] < 0
+    assert client.completions.create(**options, logit_bias={"2": 100}).choices[0].logprobs.tokens == []
 
 
 def test_the_default_length_is_openais(client: openai.OpenAI) -> None:

@@ -10,7 +10,7 @@ import click
 from finesteer_local import paths
 from finesteer_local.cli import _progress
 from finesteer_local.cli._options import model_argument
-from finesteer_local.errors import FineSteerError, MissingExtraError, StorageError
+from finesteer_local.errors import FineSteerError, MissingExtraError
 
 # As finesteer_local.bench.run has them; importing that would load numpy for a help page.
 PARTS = ("decode", "ttft", "profiles", "harvest", "batch", "start")
@@ -116,11 +116,11 @@ def command(
 
 def _check_outputs(json_file: Path | None, plots: Path | None) -> None:
     """Better now than after minutes."""
-    if json_file and json_file.is_dir():
-        raise StorageError(f"cannot write {json_file}: it is a folder")
+    if json_file:
+        paths.check_writable(json_file)
     if plots:
         from importlib.util import find_spec
 
         if find_spec("matplotlib") is None:
             raise MissingExtraError("plots need matplotlib; install with: pip install 'finesteer-local[report]'")
-        paths.ensure_dir(plots)
+        paths.check_writable(paths.ensure_dir(plots) / "plot.svg")

@@ -44,8 +44,10 @@ def command(model: str, profile: str, max_tokens: int, svg: Path | None) -> None
 
     from finesteer_local.cli._open import open_steered
     from finesteer_local.cli._view import output_console
-    from finesteer_local.paths import atomic_write
+    from finesteer_local.paths import atomic_write, check_writable
 
+    if svg:
+        check_writable(svg)
     llama = open_steered(model, ModelOptions(profiles=(profile,)))
     screen = Console(highlight=False, width=min(output_console().width, MAX_WIDTH))
     # The picture has a console of its own: its colours do not depend on what the terminal can show.

@@ -15,7 +15,6 @@ from finesteer_local import paths
 from finesteer_local.cli import _progress
 from finesteer_local.cli._open import open_steered, short_name
 from finesteer_local.cli._options import ModelOptions, model_argument, model_options
-from finesteer_local.errors import StorageError
 
 # As finesteer_local.evaluation.methods has them; importing that would load numpy for a help page.
 BASELINES = ("control-vector", "pca", "cast", "alphasteer", "finesteer")
@@ -98,8 +97,8 @@ def command(
     if (judge != "phrases") != (judge_model is not None):
         raise click.UsageError("--judge URL and --judge-model go together")
     for output in (report, answers):
-        if output and output.is_dir():  # better now than after an hour
-            raise StorageError(f"cannot write {output}: it is a folder")
+        if output:
+            paths.check_writable(output)
     from finesteer_local.evaluation.run import Plan, evaluate
     from finesteer_local.evaluation.suites import load_suites
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from finesteer_local import catalog
+from finesteer_local import catalog, paths
 from finesteer_local.cli._options import checked_text
 from finesteer_local.errors import PromptError, UnknownNameError
 
@@ -41,6 +41,7 @@ def command(profile: str, kind: str, output: Path, model: str | None, prompt: st
         checked_text(prompt)
         if model is None:
             raise click.UsageError("--prompt needs --model: the vector depends on the model's hidden state")
+    paths.check_writable(output)
     path = _find(profile, model)
     loaded = Profile.load(path)
     if prompt is None or model is None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from finesteer_local import paths
 from finesteer_local.cli import _progress
 from finesteer_local.cli._open import fetch_model, keep_profile, short_name
 from finesteer_local.cli._options import MAX_STRENGTH, SCOPES
@@ -128,6 +129,7 @@ def command(
         raise click.UsageError("--contrast goes with --gate-data")
     if output and output.exists() and not force:
         raise StorageError(f"{output} exists; choose another name or add --force")
+    paths.check_writable(output or paths.profiles_dir() / "new.gguf")
     from finesteer_local.converters import assemble, cast, recognise
     from finesteer_local.converters.arrays import Hints
     from finesteer_local.fetch import sha256_of

@@ -24,6 +24,7 @@ from finesteer_local.cli._options import (
 )
 from finesteer_local.errors import DataError
 from finesteer_local.jsonl import ROLES, is_text, read_rows
+from finesteer_local.paths import atomic_write, check_writable
 
 if TYPE_CHECKING:
     from finesteer_local.cli._engine import Answer
@@ -81,6 +82,8 @@ def command(
         raise click.UsageError("--raw takes no --system: there is no chat template to put it in")
     if system is not None:
         checked_text(system, "the system prompt")
+    if output and str(output) != "-":
+        check_writable(output)
     rows = _read_rows(jsonl, raw) if jsonl else []
     text = _read_prompt(prompt) if prompt is not None else ""
 
@@ -194,8 +197,6 @@ def _target(output: Path | None) -> Iterator[IO[str]]:
         with nullcontext(sys.stdout) as file:
             yield file
         return
-    from finesteer_local.paths import atomic_write
-
     with atomic_write(output) as temporary, temporary.open("w", encoding="utf-8") as file:
         yield file
 

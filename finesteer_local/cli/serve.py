@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import click
 
 from finesteer_local.cli._options import ModelOptions, model_argument, model_options
@@ -130,7 +132,14 @@ def command(
     )
     steered = ", ".join(f"{name} (required)" if name in must else name for name in profiles) or "no profile"
 
-    def listening(url: str) -> None:
-        click.echo(f"{settings.name} · {steered} · {url}")
+    def say(text: str) -> None:
+        with suppress(OSError):  # where nobody reads, or the log's disk is full, requests are answered all the same
+            click.echo(text)
 
-    serve(settings, port, verbose=verbose, on_listening=listening, on_ready=lambda: click.echo("Ready. Ctrl-C stops."))
+    serve(
+        settings,
+        port,
+        verbose=verbose,
+        on_listening=lambda url: say(f"{settings.name} · {steered} · {url}"),
+        on_ready=lambda: say("Ready. Ctrl-C stops."),
+    )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from finesteer_local import paths
 from finesteer_local.cli import _progress
 from finesteer_local.cli._open import duration, fetch_model, keep_profile, short_name
 from finesteer_local.cli._options import MAX_STRENGTH, SCOPES, model_argument
@@ -92,6 +93,7 @@ def command(
         raise click.UsageError("--gguf goes with --backend transformers")
     if output and output.exists() and not force:
         raise StorageError(f"{output} exists; choose another name or add --force")
+    paths.check_writable(output or paths.profiles_dir() / "new.gguf")
     from finesteer_local import training
 
     training.require_extra()

@@ -7,28 +7,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, field_validator
 
-from finesteer_local.server.openai_schemas import ChatRequest, CompletionRequest, JsonObject, SamplingFields, Tool, Word
+from finesteer_local.server.openai_schemas import ChatRequest, CommonSampling, CompletionRequest, JsonObject, Tool
 from finesteer_local.server.schemas import Decisions, Given, SteeringField
 
-_SAME = SamplingFields.model_fields.keys() - {"mirostat_mode", "logit_bias", "grammar", "stop"}
 
-
-class Options(Given):
+class Options(CommonSampling):
     """How tokens are chosen. What has no counterpart, such as `num_ctx`, is left alone."""
 
-    temperature: Annotated[float, Field(ge=0, le=100)] | None = None
-    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0, le=1 << 20)] | None = None
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    typical_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    repeat_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
-    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     mirostat: Literal[0, 1, 2] | None = None
-    mirostat_tau: Annotated[float, Field(ge=0, le=100)] | None = None
-    mirostat_eta: Annotated[float, Field(ge=0, le=1)] | None = None
-    seed: Annotated[int, Field(ge=-(1 << 63), le=(1 << 63) - 1)] | None = None
-    stop: Word | Annotated[list[Word], Field(max_length=16)] | None = None
     num_predict: Annotated[int, Field(ge=-2, le=1 << 31)] | None = Field(
         None, description="Longest answer in tokens; below 1 until the context is full."
     )
@@ -36,10 +22,9 @@ class Options(Given):
 
     def sampling(self) -> dict[str, Any]:
         """As our own requests have them."""
-        found = {name: getattr(self, name) for name in _SAME}
-        stop = self.stop or None
+        found = {name: getattr(self, name) for name in CommonSampling.model_fields}
         n_tokens = self.num_predict if self.num_predict and self.num_predict > 0 else None
-        return {**found, "mirostat_mode": self.mirostat, "stop": stop, "max_tokens": n_tokens}
+        return {**found, "mirostat_mode": self.mirostat, "stop": self.stop or None, "max_tokens": n_tokens}
 
 
 class OllamaFunctionCall(Given):

@@ -34,8 +34,8 @@ class StreamOptions(Given):
     include_usage: bool | None = None
 
 
-class SamplingFields(Given):
-    """How tokens are chosen. Null is the same as left out: llama.cpp's own defaults."""
+class CommonSampling(Given):
+    """How tokens are chosen, as OpenAI's and Ollama's clients both write it. Null is the same as left out."""
 
     temperature: Annotated[float, Field(ge=0, le=100)] | None = Field(
         None, description="0.8 unless given; 0 is greedy."
@@ -47,12 +47,17 @@ class SamplingFields(Given):
     repeat_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    mirostat_mode: Literal[0, 1, 2] | None = None
     mirostat_tau: Annotated[float, Field(ge=0, le=100)] | None = None
     mirostat_eta: Annotated[float, Field(ge=0, le=1)] | None = None
     seed: Annotated[int, Field(ge=-_MAX_SEED - 1, le=_MAX_SEED)] | None = Field(None, description="-1 draws one.")
-    logit_bias: dict[BiasKey, Bias] | None = Field(None, max_length=1024)
     stop: Word | Annotated[list[Word], Field(max_length=16)] | None = None
+
+
+class SamplingFields(CommonSampling):
+    """How tokens are chosen: llama.cpp's own defaults unless given."""
+
+    mirostat_mode: Literal[0, 1, 2] | None = None
+    logit_bias: dict[BiasKey, Bias] | None = Field(None, max_length=1024)
     grammar: Annotated[str, Field(min_length=1, max_length=1 << 16)] | None = Field(
         None, description="GBNF, llama.cpp's grammar format."
     )

@@ -336,12 +336,14 @@ class Scheduler:
         token = sequence.sampler.sample(logits)
         if sequence.first_token is None:
             sequence.first_token = time.perf_counter()
-        if self._ends(token):
+        ends = self._ends(token)
+        # Who has the prompt scored counts on a score for the token after it, and cuts it off (vLLM, lm-eval).
+        if request.logprobs is not None and (not ends or request.prompt_logprobs):
+            sequence.scores.append(token_score(token, logits, request.logprobs, self._text))
+        if ends:
             self._finish(sequence, STOP)
             return
         sequence.tokens.append(token)
-        if request.logprobs is not None:
-            sequence.scores.append(token_score(token, logits, request.logprobs, self._text))
         if shown := sequence.text.add(self._text(token)):
             sequence.stream.put(Piece(shown, tuple(sequence.scores)))
             sequence.scores.clear()
