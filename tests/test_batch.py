@@ -193,6 +193,19 @@ def test_a_short_prompt_overtakes_a_long_one(tiny: Path) -> None:
         assert short.ended and not long.ended
 
 
+@pytest.mark.parametrize("n_before", range(1, 6))
+def test_a_short_prompt_is_next_whenever_it_comes(tiny: Path, n_before: int) -> None:
+    """The long prompt's turn among short ones is counted from them on."""
+    llama = steered_llama(tiny)
+    with Batch(llama, 2, chunk=16, whole=32) as batch:
+        long = batch.submit(request(tokens(200, 1), max_tokens=1))
+        for _ in range(n_before):
+            batch.scheduler.step()
+        short = batch.submit(request(tokens(12, 2), max_tokens=1))
+        batch.scheduler.step()
+        assert short.ended and not long.ended
+
+
 def test_a_long_prompt_is_not_starved(tiny: Path) -> None:
     llama = steered_llama(tiny)
     with Batch(llama, 2, chunk=16, whole=32) as batch:

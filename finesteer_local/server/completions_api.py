@@ -86,7 +86,7 @@ class _Completion:
             "steering": self._steering(index, answer.decisions),
         }
 
-    async def _chunks(self, events: AsyncIterator[tuple[int, Event]]) -> AsyncIterator[dict[str, str]]:
+    async def _chunks(self, events: AsyncIterator[tuple[int, Event]]) -> AsyncIterator[bytes]:
         options = self._wanted.stream_options
         offsets = [Offsets() for _ in self._requests]
         finished: list[Finished] = []
@@ -103,12 +103,12 @@ class _Completion:
                     yield self._chunk(index, "", None, finish_reason(event))
             if options and options.include_usage:
                 yield event_data({**self._head, "choices": [], "usage": usage(*finished)})
-            yield {"data": DONE}
+            yield DONE
         except Exception as error:
             yield event_data({"error": api_error(error).fields()})
 
     def _chunk(
         self, index: int, text: str, logprobs: dict[str, Any] | None, reason: str | None = None, **more: Any
-    ) -> dict[str, str]:
+    ) -> bytes:
         choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason, **more}
         return event_data({**self._head, "choices": [choice]})

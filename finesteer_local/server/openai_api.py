@@ -21,7 +21,7 @@ from finesteer_local.server.schemas import ERRORS, describe
 from finesteer_local.server.service import Service
 
 EVENTS: dict[str, Any] = {"text/event-stream": {"schema": {"type": "string"}}}
-DONE = "[DONE]"
+DONE = b"data: [DONE]\n\n"
 
 
 def router(service: Service) -> APIRouter:
@@ -70,9 +70,9 @@ def usage(*finished: Finished) -> dict[str, Any]:
     }
 
 
-def event_data(value: Any) -> dict[str, str]:
-    """One server-sent event that holds JSON."""
-    return {"data": json.dumps(value, ensure_ascii=False, separators=(",", ":"))}
+def event_data(value: Any) -> bytes:
+    """One server-sent event that holds JSON, as it goes over the wire: JSON escapes what would end a line."""
+    return b"data: %s\n\n" % json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 class _Chat:
@@ -124,7 +124,7 @@ class _Chat:
             "steering": describe(self._request, answer.decisions, self._wanted.steering),
         }
 
-    async def _chunks(self, events: AsyncIterator[tuple[int, Event]]) -> AsyncIterator[dict[str, str]]:
+    async def _chunks(self, events: AsyncIterator[tuple[int, Event]]) -> AsyncIterator[bytes]:
         options = self._wanted.stream_options
         wants_usage = bool(options and options.include_usage)
         try:
@@ -146,7 +146,7 @@ class _Chat:
                         yield event_data(
                             {**self._head, "object": "chat.completion.chunk", "choices": [], "usage": usage(event)}
                         )
-            yield {"data": DONE}
+            yield DONE
         except Exception as error:
             yield event_data({"error": api_error(error).fields()})
 
@@ -157,6 +157,6 @@ class _Chat:
         finish_reason: str | None = None,
         logprobs: dict[str, Any] | None = None,
         **more: Any,
-    ) -> dict[str, str]:
+    ) -> bytes:
         choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
         return event_data({**self._head, "object": "chat.completion.chunk", "choices": [choice], **more})

@@ -29,7 +29,9 @@ _MOVE, _STEP = 4, 2
 """Moving an answer costs about so many tokens of a prompt, and saves so many with each of its further tokens."""
 
 _RETURNS = 0.25  # how likely what the last request left in its place is asked for again
-_OLDEST_EVERY = 4  # of so many pieces, one is the longest waiting prompt's; the others the nearly finished one's
+_OLDEST_EVERY = (
+    4  # of so many pieces one at least is the longest waiting prompt's, the others the nearly finished one's
+)
 
 
 @dataclass
@@ -57,7 +59,7 @@ class Scheduler:
         self.queue: deque[Waiting] = deque()
         self._moves = streams.can_move
         self._pieces: dict[int, bytes] = {}  # token -> its text
-        self._admissions = self._pieces_read = 0
+        self._admissions = self._passed_over = 0
         self._common: Vectors = {}  # what all answers were steered by in the last `_steady` steps
         self._steady = 0
 
@@ -209,10 +211,11 @@ class Scheduler:
         reading = [sequence for sequence in self.running if not sequence.answering]
         if not reading:
             return None
-        self._pieces_read += 1
-        if self._pieces_read % _OLDEST_EVERY == 0:
-            return min(reading, key=lambda sequence: sequence.started)
-        return min(reading, key=lambda sequence: (sequence.n_left, sequence.started))
+        oldest = min(reading, key=lambda sequence: sequence.started)
+        nearest = min(reading, key=lambda sequence: (sequence.n_left, sequence.started))
+        # Only pieces that passed the oldest over count: a short prompt that comes while a long one is read is next.
+        self._passed_over = 0 if nearest is oldest else (self._passed_over + 1) % _OLDEST_EVERY
+        return nearest if self._passed_over else oldest
 
     def _read(self, sequence: Sequence, start: int, stop: int) -> None:
         try:
