@@ -29,9 +29,8 @@ _MOVE, _STEP = 4, 2
 """Moving an answer costs about so many tokens of a prompt, and saves so many with each of its further tokens."""
 
 _RETURNS = 0.25  # how likely what the last request left in its place is asked for again
-_OLDEST_EVERY = (
-    4  # of so many pieces one at least is the longest waiting prompt's, the others the nearly finished one's
-)
+_OLDEST_EVERY = 4
+"""Of so many pieces one at least is the longest waiting prompt's, the others the nearly finished one's."""
 
 
 @dataclass
