@@ -20,6 +20,7 @@ from finesteer_local.identity import read_model_identity
 from finesteer_local.profile import Profile
 from finesteer_local.runtime import SteeredLlama, machine, open_model
 from finesteer_local.runtime.load import default_threads
+from finesteer_local.runtime.rpc import use_workers
 from finesteer_local.runtime.timing import open_plain
 
 PARTS = ("decode", "ttft", "profiles", "harvest", "batch", "start")
@@ -84,6 +85,7 @@ def measure(
     n_ctx: int = 0,
     n_threads: int | None = None,
     n_gpu_layers: int = -1,
+    rpc: Sequence[str] = (),
     progress: Progress = lambda stage, done, total: None,
 ) -> None:
     """Measure the model at `path` and fill `results`, series by series.
@@ -93,12 +95,15 @@ def measure(
         what: of `PARTS`.
         rounds: instead of each part's own number.
         recipe: whose prompts are read for `harvest`.
+        rpc: workers that the model is spread over, as for `runtime.open_model`.
         transformers: a Hugging Face directory of the same model, to be measured beside it.
 
     Raises:
         FineSteerError: the model, a profile, the recipe or the directory cannot be used.
     """
     run = _Run(path, profiles, results, QUICK if quick else FULL, rounds, progress)
+    use_workers(rpc)
+    results.about["rpc"] = list(rpc)
     run.open(n_ctx, n_threads, n_gpu_layers)
     try:
         parts = {
@@ -260,6 +265,9 @@ class _Run:
     # --- starts
 
     def start(self) -> None:
+        if self.results.about["rpc"]:
+            self.results.notes.append("starts are not measured with --rpc: a worker serves one program at a time")
+            return
         rounds = self._rounds(max(self.size.rounds // 3, 2))
         options = {
             "n_ctx": 1024,

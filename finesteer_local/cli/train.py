@@ -9,7 +9,7 @@ import click
 
 from finesteer_local.cli import _progress
 from finesteer_local.cli._open import duration, fetch_model, keep_profile, short_name
-from finesteer_local.cli._options import MAX_STRENGTH, SCOPES, model_argument
+from finesteer_local.cli._options import MAX_STRENGTH, SCOPES, model_argument, rpc_option
 from finesteer_local.errors import StorageError
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ if TYPE_CHECKING:
 )
 @click.option("--threads", type=click.IntRange(1), help="Threads.  [default: this machine's cores]")
 @click.option("--gpu-layers", type=click.IntRange(-1), default=-1, help="Layers on the GPU; -1 is all.  [default: -1]")
+@rpc_option
 def command(
     model: str,
     recipe: str | None,
@@ -78,6 +79,7 @@ def command(
     gguf: Path | None,
     threads: int | None,
     gpu_layers: int,
+    rpc: tuple[str, ...],
 ) -> None:
     """Train a steering profile for MODEL, a name of the catalogue or a GGUF file.
 
@@ -90,6 +92,8 @@ def command(
         raise click.UsageError("--contrast goes with --data")
     if gguf and backend != "transformers":
         raise click.UsageError("--gguf goes with --backend transformers")
+    if rpc and backend == "transformers":
+        raise click.UsageError("--rpc goes with llama.cpp, not with --backend transformers")
     if output and output.exists() and not force:
         raise StorageError(f"{output} exists; choose another name or add --force")
     from finesteer_local import training
@@ -113,6 +117,7 @@ def command(
             backend=backend,
             gguf=gguf,
             n_gpu_layers=gpu_layers,
+            rpc=rpc,
         )
     if output:
         profile.save(output)
