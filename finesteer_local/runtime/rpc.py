@@ -12,6 +12,7 @@ comes. Then the process ends with one line and exit code 1, and nothing half-wri
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import os
 import re
@@ -278,6 +279,13 @@ def _end(endpoints: Sequence[str]) -> NoReturn:
     with suppress(OSError):
         os.write(2, b"" if _told else f"{cursor}\nError: {_sentence(endpoints)}\n".lstrip("\n").encode())
     os._exit(1)
+
+
+@atexit.register
+def _leave() -> None:
+    """Do not let the interpreter take a model down whose worker is gone: llama.cpp would wait for it."""
+    if gone := _gone():
+        _end(gone)
 
 
 def _connections(address: tuple[str, int]) -> Iterator[socket.socket]:
