@@ -318,6 +318,7 @@ def test_profiles_need_text(tiny: Path) -> None:
         llama.set_profiles([make_profile(tiny)])
 
 
+@pytest.mark.local(seed=range(4, 12))
 @pytest.mark.parametrize("seed", range(12))
 @pytest.mark.parametrize("settings", [{}, {"n_batch": 16, "n_ubatch": 8}], ids=["one batch", "micro-batches"])
 def test_any_sequence_of_requests(tiny: Path, settings: dict, seed: int) -> None:

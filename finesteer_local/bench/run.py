@@ -6,7 +6,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -103,8 +103,7 @@ def measure(
     """
     run = _Run(path, profiles, results, QUICK if quick else FULL, rounds, progress)
     use_workers(rpc)
-    results.about["rpc"] = list(rpc)
-    run.open(n_ctx, n_threads, n_gpu_layers)
+    run.open(n_ctx, n_threads, n_gpu_layers, rpc)
     try:
         parts = {
             "decode": run.decode,
@@ -141,7 +140,7 @@ class _Run:
             profile.check_model(self.identity)
         self.rounds = rounds
 
-    def open(self, n_ctx: int, n_threads: int | None, n_gpu_layers: int) -> None:
+    def open(self, n_ctx: int, n_threads: int | None, n_gpu_layers: int, rpc: Sequence[str]) -> None:
         threads = n_threads or default_threads()
         longest = max(*self.size.prompts, harvest.N_NATIVE) + _ROOM
         n_ctx = n_ctx or min(self.identity.context_length or longest, longest)
@@ -157,6 +156,7 @@ class _Run:
                 "machine": platform.platform(),
                 "processor": ", ".join(device.description for device in machine.devices()),
                 "threads": threads,
+                "rpc": list(rpc),
                 "model": self.identity.name,
                 "file": self.path.name,
                 "n_layer": self.identity.n_layer,
@@ -195,8 +195,12 @@ class _Run:
 
     def decode(self) -> None:
         name = f"decode, {self.size.n_answer} tokens after a prompt of {answers.SHORT}"
-        with closing(open_plain(self.path, **self.options)) as other:
-            self._decode("decode", name, answers.ways(other, self.steered, self.profiles))
+        with closing(open_plain(self.path, **self.options)) as other, ExitStack() as stack:
+            ways = answers.ways(other, self.steered, self.profiles)
+            if self.results.about["rpc"]:
+                here = stack.enter_context(closing(open_plain(self.path, **{**self.options, "n_gpu_layers": 0})))
+                ways[answers.HERE] = answers.native(here)
+            self._decode("decode", name, ways)
 
     def first_token(self) -> None:
         ways = answers.ways(self.plain, self.steered, self.profiles)
