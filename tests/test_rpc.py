@@ -16,8 +16,10 @@ import httpx
 import numpy as np
 import pytest
 
-from cli import command_line, error_of, spawn
+from cli import call, command_line, error_of, good, spawn
 from finesteer_local import paths
+from finesteer_local.bench import Results, measure
+from finesteer_local.bench import answers as answers_bench
 from finesteer_local.errors import WorkerError
 from finesteer_local.runtime import machine, open_model, rpc
 from finesteer_local.runtime.machine import watch_placement
@@ -99,6 +101,35 @@ def test_llama_cpps_connection_notices_silence(worker: str) -> None:
     rpc.use_workers([worker])
     [connection] = rpc._workers[worker].sockets
     assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+
+
+def test_bench_measures_this_machine_beside_the_workers(tiny: Path, worker: str) -> None:
+    results = Results()
+    with on_worker(worker):
+        what = ["decode", "start"]
+        measure(tiny, [], results, what=what, quick=True, rounds=1, n_threads=1, rpc=[worker])
+    [series] = results.series
+    assert {answers_bench.HERE, answers_bench.OPEN} < {*series.samples} and results.about["rpc"] == [worker]
+    assert "one program at a time" in results.notes[0]
+
+
+def test_doctor_lists_them(tiny: Path, worker: str) -> None:
+    with on_worker(worker):
+        found = json.loads(good("doctor", tiny, "--json", "--rpc", worker).stdout)["findings"]
+    said = {finding["name"]: finding["says"] for finding in found}
+    assert said["other machines (RPC)"] == "yes"
+    assert any(
+        name.startswith("device RPC") and says.startswith(f"other machine: {worker}") for name, says in said.items()
+    )
+    assert said["layers"].startswith("4 of 4 on RPC")
+    assert said["tap and control vector"].endswith("alike bit for bit")
+
+
+@needs_rpc
+def test_doctor_says_what_is_wrong(home: Path) -> None:
+    result = call("doctor", "--json", "--rpc", f"127.0.0.1:{free_port()}")
+    [broken] = [f for f in json.loads(result.stdout)["findings"] if f["state"] == "broken"]
+    assert result.exit_code == 1 and broken["name"] == "workers" and "cannot reach a worker" in broken["remedy"]
 
 
 # --- what can be known before
