@@ -3,7 +3,10 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
-RECIPE := pyproject.toml setup.py constraints.txt finesteer_local/runtime/_tap.c
+# llama.cpp is compiled with its RPC back end, for which no further library is needed: the tests use it.
+export CMAKE_ARGS := $(strip $(CMAKE_ARGS) -DGGML_RPC=on)
+HAS_RPC := $(BIN)/python -c 'import llama_cpp; raise SystemExit(not llama_cpp.llama_supports_rpc())'
+RECIPE := Makefile pyproject.toml setup.py constraints.txt finesteer_local/runtime/_tap.c
 
 .PHONY: demo test lint types contract clean
 
@@ -27,13 +30,15 @@ clean:
 	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find finesteer_local converters models tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
-# What a user has. The development tools hold it too, so whichever stamp is newer will do.
+# What a user has. The development tools hold it too, so whichever stamp is newer will do. Where pip's cache has a
+# llama-cpp-python without RPC, only the tests need another.
 $(VENV)/.stamp-run: $(RECIPE) | $(BIN)/python
 	$(INSTALL) --editable .
 	touch $@
 
 $(VENV)/.stamp-dev: $(RECIPE) | $(BIN)/python
 	$(INSTALL) --editable '.[train,serve,dev]'
+	$(HAS_RPC) || $(INSTALL) --force-reinstall --no-deps --no-cache-dir --no-binary llama-cpp-python llama-cpp-python
 	touch $@ $(VENV)/.stamp-run
 
 $(BIN)/python:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         SteeringError,
         StorageError,
         UnknownNameError,
+        WorkerError,
     )
     from .profile import Profile
     from .runtime import SteeredLlama
@@ -48,6 +49,7 @@ __all__ = [
     "SteeringError",
     "StorageError",
     "UnknownNameError",
+    "WorkerError",
     "__version__",
     "train_profile",
 ]

@@ -48,6 +48,10 @@ class JudgeError(FineSteerError, RuntimeError):
     """A judge of answers that cannot be reached, or that does not answer as asked."""
 
 
+class WorkerError(FineSteerError, ConnectionError):
+    """A worker (llama.cpp's RPC) that cannot be reached, speaks another version, or has gone away."""
+
+
 class QueueFullError(FineSteerError, RuntimeError):
     """More requests than may wait; ask again later."""
 

@@ -74,6 +74,9 @@ def ensure_dir(path: Path) -> Path:
     return path
 
 
+_unfinished: set[Path] = set()
+
+
 @contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary file beside `path` (it exists and is empty); it becomes `path` when the block ends well.
@@ -91,6 +94,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         _check_kind(path, target)
         ensure_dir(target.parent)
         # Not tempfile: its files are readable by their owner alone, whatever the umask says.
+        _unfinished.add(temporary)
         temporary.open("xb").close()
         yield temporary
         with temporary.open("r+b") as written:
@@ -101,6 +105,14 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     except OSError as error:
         raise StorageError(f"cannot write {os.fspath(path)}: {_reason(error)}") from error
     finally:
+        with suppress(OSError):
+            temporary.unlink()
+        _unfinished.discard(temporary)
+
+
+def discard_unfinished() -> None:
+    """Remove the temporary files of every `atomic_write` that is under way, for a process that has to end at once."""
+    for temporary in tuple(_unfinished):
         with suppress(OSError):
             temporary.unlink()
 

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from llama_cpp import llama_cpp
 
 from finesteer_local import catalog
+from finesteer_local.runtime.rpc import INSTALL
 from tiny import ARCHITECTURES, write_tiny_model
+from workers import lasting_worker, on_worker
 
 if TYPE_CHECKING:  # only the server's tests load what it needs
     import openai
@@ -23,6 +26,31 @@ _USERS_HOME = os.environ.get("FINESTEER_HOME")
 
 # A shell starts its background jobs with Ctrl-C ignored, and they pass that on: tests of Ctrl-C would wait for ever.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# What a test with the fixture `device` leaves out on a worker, for time: what the device cannot make a difference to.
+_NOT_ON_A_WORKER = {"native_tap": [False], "tiny_model": ["qwen2"]}
+_EVERYTHING = ("test_tap", "test_probe")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """On a worker, leave out the above and what a test's own `local(argument=[values])` names."""
+    left_out = [item for item in items if _is_left_out(item)]
+    config.hook.pytest_deselected(items=left_out)
+    gone = set(map(id, left_out))
+    items[:] = [item for item in items if id(item) not in gone]
+
+
+def _is_left_out(item: pytest.Item) -> bool:
+    values = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+    if values.get("device") != "rpc":
+        return False
+    rules = [mark.kwargs for mark in item.iter_markers("local")]
+    if any(not rule for rule in rules):
+        return True
+    if item.module.__name__ not in _EVERYTHING:
+        rules.append(_NOT_ON_A_WORKER)
+    return any(values.get(name) in others for rule in rules for name, others in rule.items())
 
 
 @pytest.fixture(autouse=True)
@@ -87,3 +115,21 @@ def client(server: Served) -> Iterator[openai.OpenAI]:
 def native_tap(request: pytest.FixtureRequest) -> bool:
     """The compiled filter, and its Python twin."""
     return bool(request.param)
+
+
+@pytest.fixture(scope="session")
+def worker() -> str:
+    """The endpoint of a worker that serves this process alone."""
+    if not llama_cpp.llama_supports_rpc():
+        pytest.skip(f"llama-cpp-python has no RPC: {INSTALL}")
+    return lasting_worker()
+
+
+@pytest.fixture(scope="module", params=["local", "rpc"])
+def device(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Where models lie: in this process, or on a worker, whose tensors are not this process's memory (as on a GPU)."""
+    if request.param == "local":
+        yield
+        return
+    with on_worker(request.getfixturevalue("worker")):
+        yield

@@ -17,6 +17,8 @@ from finesteer_local.steering import ConditionGate
 from reference import steered_llama
 from tiny import PLACEHOLDER, make_profile, vocabulary, write_tiny_model
 
+pytestmark = pytest.mark.usefixtures("device")  # exact on every device
+
 
 def scores(answer) -> list[tuple[int, float]]:
     return [(score.token, score.logprob) for score in answer.scores]

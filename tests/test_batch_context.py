@@ -15,6 +15,8 @@ from finesteer_local.runtime.tap import Rows
 from reference import read, steered_llama
 from tiny import PLACEHOLDER, vocabulary, write_tiny_model
 
+pytestmark = pytest.mark.usefixtures("device")  # exact on every device
+
 
 @pytest.fixture
 def streams(tiny_model: Path) -> Iterator[Streams]:

@@ -24,6 +24,8 @@ from finesteer_local.runtime.batch.answer import CANCELLED
 from reference import steered_llama
 from tiny import make_profile, write_tiny_model
 
+pytestmark = pytest.mark.usefixtures("device")  # exact on every device
+
 
 @pytest.fixture
 def llama(tiny: Path) -> Iterator[SteeredLlama]:

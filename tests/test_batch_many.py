@@ -13,6 +13,8 @@ from finesteer_local.runtime.prompt import greedy_answer
 from reference import steered_llama
 from tiny import PLACEHOLDER, make_profile, write_tiny_model
 
+pytestmark = pytest.mark.usefixtures("device")  # exact on every device
+
 
 def chats(n: int) -> list[list[dict[str, str]]]:
     return [[{"role": "user", "content": "word " * (1 + i % 5) + str(i)}] for i in range(n)]

@@ -21,6 +21,7 @@ BUILT_IN = {
     "SteeringError": RuntimeError,
     "JudgeError": RuntimeError,
     "QueueFullError": RuntimeError,
+    "WorkerError": ConnectionError,
     "DownloadError": OSError,
     "StorageError": OSError,
     "MissingExtraError": ImportError,

@@ -15,6 +15,8 @@ from finesteer_local.steering import AlwaysGate
 from reference import answer, control, greedy, logits, plain_llama, read, steered_llama
 from tiny import PLACEHOLDER, make_profile, write_tiny_model
 
+pytestmark = pytest.mark.usefixtures("device")  # exact on every device
+
 PROMPT = list(range(40, 65))
 SMALL = {"n_batch": 16, "n_ubatch": 8}
 

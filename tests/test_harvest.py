@@ -16,6 +16,8 @@ from finesteer_local.runtime.tap import Rows
 from reference import answer, plain_llama, steered_llama, tapped, whole_pass
 from tiny import PLACEHOLDER, make_profile, vocabulary, write_tiny_model
 
+pytestmark = pytest.mark.usefixtures("device")  # exact on every device
+
 PROMPT = np.random.default_rng(5).integers(3, 250, 21).tolist()
 ANSWER = list(range(60, 71))
 NAN = vocabulary().index(PLACEHOLDER)
@@ -254,6 +256,7 @@ def test_the_recurrent_model(tmp_path: Path) -> None:
         np.testing.assert_allclose(states, whole_pass(path, list(asked[i].tokens), [1, 2])[:, 21:], atol=1e-4)
 
 
+@pytest.mark.local
 def test_the_real_model(smollm2: Path) -> None:
     """Its kernels round activations to 8 bits: any other rounding before them shows."""
     llama = tapped(smollm2)

@@ -15,6 +15,8 @@ from finesteer_local.runtime.tapped import TappedLlama
 from reference import SETTINGS, answer, logits, plain_llama, steered_llama
 from tiny import make_profile, write_tiny_model
 
+pytestmark = pytest.mark.usefixtures("device")  # exact on every device
+
 PROMPT = list(range(40, 65))
 
 

@@ -17,6 +17,8 @@ from finesteer_local.runtime.tap import Rows
 from finesteer_local.steering import AlwaysGate, Decision
 from tiny import make_experts
 
+pytestmark = pytest.mark.usefixtures("device")  # exact on every device
+
 N_EMBD, N_LAYER = 8, 6
 MODEL = ModelIdentity("a" * 64, "Fake", "llama", N_EMBD, N_LAYER, 100, "")
 

@@ -18,6 +18,8 @@ from finesteer_local.steering import Decision
 from reference import answer, control, greedy, logits, plain_llama, read, steered_llama
 from tiny import make_profile, write_tiny_model
 
+pytestmark = pytest.mark.usefixtures("device")  # exact on every device
+
 PROMPT = np.random.default_rng(7).integers(3, 250, 41).tolist()
 CHAT = [
     {"role": "system", "content": "Be the tiny model."},

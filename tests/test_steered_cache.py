@@ -21,6 +21,8 @@ from finesteer_local.runtime import SteeredLlama
 from reference import answer, greedy, logits, plain_llama, read, steered_llama
 from tiny import make_profile
 
+pytestmark = pytest.mark.usefixtures("device")  # exact on every device
+
 PROMPT = np.random.default_rng(7).integers(3, 250, 30).tolist()
 OTHER = [*PROMPT[:20], *range(100, 112)]  # shares 20 tokens
 LONGER = [*PROMPT, *range(100, 105)]
@@ -90,6 +92,7 @@ HISTORIES: dict[str, History] = {
 }
 
 
+@pytest.mark.local(gate=["open", "closed"], scope=["response"])
 @pytest.mark.parametrize("gate", ["open", "partly", "closed", "selective, last token"])
 @pytest.mark.parametrize("scope", ["prompt", "turn", "response"])
 @pytest.mark.parametrize("history", HISTORIES)
@@ -315,6 +318,7 @@ def test_profiles_need_text(tiny: Path) -> None:
         llama.set_profiles([make_profile(tiny)])
 
 
+@pytest.mark.local(seed=range(4, 12))
 @pytest.mark.parametrize("seed", range(12))
 @pytest.mark.parametrize("settings", [{}, {"n_batch": 16, "n_ubatch": 8}], ids=["one batch", "micro-batches"])
 def test_any_sequence_of_requests(tiny: Path, settings: dict, seed: int) -> None:

@@ -17,6 +17,8 @@ from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
 from reference import control, logits, plain_llama, read, steered_llama
 from tiny import make_profile, write_tiny_model
 
+pytestmark = pytest.mark.usefixtures("device")  # exact on every device
+
 PROMPT = "The inner user is on the other"
 MESSAGES = [{"role": "user", "content": PROMPT}]
 SCHEMA = {"type": "object", "properties": {"a": {"enum": ["x", "y", "z", "u"]}}, "required": ["a"]}

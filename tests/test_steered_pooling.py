@@ -13,6 +13,8 @@ from finesteer_local.runtime.prompt import chat_prompt, turn_start
 from reference import answer, logits, plain_llama, steered_llama, whole_pass
 from tiny import PLACEHOLDER, make_profile, vocabulary, write_tiny_model
 
+pytestmark = pytest.mark.usefixtures("device")  # exact on every device
+
 PROMPT = np.random.default_rng(7).integers(3, 250, 40).tolist()
 CHAT = [
     {"role": "system", "content": "Be the tiny model."},
@@ -41,6 +43,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seen
 
 
+@pytest.mark.local(turn=[1, 20, 38])
 @pytest.mark.parametrize("turn", [0, 1, 7, 8, 20, 38, 39])
 @pytest.mark.parametrize("settings", [{}, {"n_batch": 16, "n_ubatch": 8}], ids=["one batch", "micro-batches"])
 def test_it_reads_the_turn_and_nothing_before_it(tiny_model: Path, native_tap: bool, turn: int, settings: dict) -> None:

@@ -16,6 +16,8 @@ from finesteer_local.runtime.tapped import TappedLlama
 from reference import SETTINGS, logits, plain_llama, read
 from tiny import ARCHITECTURES, write_tiny_model
 
+pytestmark = pytest.mark.usefixtures("device")  # exact on every device
+
 PROMPT = np.random.default_rng(5).integers(3, 250, 21).tolist()
 
 

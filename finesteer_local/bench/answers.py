@@ -26,6 +26,7 @@ SHORT = 32  # tokens of the prompt before a measured answer
 NATIVE = "llama-cpp-python"
 BARE = "llama_decode alone"
 VECTOR = "control vector"
+HERE = "this machine alone"  # with --rpc
 CLOSED, OPEN, TWO = "gate closed", "gate open", "two profiles"
 
 Start = Callable[[Sequence[int]], Iterator[int]]

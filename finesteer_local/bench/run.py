@@ -6,7 +6,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from finesteer_local.identity import read_model_identity
 from finesteer_local.profile import Profile
 from finesteer_local.runtime import SteeredLlama, machine, open_model
 from finesteer_local.runtime.load import default_threads
+from finesteer_local.runtime.rpc import use_workers
 from finesteer_local.runtime.timing import open_plain
 
 PARTS = ("decode", "ttft", "profiles", "harvest", "batch", "start")
@@ -84,6 +85,7 @@ def measure(
     n_ctx: int = 0,
     n_threads: int | None = None,
     n_gpu_layers: int = -1,
+    rpc: Sequence[str] = (),
     progress: Progress = lambda stage, done, total: None,
 ) -> None:
     """Measure the model at `path` and fill `results`, series by series.
@@ -93,13 +95,15 @@ def measure(
         what: of `PARTS`.
         rounds: instead of each part's own number.
         recipe: whose prompts are read for `harvest`.
+        rpc: workers that the model is spread over, as for `runtime.open_model`.
         transformers: a Hugging Face directory of the same model, to be measured beside it.
 
     Raises:
         FineSteerError: the model, a profile, the recipe or the directory cannot be used.
     """
     run = _Run(path, profiles, results, QUICK if quick else FULL, rounds, progress)
-    run.open(n_ctx, n_threads, n_gpu_layers)
+    use_workers(rpc)
+    run.open(n_ctx, n_threads, n_gpu_layers, rpc)
     try:
         parts = {
             "decode": run.decode,
@@ -136,7 +140,7 @@ class _Run:
             profile.check_model(self.identity)
         self.rounds = rounds
 
-    def open(self, n_ctx: int, n_threads: int | None, n_gpu_layers: int) -> None:
+    def open(self, n_ctx: int, n_threads: int | None, n_gpu_layers: int, rpc: Sequence[str]) -> None:
         threads = n_threads or default_threads()
         longest = max(*self.size.prompts, harvest.N_NATIVE) + _ROOM
         n_ctx = n_ctx or min(self.identity.context_length or longest, longest)
@@ -152,6 +156,7 @@ class _Run:
                 "machine": platform.platform(),
                 "processor": ", ".join(device.description for device in machine.devices()),
                 "threads": threads,
+                "rpc": list(rpc),
                 "model": self.identity.name,
                 "file": self.path.name,
                 "n_layer": self.identity.n_layer,
@@ -190,8 +195,12 @@ class _Run:
 
     def decode(self) -> None:
         name = f"decode, {self.size.n_answer} tokens after a prompt of {answers.SHORT}"
-        with closing(open_plain(self.path, **self.options)) as other:
-            self._decode("decode", name, answers.ways(other, self.steered, self.profiles))
+        with closing(open_plain(self.path, **self.options)) as other, ExitStack() as stack:
+            ways = answers.ways(other, self.steered, self.profiles)
+            if self.results.about["rpc"]:
+                here = stack.enter_context(closing(open_plain(self.path, **{**self.options, "n_gpu_layers": 0})))
+                ways[answers.HERE] = answers.native(here)
+            self._decode("decode", name, ways)
 
     def first_token(self) -> None:
         ways = answers.ways(self.plain, self.steered, self.profiles)
@@ -260,6 +269,9 @@ class _Run:
     # --- starts
 
     def start(self) -> None:
+        if self.results.about["rpc"]:
+            self.results.notes.append("starts are not measured with --rpc: a worker serves one program at a time")
+            return
         rounds = self._rounds(max(self.size.rounds // 3, 2))
         options = {
             "n_ctx": 1024,

@@ -22,6 +22,7 @@ COMMANDS = {
     "chat": "Chat with a model, steered question by question.",
     "run": "Answer one prompt, or a file of prompts.",
     "serve": "Serve a model over HTTP, steered per request, with a web page.",
+    "worker": "Lend this machine's devices to a model on another one.",
     "demo": "Show a small model unsteered and steered, side by side.",
     "train": "Train a profile for a model.",
     "eval": "Measure a profile on suites of prompts, beside other methods.",

@@ -107,13 +107,20 @@ def offer_training(yes: bool, options: ModelOptions) -> Offer:
 
         training.require_extra()
         with _progress.waiting("measuring how long training takes on this machine"):
-            seconds = training.estimate_seconds(path, recipe)
+            seconds = training.estimate_seconds(
+                path, recipe, n_threads=options.threads, n_gpu_layers=options.gpu_layers, rpc=options.rpc
+            )
         click.echo(f"{name} has no profile {recipe!r} yet. Training takes {duration(seconds)}, once.", err=True)
         if not yes and not click.confirm("Train it now?", default=True, err=True):
             raise UnknownNameError(f"no profile {recipe!r}; leave out --profile to go on without steering")
         with _progress.stages() as report:
             profile = training.train_profile(
-                path, recipe=recipe, progress=report, n_threads=options.threads, n_gpu_layers=options.gpu_layers
+                path,
+                recipe=recipe,
+                progress=report,
+                n_threads=options.threads,
+                n_gpu_layers=options.gpu_layers,
+                rpc=options.rpc,
             )
         kept = keep_profile(profile)
         click.echo(f"Trained. The profile is kept as {kept}", err=True)

@@ -29,6 +29,7 @@ class ModelOptions:
     ctx: int = 0
     threads: int | None = None
     gpu_layers: int = -1
+    rpc: tuple[str, ...] = ()
 
     def arguments(self) -> dict[str, Any]:
         """As `runtime.open_model` takes them; the profiles are names yet."""
@@ -38,6 +39,7 @@ class ModelOptions:
             "n_ctx": self.ctx,
             "n_threads": self.threads,
             "n_gpu_layers": self.gpu_layers,
+            "rpc": self.rpc,
         }
 
 
@@ -60,6 +62,31 @@ class Sampling:
             "min_p": 0.05,
             "repeat_penalty": 1.0,
         }
+
+
+class _Endpoints(click.ParamType):  # type: ignore[type-arg]
+    name = "host:port,..."
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        if isinstance(value, tuple):
+            return value
+        endpoints = tuple(part.strip() for part in str(value).split(","))
+        for endpoint in endpoints:
+            host, _, port = endpoint.rpartition(":")
+            if not host or ":" in host or not (port.isascii() and port.isdigit() and 0 < int(port) < 1 << 16):
+                self.fail(f"{endpoint!r} is not host:port", param, ctx)
+        return endpoints
+
+
+def rpc_option(function: F) -> F:
+    """--rpc HOST:PORT[,HOST:PORT...], as a tuple in the argument `rpc`."""
+    return click.option(
+        "--rpc",
+        type=_Endpoints(),
+        default=(),
+        metavar="HOST:PORT,...",
+        help="Spread the model over these machines too, each with a `finesteer-local worker`.",
+    )(function)
 
 
 def model_argument(function: F) -> F:
@@ -103,6 +130,7 @@ def model_options(function: F) -> F:
             default=-1,
             help="Layers on the GPU, if llama.cpp was built for one; -1 is all.  [default: -1]",
         ),
+        rpc_option,
     )
 
 

@@ -9,7 +9,7 @@ import click
 
 from finesteer_local import paths
 from finesteer_local.cli import _progress
-from finesteer_local.cli._options import model_argument
+from finesteer_local.cli._options import model_argument, rpc_option
 from finesteer_local.errors import FineSteerError, MissingExtraError
 
 # As finesteer_local.bench.run has them; importing that would load numpy for a help page.
@@ -49,6 +49,7 @@ class _Parts(click.ParamType):  # type: ignore[type-arg]
 @click.option("--ctx", metavar="N", type=click.IntRange(64), help="Context.  [default: for the prompts]")
 @click.option("--threads", metavar="N", type=click.IntRange(1), help="Threads.  [default: this machine's cores]")
 @click.option("--gpu-layers", metavar="N", type=click.IntRange(-1), default=-1, help="Layers on the GPU; -1 is all.")
+@rpc_option
 def command(
     model: str,
     names: tuple[str, ...],
@@ -62,6 +63,7 @@ def command(
     ctx: int | None,
     threads: int | None,
     gpu_layers: int,
+    rpc: tuple[str, ...],
 ) -> None:
     """Measure MODEL with llama-cpp-python alone and with us, in turns, and print medians and ratios.
 
@@ -97,6 +99,7 @@ def command(
                 n_ctx=ctx or 0,
                 n_threads=threads,
                 n_gpu_layers=gpu_layers,
+                rpc=rpc,
                 progress=progress,
             )
     except (KeyboardInterrupt, FineSteerError) as error:

@@ -45,7 +45,7 @@ def _findings(model: str | None, options: ModelOptions) -> Iterator[Finding]:
     from finesteer_local.identity import read_model_identity
 
     works = True
-    for finding in examine_installation(options.threads):
+    for finding in examine_installation(options.threads, rpc=options.rpc):
         works = works and not (finding.topic == "llama.cpp" and finding.state == BROKEN)
         yield finding
     if model is None or not works:

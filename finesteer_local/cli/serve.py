@@ -125,6 +125,7 @@ def command(
         ctx=options.ctx,
         threads=options.threads,
         gpu_layers=options.gpu_layers,
+        rpc=options.rpc,
         host=host,
         host_names=frozenset(name.lower() for name in host_names),
         api_key=api_key or None,

@@ -10,7 +10,7 @@ import click
 from finesteer_local import paths
 from finesteer_local.cli import _progress
 from finesteer_local.cli._open import duration, fetch_model, keep_profile, short_name
-from finesteer_local.cli._options import MAX_STRENGTH, SCOPES, model_argument
+from finesteer_local.cli._options import MAX_STRENGTH, SCOPES, model_argument, rpc_option
 from finesteer_local.errors import StorageError
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ if TYPE_CHECKING:
 )
 @click.option("--threads", type=click.IntRange(1), help="Threads.  [default: this machine's cores]")
 @click.option("--gpu-layers", type=click.IntRange(-1), default=-1, help="Layers on the GPU; -1 is all.  [default: -1]")
+@rpc_option
 def command(
     model: str,
     recipe: str | None,
@@ -79,6 +80,7 @@ def command(
     gguf: Path | None,
     threads: int | None,
     gpu_layers: int,
+    rpc: tuple[str, ...],
 ) -> None:
     """Train a steering profile for MODEL, a name of the catalogue or a GGUF file.
 
@@ -91,6 +93,8 @@ def command(
         raise click.UsageError("--contrast goes with --data")
     if gguf and backend != "transformers":
         raise click.UsageError("--gguf goes with --backend transformers")
+    if rpc and backend == "transformers":
+        raise click.UsageError("--rpc goes with llama.cpp, not with --backend transformers")
     if output and output.exists() and not force:
         raise StorageError(f"{output} exists; choose another name or add --force")
     paths.check_writable(output or paths.profiles_dir() / "new.gguf")
@@ -115,6 +119,7 @@ def command(
             backend=backend,
             gguf=gguf,
             n_gpu_layers=gpu_layers,
+            rpc=rpc,
         )
     if output:
         profile.save(output)

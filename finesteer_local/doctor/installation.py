@@ -7,13 +7,13 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from finesteer_local import __version__, catalog, paths, state_cache
 from finesteer_local.doctor.finding import BROKEN, GOOD, NOTE, Finding
-from finesteer_local.errors import FineSteerError
+from finesteer_local.errors import FineSteerError, WorkerError
 from finesteer_local.paths import size
 
 DISTRIBUTION = "finesteer-local"
@@ -32,8 +32,11 @@ _LITTLE = 1 << 30  # bytes of free disk space
 _SLOW_TAP = "answers are as fast, a prompt's one pass is a little slower"
 
 
-def examine_installation(n_threads: int | None = None) -> Iterator[Finding]:
-    """Look at everything but a model. llama.cpp is loaded, no model is."""
+def examine_installation(n_threads: int | None = None, *, rpc: Sequence[str] = ()) -> Iterator[Finding]:
+    """Look at everything but a model. llama.cpp is loaded, no model is.
+
+    `rpc` are workers to look at, too (`runtime.rpc.use_workers`).
+    """
     yield from _versions()
     try:
         import finesteer_local.runtime.machine  # noqa: F401
@@ -41,7 +44,7 @@ def examine_installation(n_threads: int | None = None) -> Iterator[Finding]:
         reason = " ".join(str(error).split())
         yield Finding("llama.cpp", "loads", f"no: {reason}", BROKEN, f"install it for this machine: {REINSTALL}")
     else:
-        yield from _llama_cpp(n_threads)
+        yield from _llama_cpp(n_threads, rpc)
     yield from _files()
 
 
@@ -98,9 +101,10 @@ def _number(version: str) -> tuple[int, ...]:
 # --- llama.cpp
 
 
-def _llama_cpp(n_threads: int | None) -> Iterator[Finding]:
+def _llama_cpp(n_threads: int | None, workers: Sequence[str]) -> Iterator[Finding]:
     from finesteer_local.runtime import machine
     from finesteer_local.runtime.load import default_threads
+    from finesteer_local.runtime.rpc import use_workers
     from finesteer_local.runtime.tap import native_filter
 
     threads, cores = n_threads or default_threads(), os.cpu_count() or 1
@@ -121,6 +125,10 @@ def _llama_cpp(n_threads: int | None) -> Iterator[Finding]:
         f"this build uses no AVX2 and is slow; where the processor has it: {REINSTALL}" if old else "",
         {"llama_print_system_info": info},
     )
+    try:
+        use_workers(workers)
+    except WorkerError as error:
+        yield Finding("llama.cpp", "workers", ", ".join(workers), BROKEN, str(error))
     gpu, devices = machine.supports_gpu(), machine.devices()
     yield Finding(
         "llama.cpp",

@@ -26,6 +26,7 @@ from finesteer_local import paths
 from finesteer_local.errors import FineSteerError
 from finesteer_local.gguf_file import DamagedGGUF, read_header
 from finesteer_local.runtime.load import open_model
+from finesteer_local.runtime.machine import has_accelerator
 from finesteer_local.runtime.quiet import unlogged
 from finesteer_local.runtime.steered import SteeredLlama
 from finesteer_local.runtime.tapped import TappedLlama
@@ -69,7 +70,7 @@ def open_fast(path: str | Path, **options: Any) -> Iterator[SteeredLlama]:
     Raises:
         ModelError: as for `open_model`.
     """
-    offloads = options.get("n_gpu_layers", 0) != 0 and llama_cpp.llama_supports_gpu_offload()
+    offloads = options.get("n_gpu_layers", 0) != 0 and (bool(options.get("rpc")) or has_accelerator())
     changed = options.get("lora_path") or options.get("kv_overrides")
     with nullcontext() if offloads or changed else float32_copy(Path(path)) as copy:
         llama = open_model(copy or path, **options)
@@ -87,6 +88,7 @@ def expanded(llama: TappedLlama) -> _internals.LlamaModel | None:
         if copy is None:
             return None
         params = llama_cpp.llama_model_default_params()
+        params.n_gpu_layers = 0
         params.load_mode = llama_cpp.LLAMA_LOAD_MODE_NONE  # into memory: the file goes
         return _internals.LlamaModel(path_model=str(copy), params=params, verbose=False)
 

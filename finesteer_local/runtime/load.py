@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from finesteer_local.errors import FineSteerError, ModelError
 from finesteer_local.identity import read_model_identity
 from finesteer_local.profile import Profile
 from finesteer_local.runtime.prompt import PLAIN_FORMAT
+from finesteer_local.runtime.rpc import use_workers
 from finesteer_local.runtime.steered import SteeredLlama
 
 DEFAULT_CONTEXT = 4096
@@ -30,6 +31,7 @@ def open_model(
     scope: str | None = None,
     n_ctx: int = 0,
     n_threads: int | None = None,
+    rpc: Sequence[str] = (),
     verbose: bool = False,
     **kwargs: Any,
 ) -> SteeredLlama:
@@ -38,6 +40,8 @@ def open_model(
     Args:
         n_ctx: context in tokens; 0 takes the model's own, at most `DEFAULT_CONTEXT`.
         n_threads: for prefill and decode; None asks `default_threads`.
+        rpc: workers, `host:port`, whose devices llama.cpp may put layers on, this model's and every later one's
+            (`runtime.rpc`); `n_gpu_layers` counts layers there too.
         verbose: let llama.cpp write its log to stderr.
 
     A model without a chat template gets the plain format of `prompt.PLAIN_FORMAT` (see `uses_plain_format`).
@@ -45,8 +49,10 @@ def open_model(
     Raises:
         ModelError: the file is missing, damaged, no language model, or llama.cpp cannot load it.
         ProfileError, SteeringError: as for `SteeredLlama`.
+        WorkerError: a worker cannot be used, or llama.cpp was built without RPC.
     """
     identity = read_model_identity(path)  # catches what llama.cpp would abort on
+    use_workers(rpc)
     threads = n_threads or default_threads()
     try:
         llama = SteeredLlama(

@@ -15,6 +15,7 @@ from finesteer_local.runtime.ggml import function
 
 # enum ggml_backend_dev_type
 _KINDS = ("processor", "GPU", "integrated GPU", "accelerator", "several devices")
+_NO_GPU = (b"CPU", b"RPC", b"BLAS")  # names of back ends
 
 _LAYER = re.compile(r"layer +(\d+) assigned to device ([^,\s]+)")
 _BUFFER = re.compile(r"(\S+) +(model|KV|RS|compute|output) buffer size = +([\d.]+) MiB")
@@ -42,8 +43,20 @@ def system_info() -> str:
 
 
 def supports_gpu() -> bool:
-    """Whether layers can be put on a GPU."""
-    return bool(llama_cpp.llama_supports_gpu_offload())
+    """Whether this build can put layers on a GPU, be there one or not."""
+    if not llama_cpp.llama_supports_gpu_offload():
+        return False
+    # llama.cpp says yes for RPC alone, too.
+    count = function("ggml_backend_reg_count", ctypes.c_size_t, [])
+    get = function("ggml_backend_reg_get", ctypes.c_void_p, [ctypes.c_size_t])
+    name = function("ggml_backend_reg_name", ctypes.c_char_p, [ctypes.c_void_p])
+    return any(name(get(i)).partition(b"[")[0] not in _NO_GPU for i in range(count()))
+
+
+def has_accelerator() -> bool:
+    """Whether there is a device that takes layers: a GPU, or another machine (`rpc.use_workers`)."""
+    by_type = function("ggml_backend_dev_by_type", ctypes.c_void_p, [ctypes.c_int])
+    return any(by_type(_KINDS.index(kind)) for kind in ("GPU", "integrated GPU"))
 
 
 def supports_rpc() -> bool:
@@ -52,24 +65,26 @@ def supports_rpc() -> bool:
 
 
 def devices() -> list[Device]:
-    """All devices of this machine that this build of llama.cpp knows (`ggml_backend_dev_get`)."""
+    """All devices that this build of llama.cpp knows here (`ggml_backend_dev_get`), and those of added workers."""
     count = function("ggml_backend_dev_count", ctypes.c_size_t, [])
     get = function("ggml_backend_dev_get", ctypes.c_void_p, [ctypes.c_size_t])
     name = function("ggml_backend_dev_name", ctypes.c_char_p, [ctypes.c_void_p])
     description = function("ggml_backend_dev_description", ctypes.c_char_p, [ctypes.c_void_p])
     kind = function("ggml_backend_dev_type", ctypes.c_int, [ctypes.c_void_p])
+    registry = function("ggml_backend_dev_backend_reg", ctypes.c_void_p, [ctypes.c_void_p])
+    registry_name = function("ggml_backend_reg_name", ctypes.c_char_p, [ctypes.c_void_p])
     size = ctypes.POINTER(ctypes.c_size_t)
     memory = function("ggml_backend_dev_memory", None, [ctypes.c_void_p, size, size])
     found = []
     for i in range(count()):
         device, free, total = get(i), ctypes.c_size_t(), ctypes.c_size_t()
         memory(device, ctypes.byref(free), ctypes.byref(total))
-        number = kind(device)
+        number, is_rpc = kind(device), registry_name(registry(device)) == b"RPC"
         found.append(
             Device(
                 name=name(device).decode("utf-8", "replace"),
                 description=description(device).decode("utf-8", "replace").strip(),
-                kind=_KINDS[number] if 0 <= number < len(_KINDS) else "other",
+                kind="other machine" if is_rpc else _KINDS[number] if 0 <= number < len(_KINDS) else "other",
                 free=free.value,
                 total=total.value,
             )

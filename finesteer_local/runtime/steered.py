@@ -21,6 +21,7 @@ from finesteer_local.runtime.control import Vectors, same_vectors, set_control_v
 from finesteer_local.runtime.probe import check_steerable
 from finesteer_local.runtime.prompt import turn_start
 from finesteer_local.runtime.prompt_pass import PromptPass, segments, summed
+from finesteer_local.runtime.rpc import check_workers
 from finesteer_local.runtime.tap import Array
 from finesteer_local.runtime.tapped import TappedLlama
 from finesteer_local.steering import Decision
@@ -194,6 +195,7 @@ class SteeredLlama(TappedLlama):
 
     def generate(self, tokens: Sequence[int], *args: Any, **kwargs: Any) -> Generator[int, Sequence[int] | None, None]:
         """As `Llama.generate`. Steered tokens in the cache are never reused by another prompt."""
+        check_workers()
         tokens = list(tokens)
         turn, self._turn = self._turn, 0
         reset = kwargs.get("reset", args[_RESET] if len(args) > _RESET else True)

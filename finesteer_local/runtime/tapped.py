@@ -8,6 +8,7 @@ from typing import Any
 
 from llama_cpp import Llama, llama_cpp
 
+from finesteer_local.runtime.machine import has_accelerator
 from finesteer_local.runtime.tap import Tap
 
 
@@ -40,8 +41,8 @@ class TappedLlama(Llama):
 
     @property
     def offloads(self) -> bool:
-        """Whether layers may run on a GPU."""
-        return self.model_params.n_gpu_layers != 0 and bool(llama_cpp.llama_supports_gpu_offload())
+        """Whether layers may run on a GPU or on other machines."""
+        return self.model_params.n_gpu_layers != 0 and has_accelerator()
 
     def share_adapter(self, ctx: Any) -> None:
         """Give another context of this model the LoRA adapter that this one was opened with, if any."""

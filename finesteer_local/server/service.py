@@ -13,6 +13,7 @@ from finesteer_local.identity import read_model_identity
 from finesteer_local.runtime import SteeredLlama, open_model
 from finesteer_local.runtime.batch import AnswerStream, BatchEngine, Request
 from finesteer_local.runtime.load import DEFAULT_CONTEXT
+from finesteer_local.runtime.rpc import end_when_lost
 from finesteer_local.server.errors import ApiError
 from finesteer_local.server.metrics import Metrics
 from finesteer_local.server.policy import Policy, Shelf
@@ -157,7 +158,10 @@ def open_service_model(settings: Settings) -> Model:
         n_ctx=min(n_ctx, _OWN_CONTEXT),
         n_threads=settings.threads,
         n_gpu_layers=settings.gpu_layers,
+        rpc=settings.rpc,
     )
+    if settings.rpc:
+        end_when_lost()  # there is nothing left to answer with; whoever supervises the server starts it again
     try:
         limits = settings.limits
         engine = BatchEngine(llama, n_parallel=limits.parallel, n_ctx=n_ctx, max_queue=limits.queue)

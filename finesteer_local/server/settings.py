@@ -38,6 +38,7 @@ class Settings:
     ctx: int = 0  # tokens of one request with its answer; 0 is the model's own, at most 4096
     threads: int | None = None
     gpu_layers: int = -1
+    rpc: tuple[str, ...] = ()  # workers that the model is spread over, host:port
     host: str = "127.0.0.1"
     host_names: frozenset[str] = frozenset()  # further names under which clients reach the server
     api_key: str | None = None

@@ -55,7 +55,7 @@ def train_profile(
         backend: `llama.cpp`, or `transformers`: then `model` is a Hugging Face directory with safetensors.
         gguf: with `transformers`, the GGUF file that the profile is for; it must be of the same model. Without it the
             profile is for every GGUF file whose norm weights are the directory's.
-        llama_options: as for `llama_cpp.Llama`.
+        llama_options: as for `runtime.open_model`.
 
     Raises:
         MissingExtraError: torch, scikit-learn or transformers is not installed.
@@ -81,7 +81,11 @@ def train_profile(
     return profile
 
 
-def estimate_seconds(model: str | Path, recipe: str = "safety") -> float:
-    """How long training will take here, from a short probe of this machine with the model (some seconds)."""
-    seconds: float = import_module("finesteer_local.training.estimate").estimate_seconds(model, recipe)
+def estimate_seconds(model: str | Path, recipe: str = "safety", **options: Any) -> float:
+    """How long training will take here, from a short probe of this machine with the model (some seconds).
+
+    `options` are those of `runtime.open_model`.
+    """
+    estimate = import_module("finesteer_local.training.estimate")
+    seconds: float = estimate.estimate_seconds(model, recipe, **options)
     return seconds

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from finesteer_local.runtime.expand import open_fast
 from finesteer_local.runtime.harvest import Harvester
@@ -23,7 +24,7 @@ _FITTING = 40.0  # seconds that experts and gate take beside the model; they har
 _TRIALS = CONTENDERS + len(SCOPES) - 1 + 3 + 2  # of the tuner; it walks on while that helps
 
 
-def estimate_seconds(model: str | Path, recipe: str = "safety") -> float:
+def estimate_seconds(model: str | Path, recipe: str = "safety", **options: Any) -> float:
     """Seconds that training `recipe` will take here: a few prompts are read and answered, and scaled up.
 
     Raises:
@@ -31,7 +32,7 @@ def estimate_seconds(model: str | Path, recipe: str = "safety") -> float:
     """
     data = load_recipe(recipe)
     everything = data.positive + list(data.contrast)
-    with open_fast(model) as llama:
+    with open_fast(model, **options) as llama:
         asked = _spread(data.positive, _PROBES)
         list(generate(llama, asked[:1], 4))  # the first request also pays for setting up
         started = time.monotonic()
