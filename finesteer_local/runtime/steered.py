@@ -18,7 +18,7 @@ from finesteer_local.errors import ProfileError, SteeringError
 from finesteer_local.identity import ModelIdentity, read_model_identity
 from finesteer_local.profile import MAX_STRENGTH, SCOPES, Profile
 from finesteer_local.runtime.control import Vectors, same_vectors, set_control_vector
-from finesteer_local.runtime.probe import check_steerable
+from finesteer_local.runtime.probe import steerable_layers
 from finesteer_local.runtime.prompt import turn_start
 from finesteer_local.runtime.prompt_pass import PromptPass, segments, summed
 from finesteer_local.runtime.tap import Array
@@ -72,7 +72,7 @@ class SteeredLlama(TappedLlama):
         self._scope: str | None = None
         self._decisions: tuple[Decision, ...] = ()
         self._identity: ModelIdentity | None = None
-        self._steerable = False
+        self._layers: frozenset[int] = frozenset()  # those that can be steered, once that was found out
         self._steered_from = _NEVER  # first token in the KV cache that was steered
         self._vectors: Vectors = {}  # the control vector that the context holds
         self._messages: tuple[list[Any], Mapping[str, Any]] | None = None  # of the chat request being rendered
@@ -134,15 +134,15 @@ class SteeredLlama(TappedLlama):
         if chosen:
             for profile in chosen:
                 profile.check_model(self.identity)
-            self.check_steerable()
+            self.check_steerable(layer for profile in chosen for layer in profile.used_layers)
         self._profiles, self._strength, self._scope = chosen, strength, scope
         self._decisions = ()
         nothing = [np.empty((0, profile.model.n_embd), np.float32) for profile in chosen]
         self._summaries = _Summaries([], 0, [p.gate.summary(h) for p, h in zip(chosen, nothing, strict=True)])
         self._expect_prompt()
 
-    def check_steerable(self) -> None:
-        """Make sure, once, that llama.cpp can steer this model; the KV cache is emptied.
+    def check_steerable(self, layers: Iterable[int] = ()) -> None:
+        """Make sure that llama.cpp can steer this model, in all of `layers`; the first time, the KV cache is emptied.
 
         Raises:
             SteeringError: it cannot, or the model was opened for something else than text.
@@ -151,10 +151,14 @@ class SteeredLlama(TappedLlama):
             raise SteeringError("profiles steer text, not embeddings; load the model without embedding=True")
         if hasattr(self.chat_handler, "mtmd_ctx"):
             raise SteeringError("image prompts cannot be steered; load the model without its multimodal handler")
-        if not self._steerable:
+        if not self._layers:
             self._set_vectors({})
-            check_steerable(self, self.identity.architecture)
-            self._steerable = True
+            self._layers = steerable_layers(self, self.identity.architecture)
+        if missing := set(layers) - self._layers:
+            raise SteeringError(
+                f"llama.cpp cannot steer layer {min(missing)} of architecture {self.identity.architecture!r}: "
+                "use a profile that leaves it alone"
+            )
 
     # --- requests
 
