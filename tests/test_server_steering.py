@@ -265,16 +265,18 @@ def test_a_stronger_default_is_no_stronger_requirement(tiny: Path, profiles: dic
         assert answer.status_code == 400
 
 
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("r1") / "r1.gguf", chat_template=R1)
+
+
+@pytest.fixture(scope="module")
+def profile(model: Path) -> Profile:
+    return make_profile(model, name="firm", scope="response", strength=2.0)
+
+
 class TestThoughts:
     """The template opens thoughts that this model never ends: unsteered, the answer is the plain one."""
-
-    @pytest.fixture(scope="class")
-    def model(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        return write_tiny_model(tmp_path_factory.mktemp("r1") / "r1.gguf", chat_template=R1)
-
-    @pytest.fixture(scope="class")
-    def profile(self, model: Path) -> Profile:
-        return make_profile(model, name="firm", scope="response", strength=2.0)
 
     @staticmethod
     def answer(server: Served, steering: Any) -> str:
