@@ -14,6 +14,7 @@ from finesteer_local import paths
 from finesteer_local.errors import FineSteerError, ModelError
 
 _CACHE_LIMIT = 200
+_READING = "2|"  # what is checked when a file is read; what was read with fewer checks is read again
 _MAX_ITEMS = 1 << 24  # keys, tokens, merges, tensors of one file
 
 
@@ -50,7 +51,9 @@ def read_model_identity(path: str | Path) -> ModelIdentity:
         stats = [part.stat() for part in parts]
     except OSError as error:
         raise ModelError(f"cannot read the model {path}: {error.strerror}") from error
-    key = "|".join(f"{part.resolve()}:{s.st_size}:{s.st_mtime_ns}" for part, s in zip(parts, stats, strict=True))
+    key = _READING + "|".join(
+        f"{part.resolve()}:{s.st_size}:{s.st_mtime_ns}" for part, s in zip(parts, stats, strict=True)
+    )
     cache_file = paths.cache_dir() / "identities.json"
     known: dict[str, Any] = {}
     with contextlib.suppress(OSError, ValueError):
@@ -77,7 +80,7 @@ def _parts(path: Path) -> list[Path]:
 
 def _read(path: Path, parts: list[Path]) -> ModelIdentity:
     from finesteer_local.gguf_file import DamagedGGUF, read_header
-    from finesteer_local.model_file import check_model, norm_weights
+    from finesteer_local.model_file import check_model, check_writes_text, norm_weights
 
     values: dict[str, Any] = {}
     n_tokens = 0
@@ -96,6 +99,7 @@ def _read(path: Path, parts: list[Path]) -> ModelIdentity:
         except OSError as error:
             raise ModelError(f"cannot read the model {part}: {error.strerror}") from error
         check_model(part, header)
+        check_writes_text(part, header)
         # An array where a value belongs has the wrong type.
         values = {**header.arrays, **header.values, **values}
         n_tokens = n_tokens or header.arrays.get("tokenizer.ggml.tokens", (None, 0))[1]

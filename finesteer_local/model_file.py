@@ -17,6 +17,7 @@ from finesteer_local.gguf_file import Header
 MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
 MAX_EXPERTS = 1024  # LLAMA_MAX_EXPERTS
 _MAX_WIDTH = 1 << 20
+_RANK = 4  # LLAMA_POOLING_TYPE_RANK
 _ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
 
 
@@ -63,6 +64,40 @@ def check_model(path: Path, header: Header) -> None:
     scaling = header.values.get(f"{architecture}.rope.scaling.type", "linear")
     require(scaling in _ROPE_SCALINGS, "rope.scaling.type", f"is none of {', '.join(_ROPE_SCALINGS)}")
     _check_experts(number, require, f"{architecture}.expert_used_count" in header.arrays)
+
+
+def check_writes_text(path: Path, header: Header) -> None:
+    """Check that the model writes text, token by token.
+
+    Embedding models and rerankers say so by how their tokens are pooled, encoders by attention in both directions or by
+    their tensors.
+
+    Raises:
+        ModelError: it does not.
+    """
+    values, tensors = header.values, header.tensors
+    architecture = values.get("general.architecture")
+    if not isinstance(architecture, str):
+        return
+    reranks = values.get(f"{architecture}.pooling_type") == _RANK or any(
+        name.startswith(("cls.", "classifier.")) for name in tensors
+    )
+    if reranks:
+        kind = "a reranking model"
+    elif values.get(f"{architecture}.pooling_type"):
+        kind = "an embedding model"
+    elif values.get(f"{architecture}.attention.causal") is False or "token_types.weight" in tensors:
+        kind = "an encoder"
+    elif any(name.startswith("enc.") for name in tensors):
+        kind = "an encoder-decoder" if any(name.startswith("dec.") for name in tensors) else "an encoder"
+    else:
+        return
+    raise ModelError(
+        one_line(
+            f"{path} holds {kind} (architecture {architecture!r}), which does not write text token by token; "
+            "use a chat or completion model"
+        )
+    )
 
 
 def _check_experts(number: Any, require: Any, used_by_layer: bool) -> None:

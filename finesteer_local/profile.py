@@ -80,6 +80,11 @@ class Profile:
         """The steered layers, ascending."""
         return sorted(self.experts)
 
+    @property
+    def used_layers(self) -> set[int]:
+        """The layers that the profile reads or steers."""
+        return {self.gate_layer, *self.experts}
+
     def decide(self, states: Array, *, strength: float | None = None, scope: str | None = None) -> Decision:
         """The decision for one prompt.
 

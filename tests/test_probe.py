@@ -9,8 +9,9 @@ import pytest
 from llama_cpp import llama_cpp
 
 from finesteer_local.errors import SteeringError
-from finesteer_local.runtime import steered
-from finesteer_local.runtime.probe import check_steerable
+from finesteer_local.runtime import probe, steered
+from finesteer_local.runtime.control import Vectors
+from finesteer_local.runtime.probe import steerable_layers
 from finesteer_local.runtime.tapped import TappedLlama
 from reference import SETTINGS, answer, logits, plain_llama, steered_llama
 from tiny import make_profile, write_tiny_model
@@ -24,7 +25,7 @@ PROMPT = list(range(40, 65))
 def test_steerable(tmp_path: Path, native_tap: bool, n_layer: int) -> None:
     path = write_tiny_model(tmp_path / "tiny.gguf", n_layer=n_layer)
     llama = TappedLlama(str(path), native_tap=native_tap, **SETTINGS)
-    check_steerable(llama, "llama")
+    assert steerable_layers(llama, "llama") == set(range(n_layer))
     # and nothing of it stays: no vector, no token
     plain = plain_llama(path)
     assert answer(llama, PROMPT) == answer(plain, PROMPT)
@@ -61,7 +62,7 @@ def test_an_architecture_with_several_rows_a_token(tiny: Path, monkeypatch: pyte
     monkeypatch.setattr(llama.tap, "_n_embd", lambda: 16)  # as Gemma 3n's four streams
     with pytest.raises(SteeringError, match="shows 4 rows a token for architecture 'llama'"):
         llama.set_profiles([make_profile(tiny)])
-    monkeypatch.setattr(steered, "check_steerable", lambda *_: None)
+    monkeypatch.setattr(steered, "steerable_layers", lambda *_: {1, 2})
     llama.set_profiles([make_profile(tiny)])
     with pytest.raises(SteeringError, match="more rows than the prompt has tokens"):
         answer(llama, PROMPT, 1)
@@ -69,7 +70,12 @@ def test_an_architecture_with_several_rows_a_token(tiny: Path, monkeypatch: pyte
 
 def test_it_is_asked_once(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr(steered, "check_steerable", lambda llama, architecture: asked.append(architecture))
+
+    def ask(llama: TappedLlama, architecture: str) -> set[int]:
+        asked.append(architecture)
+        return {1, 2}
+
+    monkeypatch.setattr(steered, "steerable_layers", ask)
     llama = steered_llama(tiny)
     assert asked == []
     for _ in range(2):
@@ -87,3 +93,24 @@ def test_a_failed_probe_is_tried_again(tiny: Path, monkeypatch: pytest.MonkeyPat
     llama.set_profiles([make_profile(tiny)])
     answer(llama, PROMPT, 1)
     assert llama.last_decision.open
+
+
+def test_a_layer_that_is_not_shown(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    llama = steered_llama(tiny)
+    arm = llama.tap.arm
+    monkeypatch.setattr(llama.tap, "arm", lambda handlers: arm({n: h for n, h in handlers.items() if n != 2}))
+    assert steerable_layers(llama, "llama") == {0, 1, 3}
+    with pytest.raises(SteeringError, match="cannot steer layer 2 of architecture 'llama'"):
+        llama.set_profiles([make_profile(tiny, layers=(2,))])
+    llama.set_profiles([make_profile(tiny, layers=(1,))])
+
+
+def test_a_layer_that_ignores_control_vectors(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    llama = steered_llama(tiny)
+    apply = probe.set_control_vector
+
+    def all_but_layer_2(ctx: object, vectors: Vectors, **sizes: int) -> None:
+        apply(ctx, {n: v * (n != 2) for n, v in vectors.items()}, **sizes)
+
+    monkeypatch.setattr(probe, "set_control_vector", all_but_layer_2)
+    assert 2 not in steerable_layers(llama, "llama")

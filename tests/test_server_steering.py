@@ -12,6 +12,7 @@ import pytest
 from finesteer_local import catalog
 from finesteer_local.profile import Profile
 from serving import Served, served
+from templates import R1
 from tiny import make_profile, write_tiny_model
 
 
@@ -262,3 +263,47 @@ def test_a_stronger_default_is_no_stronger_requirement(tiny: Path, profiles: dic
         server.http.put("/v1/steering", json={"profiles": [{"name": "firm", "strength": 2.5}]})
         answer = server.http.put("/v1/steering", json={"profiles": [{"name": "firm"}]})
         assert answer.status_code == 400
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("r1") / "r1.gguf", chat_template=R1)
+
+
+@pytest.fixture(scope="module")
+def profile(model: Path) -> Profile:
+    return make_profile(model, name="firm", scope="response", strength=2.0)
+
+
+class TestThoughts:
+    """The template opens thoughts that this model never ends: unsteered, the answer is the plain one."""
+
+    @staticmethod
+    def answer(server: Served, steering: Any) -> str:
+        found = server.chat(steering=steering).json()
+        assert all(decision["open"] for decision in found["steering"]["decisions"])
+        return found["choices"][0]["message"]["content"]
+
+    def test_a_request_can_skip_them(self, model: Path, profile: Profile) -> None:
+        with served(model, profiles=(profile,)) as server:
+            plain = self.answer(server, False)
+            assert self.answer(server, {"skip_thinking": True}) == plain
+            assert self.answer(server, {}) == self.answer(server, {"skip_thinking": False}) != plain
+            body = {"prompt": "Hello<think>", "temperature": 0, "max_tokens": 8}
+            texts = [
+                server.post("/v1/completions", {**body, "steering": steering}).json()["choices"][0]["text"]
+                for steering in (False, {"skip_thinking": True}, {})
+            ]
+            assert texts[0] == texts[1] != texts[2]
+
+    def test_the_server_can_skip_them(self, model: Path, profile: Profile) -> None:
+        with served(model, profiles=(profile,), skip_thinking=True, required=frozenset({"firm"})) as server:
+            skipped = self.answer(server, None)
+            assert (
+                self.answer(server, {"skip_thinking": True}) == skipped != self.answer(server, {"skip_thinking": False})
+            )
+
+    def test_not_where_steering_is_required(self, model: Path, profile: Profile) -> None:
+        with served(model, profiles=(profile,), required=frozenset({"firm"})) as server:
+            error = refused(server, {"skip_thinking": True})
+            assert (error["code"], error["param"]) == ("required", "steering.skip_thinking")

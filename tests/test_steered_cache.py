@@ -107,7 +107,7 @@ def test_the_same_request_gives_the_same_answer(
     n_read = []
     read_prompt = llama._read_prompt
     monkeypatch.setattr(
-        llama, "_read_prompt", lambda tokens, turn: (n_read.append(len(tokens)), read_prompt(tokens, turn))
+        llama, "_read_prompt", lambda tokens, *parts: (n_read.append(len(tokens)), read_prompt(tokens, *parts))
     )
     got = llama.create_completion(PROMPT, max_tokens=8, temperature=0.0)["choices"][0]["text"]
     assert got == wanted

@@ -35,9 +35,9 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     seen: list[int] = []
     read_prompt = SteeredLlama._read_prompt
 
-    def spy(self: SteeredLlama, tokens: list[int], turn: int) -> None:
+    def spy(self: SteeredLlama, tokens: list[int], *parts: object) -> None:
         seen.append(len(tokens))
-        read_prompt(self, tokens, turn)
+        read_prompt(self, tokens, *parts)
 
     monkeypatch.setattr(SteeredLlama, "_read_prompt", spy)
     return seen

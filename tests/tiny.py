@@ -39,6 +39,25 @@ def vocabulary() -> list[str]:
     return [*SPECIAL, *_byte_letters().values(), *(merge.replace(" ", "") for merge in _MERGES)]
 
 
+def printable_tokens() -> np.ndarray:
+    """Which tokens are one printable ASCII letter, (n_vocab,)."""
+    return np.array([len(token) == 1 and token.isascii() and token.isprintable() for token in vocabulary()])
+
+
+def add_tokenizer(writer: GGUFWriter, chat_template: str | None) -> None:
+    tokens = vocabulary()
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(tokens)
+    writer.add_token_types([TokenType.CONTROL if token in SPECIAL else TokenType.NORMAL for token in tokens])
+    writer.add_token_merges(list(_MERGES))
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_add_bos_token(False)
+    if chat_template is not None:
+        writer.add_chat_template(chat_template)
+
+
 def write_tiny_model(
     path: Path,
     architecture: str = "llama",
@@ -65,7 +84,6 @@ def write_tiny_model(
     """
     rng = np.random.default_rng(seed)
     tokens = vocabulary()
-    types = [TokenType.CONTROL if token in SPECIAL else TokenType.NORMAL for token in tokens]
     writer = GGUFWriter(path, architecture)
     writer.add_name(name)
     writer.add_context_length(context_length)
@@ -86,16 +104,7 @@ def write_tiny_model(
         writer.add_rope_dimension_count(_HEAD)
     if architecture == "gemma3":
         writer.add_sliding_window(sliding_window)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
-    writer.add_token_list(tokens)
-    writer.add_token_types(types)
-    writer.add_token_merges(list(_MERGES))
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    writer.add_add_bos_token(False)
-    if chat_template is not None:
-        writer.add_chat_template(chat_template)
+    add_tokenizer(writer, chat_template)
 
     def add(tensor: str, array: np.ndarray) -> None:
         if tensor == nan_tensor:
@@ -114,8 +123,7 @@ def write_tiny_model(
     if nan_token:
         embeddings[tokens.index(PLACEHOLDER)] = np.nan
     add("token_embd.weight", embeddings)
-    printable = np.array([len(token) == 1 and token.isascii() and token.isprintable() for token in tokens])
-    output = rng.standard_normal((len(tokens), n_embd)) * printable[:, None]
+    output = rng.standard_normal((len(tokens), n_embd)) * printable_tokens()[:, None]
     add("output.weight", output.astype(weight_type))
     norm("output_norm.weight", n_embd)
     for i in range(n_layer):

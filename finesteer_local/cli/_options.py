@@ -171,6 +171,12 @@ def system_option(function: F) -> F:
     return click.option("--system", metavar="TEXT", help="System prompt.")(function)
 
 
+def skip_thinking_option(function: F) -> F:
+    """--skip-thinking."""
+    text = "Leave unsteered what a reasoning model thinks before it answers (<think>...</think>)."
+    return click.option("--skip-thinking", is_flag=True, help=text)(function)
+
+
 def checked_text(text: str, what: str = "the prompt") -> str:
     """Return `text` from the command line, if it is not empty and was UTF-8.
 

@@ -14,6 +14,7 @@ from finesteer_local.cli._options import (
     model_argument,
     model_options,
     sampling_options,
+    skip_thinking_option,
     system_option,
 )
 from finesteer_local.errors import FineSteerError
@@ -27,9 +28,12 @@ if TYPE_CHECKING:
 @model_argument
 @click.option("-y", "--yes", is_flag=True, help="Train a profile that is not there yet without asking.")
 @system_option
+@skip_thinking_option
 @model_options
 @sampling_options(temperature=0.8, max_tokens=None)
-def command(model: str, yes: bool, system: str | None, options: ModelOptions, sampling: Sampling) -> None:
+def command(
+    model: str, yes: bool, system: str | None, skip_thinking: bool, options: ModelOptions, sampling: Sampling
+) -> None:
     """Chat with a model, steered question by question.
 
     MODEL is a name that `finesteer-local models` lists, or the path of a GGUF file. A profile that this model does not
@@ -48,6 +52,7 @@ def command(model: str, yes: bool, system: str | None, options: ModelOptions, sa
     from finesteer_local.cli._view import output_console
 
     llama = open_steered(model, options, offer_training(yes, options))
+    llama.skip_thinking = skip_thinking
     chat = Chat(llama, model, sampling, system=system, strength=options.strength, scope=options.scope)
     screen = Screen(chat, output_console(), _note, lambda start: _show_answer(screen, start))
     _talk(screen)

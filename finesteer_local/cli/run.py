@@ -20,6 +20,7 @@ from finesteer_local.cli._options import (
     model_argument,
     model_options,
     sampling_options,
+    skip_thinking_option,
     system_option,
 )
 from finesteer_local.errors import DataError
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 @click.option("--raw", is_flag=True, help="Continue the prompt as it is, without a chat template.")
 @click.option("--explain", is_flag=True, help="Say on stderr what the gate decided.")
 @system_option
+@skip_thinking_option
 @model_options
 @sampling_options(temperature=0.0, max_tokens=512)
 def command(
@@ -62,6 +64,7 @@ def command(
     raw: bool,
     explain: bool,
     system: str | None,
+    skip_thinking: bool,
     options: ModelOptions,
     sampling: Sampling,
 ) -> None:
@@ -90,6 +93,7 @@ def command(
     from finesteer_local.cli._open import open_steered
 
     llama = open_steered(model, options)
+    llama.skip_thinking = skip_thinking
     _note_plain_format(llama, raw)
     if jsonl:
         _run_rows(llama, rows, sampling, raw, system, parallel, output, explain)

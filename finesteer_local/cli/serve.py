@@ -6,7 +6,7 @@ from contextlib import suppress
 
 import click
 
-from finesteer_local.cli._options import ModelOptions, model_argument, model_options
+from finesteer_local.cli._options import ModelOptions, model_argument, model_options, skip_thinking_option
 from finesteer_local.errors import FineSteerError
 
 
@@ -69,6 +69,7 @@ from finesteer_local.errors import FineSteerError
     help="Longest time for a request, waiting included; then its answer is cut.",
 )
 @click.option("-v", "--verbose", is_flag=True, help="Log every request.")
+@skip_thinking_option
 @model_options
 def command(
     model: str,
@@ -83,6 +84,7 @@ def command(
     max_body: int,
     time_limit: float,
     verbose: bool,
+    skip_thinking: bool,
     options: ModelOptions,
 ) -> None:
     """Serve a model over HTTP, steered per request, with a web page.
@@ -122,6 +124,7 @@ def command(
         required=frozenset(must),
         strength=options.strength,
         scope=options.scope,
+        skip_thinking=skip_thinking,
         ctx=options.ctx,
         threads=options.threads,
         gpu_layers=options.gpu_layers,

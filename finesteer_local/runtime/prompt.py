@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from llama_cpp import Llama, llama_chat_format
 
+from finesteer_local.runtime.thinking import opened_at
+
 PLAIN_FORMAT = "finesteer-plain"
+TOOL_ROLES = ("tool", "function", "ipython")
 Message = Mapping[str, Any]
 
 _REMEMBERED = 32  # renderings
@@ -80,20 +84,78 @@ def chat_completion(llama: Llama, messages: Sequence[Message], **options: Any) -
     raise RuntimeError(f"the chat handler of format {llama.chat_format!r} did not ask for a completion")
 
 
-def turn_start(llama: Llama, messages: Sequence[Message], prompt: Sequence[int], **options: Any) -> int:
-    """Index in `prompt` of the first token of the last user message; 0 where there is none.
+@dataclass(frozen=True)
+class Unsteered:
+    """The parts of a prompt that no scope reaches, as token indices.
 
-    The prompt is rendered again with that message's words replaced: what all share comes before the message. Prompts
-    that differ in their last message alone share those renderings.
+    Attributes:
+        tools: [start, stop) of each tool result; gates do not read them either.
+        thinking: first token of the thoughts in which the prompt ends, if it does and they are to be left alone.
     """
+
+    tools: tuple[tuple[int, int], ...] = ()
+    thinking: int | None = None
+
+    @property
+    def borders(self) -> list[int]:
+        """Tokens where steering may stop or go on."""
+        thinking = [] if self.thinking is None else [self.thinking]
+        return [*(border for span in self.tools for border in span), *thinking]
+
+    def holds(self, token: int) -> bool:
+        """Whether a token of the prompt is in one of these parts."""
+        if self.thinking is not None and token >= self.thinking:
+            return True
+        return any(start <= token < stop for start, stop in self.tools)
+
+
+NOTHING = Unsteered()
+
+
+def turn_start(llama: Llama, messages: Sequence[Message], prompt: Sequence[int], **options: Any) -> int:
+    """Index in `prompt` of the first token of the last user message; 0 where there is none."""
     last = max((i for i, m in enumerate(messages) if m.get("role") == "user"), default=None)
-    if last is None:
-        return 0
-    shared = len(prompt)
+    return 0 if last is None else _around(llama, messages, last, prompt, options)[0]
+
+
+def unsteered_parts(
+    llama: Llama, messages: Sequence[Message], prompt: Sequence[int], *, skip_thinking: bool, **options: Any
+) -> Unsteered:
+    """The parts of a chat's prompt that are never steered; thoughts that its template opens, with `skip_thinking`."""
+    given = [i for i, m in enumerate(messages) if m.get("role") in ("user", *TOOL_ROLES)]
+    tools, end = [], 0
+    for i in given:
+        is_tool = messages[i]["role"] in TOOL_ROLES
+        if is_tool or (skip_thinking and i == given[-1]):
+            start, end = _around(llama, messages, i, prompt, options)
+            stop = min(end, len(prompt) - 1)  # the last token is where the answer begins
+            if is_tool and start < stop:
+                tools.append((start, stop))
+    thinking = opened_at(prompt, token_text(llama), end) if skip_thinking else None
+    return Unsteered(tuple(tools), thinking)
+
+
+def token_text(llama: Llama) -> Callable[[int], bytes]:
+    """What gives a token's text, that of special tokens too."""
+    return lambda token: llama.detokenize([token], special=True)
+
+
+def _around(
+    llama: Llama, messages: Sequence[Message], i: int, prompt: Sequence[int], options: Mapping[str, Any]
+) -> tuple[int, int]:
+    """Where the words of message `i` start and stop in `prompt`, as token indices.
+
+    The prompt is rendered again with these words replaced: what all share comes before the message, or after it. So
+    nothing that the words say can move the borders. Prompts that differ in this message alone share the renderings.
+    """
+    before = after = len(prompt)
+    backwards = list(reversed(prompt))
     for sentinel in _SENTINELS:
-        other = [{**m, "content": sentinel} if i == last else m for i, m in enumerate(messages)]
-        shared = Llama.longest_token_prefix(prompt[:shared], _remembered_prompt(llama, other, options))
-    return shared
+        other = [{**m, "content": sentinel} if j == i else m for j, m in enumerate(messages)]
+        rendered = _remembered_prompt(llama, other, options)
+        before = Llama.longest_token_prefix(prompt[:before], rendered)
+        after = Llama.longest_token_prefix(backwards[:after], rendered[::-1])
+    return before, len(prompt) - after
 
 
 def _remembered_prompt(llama: Llama, messages: Sequence[Message], options: Mapping[str, Any]) -> list[int]:

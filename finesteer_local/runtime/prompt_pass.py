@@ -10,6 +10,7 @@ import numpy as np
 from finesteer_local.errors import SteeringError
 from finesteer_local.profile import Profile
 from finesteer_local.runtime.control import Vectors
+from finesteer_local.runtime.prompt import NOTHING, Unsteered
 from finesteer_local.runtime.tap import Array, Handler, Rows
 from finesteer_local.steering import Decision
 
@@ -22,17 +23,22 @@ class Segment:
     vectors: Vectors
 
 
-def segments(decisions: Sequence[Decision], starts: Sequence[int]) -> list[Segment]:
+def segments(decisions: Sequence[Decision], starts: Sequence[int], unsteered: Unsteered = NOTHING) -> list[Segment]:
     """Where the prompt's steering changes, ascending; `starts[i]` is the first token that `decisions[i]` steers.
 
     Vectors that meet at a layer are summed before they are added to the hidden states, in the decisions' order: the
-    tap and the control vector then round alike.
+    tap and the control vector then round alike. Segments without vectors are the parts that stay `unsteered`.
     """
-    steps = sorted({start for decision, start in zip(decisions, starts, strict=True) if decision.open})
-    return [
-        Segment(step, summed(d.vectors for d, start in zip(decisions, starts, strict=True) if start <= step))
-        for step in steps
-    ]
+    opened = [(decision, start) for decision, start in zip(decisions, starts, strict=True) if decision.open]
+    steps = {start for _, start in opened}
+    if steps:
+        steps |= {step for step in unsteered.borders if step > min(steps)}
+    found: list[Segment] = []
+    for step in sorted(steps):
+        vectors = {} if unsteered.holds(step) else summed(d.vectors for d, start in opened if start <= step)
+        if found or vectors:
+            found.append(Segment(step, vectors))
+    return found
 
 
 def summed(parts: Iterable[Vectors]) -> dict[int, Array]:
@@ -55,6 +61,7 @@ class PromptPass:
         n_past: tokens of the prompt that the cache already holds.
         n_prompt: tokens of the whole prompt.
         n_layer: layers of the model.
+        unsteered: the parts of the prompt that are not steered, and, for gates that pool, not read.
         decide: profile, `h` and the gate's summary of the turn to decision.
         read_from: index from which gates read: 0 where one reads the whole prompt; `turn` where none does.
 
@@ -76,9 +83,10 @@ class PromptPass:
         n_layer: int,
         decide: Callable[[Profile, Array, Array], Decision],
         read_from: int | None = None,
+        unsteered: Unsteered = NOTHING,
     ) -> None:
         read_from = turn if read_from is None else read_from
-        self._profiles, self._starts = profiles, starts
+        self._profiles, self._starts, self._unsteered = profiles, starts, unsteered
         self._read_from, self._before_turn, self._n_prompt = read_from, turn - read_from, n_prompt
         self._decide = decide
         self._summaries = [[summary] for summary in known]
@@ -142,14 +150,25 @@ class PromptPass:
             profile = self._profiles[i]
             self._summaries[i].append(profile.gate.summary(states))
             if last:
-                unread = 0 if profile.gate.whole or not profile.gate.pools else self._before_turn
-                self._found[i] = self._decide(profile, states[-1], self.summaries[i][unread:])
+                self._found[i] = self._decide(profile, states[-1], self._summary(i))
+
+    def _summary(self, i: int) -> Array:
+        """What gate `i` keeps of the tokens that it is to read."""
+        gate, rows = self._profiles[i].gate, self.summaries[i]
+        if not gate.pools:
+            return rows
+        reads = np.ones(len(rows), bool)
+        if not gate.whole:
+            reads[: self._before_turn] = False
+        for start, stop in self._unsteered.tools:
+            reads[max(start - self._read_from, 0) : max(stop - self._read_from, 0)] = False
+        return rows if reads.all() else rows[reads]
 
     def _plan_steering(self) -> bool:
         """Decide what this pass still does; False ends it, because its results would be thrown away."""
         if len(self._found) < len(self._profiles):
             return False  # a gate's layer was not shown
-        plan = segments(self.decisions, self._starts)
+        plan = segments(self.decisions, self._starts, self._unsteered)
         if plan and not (self._one_pass and plan[0].start >= self._first):
             # All rows of this micro-batch are read again, so its upper layers need not be computed.
             self.read_again_from = min(plan[0].start, self._first)

@@ -8,6 +8,7 @@ own control vector, with the tap unarmed.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,12 +19,13 @@ from finesteer_local.errors import ProfileError, SteeringError
 from finesteer_local.identity import ModelIdentity, read_model_identity
 from finesteer_local.profile import MAX_STRENGTH, SCOPES, Profile
 from finesteer_local.runtime.control import Vectors, same_vectors, set_control_vector
-from finesteer_local.runtime.probe import check_steerable
-from finesteer_local.runtime.prompt import turn_start
+from finesteer_local.runtime.probe import steerable_layers
+from finesteer_local.runtime.prompt import NOTHING, Unsteered, token_text, turn_start, unsteered_parts
 from finesteer_local.runtime.prompt_pass import PromptPass, segments, summed
 from finesteer_local.runtime.rpc import check_workers
 from finesteer_local.runtime.tap import Array
 from finesteer_local.runtime.tapped import TappedLlama
+from finesteer_local.runtime.thinking import Thinking, opened_at
 from finesteer_local.steering import Decision
 
 _NEVER = 1 << 62  # a token index that no cache reaches
@@ -35,6 +37,13 @@ class _Summaries(NamedTuple):
     tokens: list[int]  # of the whole prompt
     turn: int
     rows: list[Array]  # for each profile, one row a token from `turn` on
+
+
+class _Prompt(NamedTuple):
+    tokens: list[int]
+    turn: int
+    unsteered: Unsteered
+    skip_thinking: bool
 
 
 TEMPLATE_OPTIONS = ("functions", "function_call", "tools", "tool_choice")  # create_chat_completion's order
@@ -52,6 +61,8 @@ class SteeredLlama(TappedLlama):
         profiles: profiles or paths of profile files; each has its own gate, their vectors add up.
         strength: replaces every profile's own strength; 0 decides without steering.
         scope: replaces every profile's own scope: `response`, `turn` or `prompt`.
+        skip_thinking: leave the thoughts unsteered that a reasoning model writes before its answer, `<think>` to
+            `</think>` (`thinking.TAGS`); its prompt is steered as the scope says.
         kwargs: everything that `Llama` takes.
 
     Raises:
@@ -66,21 +77,27 @@ class SteeredLlama(TappedLlama):
         profiles: Iterable[Profile | str | Path] = (),
         strength: float | None = None,
         scope: str | None = None,
+        skip_thinking: bool = False,
         **kwargs: Any,
     ) -> None:
+        self.skip_thinking = skip_thinking
         self._profiles: tuple[Profile, ...] = ()
         self._strength: float | None = None
         self._scope: str | None = None
         self._decisions: tuple[Decision, ...] = ()
         self._identity: ModelIdentity | None = None
-        self._steerable = False
+        self._layers: frozenset[int] = frozenset()  # those that can be steered, once that was found out
         self._steered_from = _NEVER  # first token in the KV cache that was steered
         self._vectors: Vectors = {}  # the control vector that the context holds
         self._messages: tuple[list[Any], Mapping[str, Any]] | None = None  # of the chat request being rendered
         self._turn = 0  # first token of the last user message of the prompt that the next `generate` gets
         self._prompt_turn = 0  # the same, for the next `eval`
+        self._unsteered = self._prompt_unsteered = NOTHING  # parts of these prompts that no scope reaches
+        self._answer_vectors: Vectors = {}  # for the answer to the prompt read last
+        self._n_prompt = 0  # tokens of that prompt
+        self._thinking: Thinking | None = None  # follows an answer whose thoughts are to be left alone
         self._prompt_due = True  # the next eval reads a prompt, not tokens of an answer
-        self._prompt_read: tuple[list[int], int] | None = None  # the prompt decided last, and its turn
+        self._prompt_read: _Prompt | None = None  # the prompt decided last
         self._summaries = _Summaries([], 0, [])  # of the prompt read last
         super().__init__(model_path, **kwargs)
         try:
@@ -135,15 +152,15 @@ class SteeredLlama(TappedLlama):
         if chosen:
             for profile in chosen:
                 profile.check_model(self.identity)
-            self.check_steerable()
+            self.check_steerable(layer for profile in chosen for layer in profile.used_layers)
         self._profiles, self._strength, self._scope = chosen, strength, scope
         self._decisions = ()
         nothing = [np.empty((0, profile.model.n_embd), np.float32) for profile in chosen]
         self._summaries = _Summaries([], 0, [p.gate.summary(h) for p, h in zip(chosen, nothing, strict=True)])
         self._expect_prompt()
 
-    def check_steerable(self) -> None:
-        """Make sure, once, that llama.cpp can steer this model; the KV cache is emptied.
+    def check_steerable(self, layers: Iterable[int] = ()) -> None:
+        """Make sure that llama.cpp can steer this model, in all of `layers`; the first time, the KV cache is emptied.
 
         Raises:
             SteeringError: it cannot, or the model was opened for something else than text.
@@ -152,10 +169,14 @@ class SteeredLlama(TappedLlama):
             raise SteeringError("profiles steer text, not embeddings; load the model without embedding=True")
         if hasattr(self.chat_handler, "mtmd_ctx"):
             raise SteeringError("image prompts cannot be steered; load the model without its multimodal handler")
-        if not self._steerable:
+        if not self._layers:
             self._set_vectors({})
-            check_steerable(self, self.identity.architecture)
-            self._steerable = True
+            self._layers = steerable_layers(self, self.identity.architecture)
+        if missing := set(layers) - self._layers:
+            raise SteeringError(
+                f"llama.cpp cannot steer layer {min(missing)} of architecture {self.identity.architecture!r}: "
+                "use a profile that leaves it alone"
+            )
 
     # --- requests
 
@@ -170,48 +191,57 @@ class SteeredLlama(TappedLlama):
 
     def create_completion(self, prompt: Any, *args: Any, **kwargs: Any) -> Any:
         """As `Llama.create_completion`. A raw prompt is one user message: the scope `turn` is all of it."""
-        turn = 0
-        if self._messages is not None and any(
-            profile.gate.pools or (self._scope or profile.scope) == "turn" for profile in self._profiles
-        ):
-            messages, options = self._messages
-            tokens = self.tokenize(prompt.encode(), special=True) if isinstance(prompt, str) else prompt
-            turn = turn_start(self, messages, tokens, **options)
-        self._turn = turn
+        turn, unsteered = self._parts(prompt)
+        self._turn, self._unsteered = turn, unsteered
         try:
             result = super().create_completion(prompt, *args, **kwargs)
         finally:
-            self._turn = 0  # where it failed before `generate` took it
-        return self._stream(result, turn) if isinstance(result, Iterator) else result
+            self._turn, self._unsteered = 0, NOTHING  # where it failed before `generate` took it
+        return self._stream(result, turn, unsteered) if isinstance(result, Iterator) else result
 
-    def _stream(self, chunks: Iterator[Any], turn: int) -> Iterator[Any]:
+    def _parts(self, prompt: str | list[int]) -> tuple[int, Unsteered]:
+        """The first token of the last user message, and the parts that no scope reaches; as far as profiles ask."""
+        if not self._profiles or (self._messages is None and not self.skip_thinking):
+            return 0, NOTHING
+        tokens = self.tokenize(prompt.encode(), special=True) if isinstance(prompt, str) else prompt
+        if self._messages is None:
+            return 0, Unsteered(thinking=opened_at(tokens, token_text(self), raw=True))
+        messages, options = self._messages
+        turn = 0
+        if any(profile.gate.pools or (self._scope or profile.scope) == "turn" for profile in self._profiles):
+            turn = turn_start(self, messages, tokens, **options)
+        return turn, unsteered_parts(self, messages, tokens, skip_thinking=self.skip_thinking, **options)
+
+    def _stream(self, chunks: Iterator[Any], turn: int, unsteered: Unsteered) -> Iterator[Any]:
         # The prompt is read at the first step of the stream, perhaps after other requests were made.
-        self._turn = turn
+        self._turn, self._unsteered = turn, unsteered
         try:
             yield from chunks
         except Exception:
-            self._turn = 0
+            self._turn, self._unsteered = 0, NOTHING
             raise
 
     def generate(self, tokens: Sequence[int], *args: Any, **kwargs: Any) -> Generator[int, Sequence[int] | None, None]:
         """As `Llama.generate`. Steered tokens in the cache are never reused by another prompt."""
         check_workers()
-        tokens = list(tokens)
-        turn, self._turn = self._turn, 0
+        prompt = _Prompt(list(tokens), self._turn, self._unsteered, self.skip_thinking)
+        self._turn, self._unsteered = 0, NOTHING
+        if kwargs.get("grammar") is not None:  # then the answer comes at once, whatever the template opened
+            prompt = prompt._replace(unsteered=replace(prompt.unsteered, thinking=None))
         reset = kwargs.get("reset", args[_RESET] if len(args) > _RESET else True)
-        if not (reset and self._holds_just((tokens, turn))):
+        if not (reset and self._holds_just(prompt)):
             if self.n_tokens > self._steered_from and reset:
                 self.n_tokens = self.keep(self._steered_from)
                 self._requires_eval = True
-            self._expect_prompt(turn)
+            self._expect_prompt(prompt.turn, prompt.unsteered)
             if self._profiles:
                 self._requires_eval = True  # a decision needs at least the last token's hidden state
-        yield from super().generate(tokens, *args, **kwargs)
+        yield from super().generate(prompt.tokens, *args, **kwargs)
 
     def reset(self) -> None:
         """As `Llama.reset`: the next eval reads a new prompt."""
         super().reset()  # type: ignore[no-untyped-call]
-        self._expect_prompt(self._prompt_turn)
+        self._expect_prompt(self._prompt_turn, self._prompt_unsteered)
 
     def forget(self) -> None:
         """Empty the KV cache; the next eval reads a new prompt."""
@@ -220,15 +250,15 @@ class SteeredLlama(TappedLlama):
         self._steered_from = _NEVER
         self._expect_prompt()
 
-    def _expect_prompt(self, turn: int = 0) -> None:
-        self._prompt_due, self._prompt_turn, self._prompt_read = True, turn, None
+    def _expect_prompt(self, turn: int = 0, unsteered: Unsteered = NOTHING) -> None:
+        self._prompt_due, self._prompt_turn, self._prompt_unsteered, self._prompt_read = True, turn, unsteered, None
 
-    def _holds_just(self, prompt: tuple[list[int], int]) -> bool:
+    def _holds_just(self, prompt: _Prompt) -> bool:
         """Whether `prompt` was read last and nothing after it: then its logits and decisions still hold.
 
         llama-cpp-python samples from such logits at once. Reading the last token again, alone, would round differently.
         """
-        return self._prompt_read == prompt and self.n_tokens == len(prompt[0]) and not self._requires_eval
+        return self._prompt_read == prompt and self.n_tokens == len(prompt.tokens) and not self._requires_eval
 
     def eval(self, tokens: Sequence[int]) -> None:
         """As `Llama.eval`. The first call after `reset`, `load_state` or `set_profiles` reads a prompt and decides;
@@ -244,11 +274,9 @@ class SteeredLlama(TappedLlama):
             return
         if not self._prompt_due:
             self._prompt_read = None
-            if self._vectors:
-                self._steered_from = min(self._steered_from, self.n_tokens)
-            super().eval(tokens)
+            self._read_answer(tokens)
             return
-        prompt, turn = list(tokens), self._prompt_turn
+        prompt, turn, unsteered = list(tokens), self._prompt_turn, self._prompt_unsteered
         reusable = self._steered_from
         if any(profile.gate.pools for profile in self._profiles):
             read_from = self._read_from(turn)
@@ -260,18 +288,37 @@ class SteeredLlama(TappedLlama):
         self._set_vectors({})
         self._steered_from = _NEVER
         self._decisions = ()
+        self._answer_vectors, self._thinking = {}, None
         if not self._profiles:
             super().eval(prompt)
         else:
             try:
-                self._read_prompt(prompt, turn)
+                self._read_prompt(prompt, turn, unsteered)
             except BaseException:
                 # The cache may hold half a prompt, steered or not: nothing of it may be reused.
                 self._decisions = ()
                 self.forget()
                 raise
-            self._prompt_read = self._input_ids.tolist(), turn
-        self._prompt_due, self._prompt_turn = False, 0
+            self._prompt_read = _Prompt(self._input_ids.tolist(), turn, unsteered, self.skip_thinking)
+        self._prompt_due, self._prompt_turn, self._prompt_unsteered = False, 0, NOTHING
+
+    def _read_answer(self, tokens: Sequence[int]) -> None:
+        """Read tokens of an answer; those that end inside thoughts are not steered, if these are to be left alone."""
+        if self._thinking is None:
+            self._read_alike(tokens)
+            return
+        self._thinking.cut(self.n_tokens - self._n_prompt)
+        text_of = token_text(self)
+        for token in tokens:  # more than one only with a draft model
+            self._thinking.add(text_of(token))
+            self._set_vectors({} if self._thinking.open else self._answer_vectors)
+            self._read_alike([token])
+
+    def _read_alike(self, tokens: Sequence[int]) -> None:
+        """Read tokens of an answer under the control vector that is set."""
+        if self._vectors:
+            self._steered_from = min(self._steered_from, self.n_tokens)
+        super().eval(tokens)
 
     def _read_from(self, turn: int) -> int:
         """The first token that a gate reads: 0 where one reads the whole prompt, else the turn's first."""
@@ -282,7 +329,7 @@ class SteeredLlama(TappedLlama):
         tokens, known_from, _ = self._summaries
         return self.longest_token_prefix(tokens, self._input_ids.tolist()) if known_from <= turn else 0
 
-    def _read_prompt(self, tokens: list[int], turn: int) -> None:
+    def _read_prompt(self, tokens: list[int], turn: int, unsteered: Unsteered) -> None:
         n_past = self.n_tokens
         n_prompt = n_past + len(tokens)
         turn = min(turn, n_prompt - 1)
@@ -295,6 +342,7 @@ class SteeredLlama(TappedLlama):
             starts,
             turn=turn,
             read_from=read_from,
+            unsteered=unsteered,
             known=[rows[known] for rows in self._summaries.rows],
             n_past=n_past,
             n_prompt=n_prompt,
@@ -311,12 +359,16 @@ class SteeredLlama(TappedLlama):
             raise SteeringError("llama.cpp did not show the layers that the profiles use; nothing was generated")
         self._decisions = reading.decisions
         self._summaries = _Summaries(self._input_ids.tolist(), read_from, reading.summaries)
-        plan = segments(self._decisions, starts)
+        plan = segments(self._decisions, starts, unsteered)
         if reading.read_again_from is not None:
             self._read_again(reading.read_again_from, n_prompt, [(s.start, s.vectors) for s in plan])
         if plan:
-            self._set_vectors(summed(decision.answer_vectors for decision in self._decisions))
             self._steered_from = plan[0].start
+        self._answer_vectors = summed(decision.answer_vectors for decision in self._decisions)
+        self._n_prompt = n_prompt
+        if self._answer_vectors and self.skip_thinking:
+            self._thinking = Thinking(opened=unsteered.thinking is not None)
+        self._set_vectors({} if self._thinking is not None and self._thinking.open else self._answer_vectors)
 
     def _read_again(self, start: int, n_prompt: int, plan: list[tuple[int, Vectors]]) -> None:
         """Read the prompt's tokens from `start` on once more, with the control vector that each is due."""
@@ -342,6 +394,7 @@ class SteeredLlama(TappedLlama):
 
     def __getstate__(self) -> dict[str, Any]:
         settings = {"profiles": self._profiles, "strength": self._strength, "scope": self._scope}
+        settings["skip_thinking"] = self.skip_thinking
         return {**super().__getstate__(), **settings}
 
     def save_state(self) -> LlamaState:

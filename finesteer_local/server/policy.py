@@ -83,6 +83,7 @@ class Policy:
         self.shelf = shelf
         self._defaults = tuple(Steer(profile, strength, scope) for profile in profiles)
         self._scope = scope
+        self.skip_thinking = False
         self._required = {steer.profile.name: steer for steer in self._defaults if steer.profile.name in required}
 
     def steer(self, wanted: Steering | bool | None) -> tuple[Steer, ...]:
@@ -105,6 +106,23 @@ class Policy:
         else:
             found = [self._named(profile.name, profile.strength, scope, i) for i, profile in enumerate(wanted.profiles)]
         return self._with_required(found, scope)
+
+    def skips_thinking(self, wanted: Steering | bool | None) -> bool:
+        """Whether the thoughts in one request's answer are left unsteered; `wanted` is its `steering`.
+
+        Raises:
+            ApiError: that would weaken a required profile.
+        """
+        skips = wanted.skip_thinking if isinstance(wanted, Steering) else None
+        if skips and self._required and not self.skip_thinking:
+            names = ", ".join(sorted(self._required))
+            raise ApiError(
+                400,
+                f"this server requires steering by {names}, of thoughts too",
+                param="steering.skip_thinking",
+                code="required",
+            )
+        return self.skip_thinking if skips is None else skips
 
     def _named(self, name: str, strength: float | None, scope: str | None, place: int) -> Steer:
         where = f"steering.profiles.{place}.name"

@@ -51,9 +51,10 @@ def conversation(
     """The request for the answer to a conversation."""
     if len(messages) > limits.messages:
         raise ApiError(400, f"a conversation can have {limits.messages:,} messages", param="messages")
-    steer = model.policy.steer(steering)
+    steer, skips = model.policy.steer(steering), model.policy.skips_thinking(steering)
     try:
-        request = chat_request(model.llama, [message.for_template() for message in messages], steer=steer, **options)
+        given = [message.for_template() for message in messages]
+        request = chat_request(model.llama, given, steer=steer, skip_thinking=skips, **options)
         request.check(model.llama, model.engine.n_ctx)
     except PromptError as error:
         raise prompt_error(error, "messages") from error
@@ -69,11 +70,11 @@ def of_completion(model: Model, wanted: CompletionRequest, limits: Limits) -> li
     prompts = wanted.prompts()
     if len(prompts) > limits.prompts:
         raise ApiError(400, f"a request can have {limits.prompts} prompts", param="prompt")
-    steer = model.policy.steer(wanted.steering)
+    steer, skips = model.policy.steer(wanted.steering), model.policy.skips_thinking(wanted.steering)
     options = {**wanted.options(), "logprobs": wanted.logprobs, "echo": bool(wanted.echo)}
     found = []
     for prompt in prompts:
-        request = completion_request(model.llama, prompt, steer=steer, **options)
+        request = completion_request(model.llama, prompt, steer=steer, skip_thinking=skips, **options)
         try:
             request.check(model.llama, model.engine.n_ctx)
         except PromptError as error:

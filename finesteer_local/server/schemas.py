@@ -54,6 +54,9 @@ class Steering(GivenExactly):
         None, max_length=64, description="Instead of the server's defaults; left out, those."
     )
     scope: Scope | None = Field(None, description="Which tokens; left out, the server's or else the profile's own.")
+    skip_thinking: bool | None = Field(
+        None, description="Leave the thoughts of a reasoning model unsteered; left out, as the server was started."
+    )
     explain: bool = Field(True, description="Whether decisions name their experts.")
 
 

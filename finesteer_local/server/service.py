@@ -170,6 +170,7 @@ def open_service_model(settings: Settings) -> Model:
         raise
     shelf = Shelf(identity, settings.profiles)
     policy = Policy(shelf, settings.profiles, settings.required, settings.strength, settings.scope)
+    policy.skip_thinking = settings.skip_thinking
     return Model(llama, engine, policy)
 
 

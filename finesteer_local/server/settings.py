@@ -35,6 +35,7 @@ class Settings:
     required: frozenset[str] = frozenset()  # names of those that no request can weaken
     strength: float | None = None  # instead of the profiles' own
     scope: str | None = None
+    skip_thinking: bool = False  # leave the thoughts of reasoning models unsteered
     ctx: int = 0  # tokens of one request with its answer; 0 is the model's own, at most 4096
     threads: int | None = None
     gpu_layers: int = -1

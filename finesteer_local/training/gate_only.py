@@ -51,6 +51,7 @@ def train_gate(
     with open_fast(model, n_threads=n_threads, **llama_options) as llama:
         if layer >= llama.n_layer - 1:
             raise DataError(f"a gate cannot read layer {layer}, the model's last; steer a lower one too, with --layers")
+        llama.check_steerable([layer])
         with tempfile.TemporaryDirectory(prefix="finesteer-") as folder:
             harvest = TrainingHarvest(llama, None, Path(folder), progress)
             turns = harvest.turns([*wanted, *others], layer)

@@ -74,6 +74,7 @@ def train(llama: SteeredLlama, data: TrainingData, settings: Settings, progress:
     """
     started = time.monotonic()
     layers = _candidates(llama, settings)
+    llama.check_steerable(layers)
     gated = settings.gate != "always"
     if gated and not data.contrast:
         raise DataError("there are no prompts that must stay untouched; without them no gate can be trained")

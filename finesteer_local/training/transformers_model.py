@@ -8,7 +8,7 @@ model: its fingerprint is computed here as it is there.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -207,6 +207,9 @@ class TransformersModel:
         for profile in profiles:
             profile.check_model(self.identity)
         self._profiles, self._strength, self._scope = tuple(profiles), strength, scope
+
+    def check_steerable(self, layers: Iterable[int] = ()) -> None:
+        """Every block's output is a module's: there is nothing to find out."""
 
     def decide(self, prompt: Sequence[int], turn: int) -> list[Decision]:
         """The decisions of the active profiles for a prompt."""

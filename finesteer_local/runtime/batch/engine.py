@@ -115,6 +115,8 @@ class BatchEngine:
         request.check(self.llama, self.n_ctx)
         if request.steer and self._unsteerable is not None:
             raise self._unsteerable
+        for steer in request.steer:
+            self.llama.check_steerable(steer.profile.used_layers)  # found out above: nothing is computed here
         seed = secrets.randbits(32) if request.sampling.seed is None else request.sampling.seed
         sampler = Sampler(self.llama, request.sampling, seed)
         stream = AnswerStream(self._notify)

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
+from typing import Any
 
 from finesteer_local.runtime.batch.answer import Answer, AnswerStream, Decided, Event
 from finesteer_local.runtime.batch.context import bytes_per_token
@@ -45,7 +46,7 @@ def greedy_answers(
         SteeringError: a hidden state is not finite.
     """
     steer = active_steering(llama)
-    options = {"max_tokens": max_tokens, "temperature": 0.0, "repeat_penalty": 1.0}
+    options: dict[str, Any] = {"max_tokens": max_tokens, "temperature": 0.0, "repeat_penalty": 1.0}
     requests = [chat_request(llama, messages, steer=steer, **options) for messages in conversations]
     yield from answers(llama, requests, at_most=at_most)
 

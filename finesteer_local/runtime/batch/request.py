@@ -11,8 +11,17 @@ from llama_cpp import Llama
 
 from finesteer_local.errors import FineSteerError, ProfileError, PromptError
 from finesteer_local.profile import MAX_STRENGTH, SCOPES, Profile
-from finesteer_local.runtime.prompt import Message, chat_completion, turn_start
+from finesteer_local.runtime.prompt import (
+    NOTHING,
+    Message,
+    Unsteered,
+    chat_completion,
+    token_text,
+    turn_start,
+    unsteered_parts,
+)
 from finesteer_local.runtime.steered import TEMPLATE_OPTIONS, SteeredLlama
+from finesteer_local.runtime.thinking import opened_at
 
 
 def _defaults(function: Callable[..., Any]) -> dict[str, Any]:
@@ -82,6 +91,8 @@ class Request:
         stop: the answer ends before the first of these.
         logprobs: log-probabilities of the answer's tokens, with this many alternatives each; None for none.
         prompt_logprobs: log-probabilities of the prompt's tokens too, with as many alternatives.
+        unsteered: the parts of the prompt that no scope reaches, such as tool results.
+        skip_thinking: leave thoughts unsteered, as `SteeredLlama` does.
     """
 
     prompt: Sequence[int]
@@ -92,6 +103,8 @@ class Request:
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
     prompt_logprobs: bool = False
+    unsteered: Unsteered = NOTHING
+    skip_thinking: bool = False
 
     def check(self, llama: SteeredLlama, n_ctx: int) -> None:
         """Check what the caller gave, for a model and the length of its context.
@@ -130,11 +143,17 @@ class Request:
 
 
 def chat_request(
-    llama: SteeredLlama, messages: Sequence[Message], *, steer: Sequence[Steer] = (), **options: Any
+    llama: SteeredLlama,
+    messages: Sequence[Message],
+    *,
+    steer: Sequence[Steer] = (),
+    skip_thinking: bool | None = None,
+    **options: Any,
 ) -> Request:
     """The request that `llama.create_chat_completion(messages, **options)` makes, with the steering of its own.
 
-    The template's stop words and the grammar of tools or a response format are part of it.
+    The template's stop words and the grammar of tools or a response format are part of it. `skip_thinking` is that of
+    `llama` unless given.
 
     Raises:
         PromptError: the model's template rejects the conversation, or an option has no counterpart.
@@ -143,15 +162,24 @@ def chat_request(
         prompt, arguments = chat_completion(llama, messages, **{**_CHAT_DEFAULTS, **options})
         template = {k: options[k] for k in TEMPLATE_OPTIONS if options.get(k) is not None}
         turn = turn_start(llama, messages, prompt, **template)
+        skips = llama.skip_thinking if skip_thinking is None else skip_thinking
+        unsteered = NOTHING
+        if steer:
+            unsteered = unsteered_parts(llama, messages, prompt, skip_thinking=skips, **template)
     except FineSteerError:
         raise
     except Exception as error:  # a template is a program that came with the model
         raise PromptError(f"the model's chat template rejects this conversation: {error}") from error
-    return _request(prompt, turn, steer, arguments)
+    return _request(prompt, turn, steer, arguments, unsteered=unsteered, skip_thinking=skips)
 
 
 def completion_request(
-    llama: SteeredLlama, prompt: str | Sequence[int], *, steer: Sequence[Steer] = (), **options: Any
+    llama: SteeredLlama,
+    prompt: str | Sequence[int],
+    *,
+    steer: Sequence[Steer] = (),
+    skip_thinking: bool | None = None,
+    **options: Any,
 ) -> Request:
     """The request that `llama.create_completion(prompt, **options)` makes, with the steering of its own.
 
@@ -161,7 +189,10 @@ def completion_request(
         PromptError: an option has no counterpart.
     """
     tokens = _raw_tokens(llama, prompt) if isinstance(prompt, str) else prompt
-    return _request(tokens, 0, steer, {**_COMPLETION_DEFAULTS, **options})
+    skips = llama.skip_thinking if skip_thinking is None else skip_thinking
+    unsteered = Unsteered(thinking=opened_at(tokens, token_text(llama), raw=True)) if steer and skips else NOTHING
+    arguments = {**_COMPLETION_DEFAULTS, **options}
+    return _request(tokens, 0, steer, arguments, unsteered=unsteered, skip_thinking=skips)
 
 
 def active_steering(llama: SteeredLlama) -> tuple[Steer, ...]:
@@ -180,7 +211,9 @@ def _raw_tokens(llama: SteeredLlama, text: str) -> list[int]:
     return [*before, *tokens, *after]
 
 
-def _request(prompt: Sequence[int], turn: int, steer: Sequence[Steer], arguments: Mapping[str, Any]) -> Request:
+def _request(
+    prompt: Sequence[int], turn: int, steer: Sequence[Steer], arguments: Mapping[str, Any], **more: Any
+) -> Request:
     """From the arguments of `create_completion`."""
     if arguments.get("logits_processor") is not None:
         raise PromptError("requests at once take no logits_processor; use logit_bias or a grammar")
@@ -199,4 +232,5 @@ def _request(prompt: Sequence[int], turn: int, steer: Sequence[Steer], arguments
         stop=(stop,) if isinstance(stop, str) else tuple(word for word in stop if word),
         logprobs=arguments.get("logprobs"),
         prompt_logprobs=bool(arguments.get("echo")) and arguments.get("logprobs") is not None,
+        **more,
     )

@@ -19,6 +19,7 @@ from finesteer_local.runtime.batch.prefix import PrefixStore
 from finesteer_local.runtime.batch.score import token_score
 from finesteer_local.runtime.batch.sequence import Sequence, Waiting
 from finesteer_local.runtime.control import Vectors, same_vectors
+from finesteer_local.runtime.prompt import token_text
 from finesteer_local.runtime.steered import SteeredLlama
 from finesteer_local.runtime.tap import Addition
 
@@ -345,7 +346,7 @@ class Scheduler:
         if ends:
             self._finish(sequence, STOP)
             return
-        sequence.tokens.append(token)
+        sequence.answer(token, token_text(self.llama))
         if shown := sequence.text.add(self._text(token)):
             sequence.stream.put(Piece(shown, tuple(sequence.scores)))
             sequence.scores.clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -17,6 +18,7 @@ from finesteer_local.runtime.batch.text import AnswerText
 from finesteer_local.runtime.control import Vectors
 from finesteer_local.runtime.prompt_pass import PromptPass, Segment, segments, summed
 from finesteer_local.runtime.tap import Addition, Array
+from finesteer_local.runtime.thinking import Thinking
 from finesteer_local.steering import Decision
 
 
@@ -53,7 +55,11 @@ class Sequence:
         self.n_past = self.n_cached = 0
         self.clean: list[int] = []  # cuts up to which the cache holds what any request would put there
         self.decisions: tuple[Decision, ...] = ()
-        self.vectors: Vectors = {}  # what the hidden states of the answer's tokens are steered by
+        self._vectors: Vectors = {}  # what the hidden states of the answer's tokens are steered by
+        self._unsteered = self.request.unsteered
+        if not self.request.skip_thinking or self.request.sampling.grammar is not None:
+            self._unsteered = replace(self._unsteered, thinking=None)  # under a grammar the answer comes at once
+        self._thinking: Thinking | None = None  # while its thoughts are to be left alone
         self.text = AnswerText(self.request.stop)
         self.prompt_scores: dict[int, TokenScore] = {}  # by the token's place
         self.scores: list[TokenScore] = []  # of the answer's tokens that no piece has told yet
@@ -84,6 +90,7 @@ class Sequence:
                 profiles,
                 self._starts,
                 turn=self.turn,
+                unsteered=self._unsteered,
                 read_from=0 if any(profile.gate.whole for profile in profiles) else self.turn,
                 known=[profile.gate.summary(_no_rows(profile)) for profile in profiles],
                 n_past=n_cached,
@@ -152,8 +159,10 @@ class Sequence:
         if not self._reading.complete:
             raise SteeringError("llama.cpp did not show the layers that the profiles use; nothing was generated")
         self.decisions = self._reading.decisions
-        self._plan = segments(self.decisions, self._starts)
-        self.vectors = summed(decision.answer_vectors for decision in self.decisions)
+        self._plan = segments(self.decisions, self._starts, self._unsteered)
+        self._vectors = summed(decision.answer_vectors for decision in self.decisions)
+        if self._vectors and self.request.skip_thinking:
+            self._thinking = Thinking(opened=self._unsteered.thinking is not None)
         if self._plan:
             self.clean = [end for end in self.clean if end <= self._plan[0].start]
         else:
@@ -172,6 +181,17 @@ class Sequence:
         self._again = cuts_from(n_past, self.n_prompt, sizes=self._sizes)
 
     # --- the answer
+
+    @property
+    def vectors(self) -> Vectors:
+        """What the answer's last token is steered by."""
+        return {} if self._thinking is not None and self._thinking.open else self._vectors
+
+    def answer(self, token: int, text_of: Callable[[int], bytes]) -> None:
+        """Append a token; `text_of` gives a token's text, that of special ones too."""
+        self.tokens.append(token)
+        if self._thinking is not None:
+            self._thinking.add(text_of(token))
 
     @property
     def n_answer(self) -> int:
