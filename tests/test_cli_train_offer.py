@@ -28,7 +28,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return make_profile(model, name=recipe, gate="open")
 
     monkeypatch.setattr(training, "require_extra", lambda: None, raising=False)
-    monkeypatch.setattr(training, "estimate_seconds", lambda model, recipe: 340.0, raising=False)
+    monkeypatch.setattr(training, "estimate_seconds", lambda model, recipe, **options: 340.0, raising=False)
     monkeypatch.setattr(training, "train_profile", train_profile, raising=False)
     return asked
 
