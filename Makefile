@@ -13,8 +13,13 @@ RECIPE := Makefile pyproject.toml setup.py constraints.txt finesteer_local/runti
 demo: $(VENV)/.stamp-run
 	$(BIN)/finesteer-local demo
 
+# What must be exact is tried on a worker, too: one process a file, since a worker that goes away takes it along.
+ON_A_WORKER := tap probe prompt_pass steered steered_cache steered_features steered_pooling fail_safe harvest \
+	batch batch_context batch_engine batch_many
+
 test: $(VENV)/.stamp-dev
 	$(BIN)/python -m pytest -q
+	for name in $(ON_A_WORKER); do $(BIN)/python -m pytest -q --device rpc tests/test_$$name.py || exit 1; done
 
 lint: $(VENV)/.stamp-dev
 	$(BIN)/ruff check .

@@ -33,12 +33,29 @@ _NOT_ON_A_WORKER = {"native_tap": [False], "tiny_model": ["qwen2"]}
 _EVERYTHING = ("test_tap", "test_probe")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--device",
+        choices=("local", "rpc"),
+        default="local",
+        help="where the models of tests with the fixture `device` lie; rpc runs nothing else. Best one file a "
+        "process: a worker that goes away ends the process that has a model on it",
+    )
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """On a worker, leave out the above and what a test's own `local(argument=[values])` names."""
-    left_out = [item for item in items if _is_left_out(item)]
+    """Tests on the other device are left out; on a worker also the above, and what `local(argument=[values])` names."""
+    device = config.getoption("--device")
+    left_out = [item for item in items if _is_left_out(item) or _device(item) not in (device, None)]
+    if device == "rpc":
+        left_out += [item for item in items if _device(item) is None]
     config.hook.pytest_deselected(items=left_out)
     gone = set(map(id, left_out))
     items[:] = [item for item in items if id(item) not in gone]
+
+
+def _device(item: pytest.Item) -> str | None:
+    return item.callspec.params.get("device") if hasattr(item, "callspec") else None
 
 
 def _is_left_out(item: pytest.Item) -> bool:

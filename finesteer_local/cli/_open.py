@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
 import tempfile
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -72,10 +75,35 @@ def open_steered(model: str, options: ModelOptions, offer: Offer | None = None) 
     with _progress.waiting(f"opening {path.name}"):
         identity = read_model_identity(path)
     profiles = [find_profile(name, identity, model, path, offer) for name in options.profiles]
-    with _progress.waiting(f"opening {path.name}"):
+    with _progress.waiting(f"opening {path.name}"), _no_interrupt_lost():
         from finesteer_local.runtime import open_model
 
         return open_model(path, profiles=profiles, **options.arguments())
+
+
+@contextmanager
+def _no_interrupt_lost() -> Iterator[None]:
+    """Ctrl-C ends the block, at the latest when it is through.
+
+    Python drops an exception in a function that C called, and llama.cpp calls Python for every line of its log.
+    """
+    if threading.current_thread() is not threading.main_thread():  # signals reach the main thread only
+        yield
+        return
+    seen = False
+
+    def on_signal(*_: object) -> None:
+        nonlocal seen
+        seen = True
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, on_signal)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if seen:
+        raise KeyboardInterrupt
 
 
 def keep_profile(profile: Profile) -> Path:

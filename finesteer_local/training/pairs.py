@@ -37,7 +37,9 @@ def sample(data: TrainingData, seed: int) -> list[Pair]:
     _, sampled = split(len(pairs), groups, seed, share=most / len(pairs))
     if len(sampled) < most // 2:  # many small groups: the share of each rounds to nothing
         sampled = sorted(np.random.default_rng(seed).permutation(len(pairs))[:most].tolist())
-    return [pairs[i] for i in sampled[:most]]
+    if len(sampled) > most:  # or to one each: no more of the list's beginning than of its end
+        sampled = sorted(np.random.default_rng(seed).permutation(sampled)[:most].tolist())
+    return [pairs[i] for i in sampled]
 
 
 def held_out(prompts: Sequence[Prompt], seed: int) -> tuple[list[int], list[int]]:
