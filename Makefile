@@ -14,12 +14,11 @@ demo: $(VENV)/.stamp-run
 	$(BIN)/finesteer-local demo
 
 # What must be exact is tried on a worker, too: one process a file, since a worker that goes away takes it along.
-ON_A_WORKER := tap probe prompt_pass steered steered_cache steered_features steered_pooling fail_safe harvest \
-	batch batch_context batch_engine batch_many
+ON_A_WORKER = $(shell grep -l 'usefixtures("device")' tests/test_*.py)
 
 test: $(VENV)/.stamp-dev
 	$(BIN)/python -m pytest -q
-	for name in $(ON_A_WORKER); do $(BIN)/python -m pytest -q --device rpc tests/test_$$name.py || exit 1; done
+	for file in $(ON_A_WORKER); do $(BIN)/python -m pytest -q --device rpc $$file || exit 1; done
 
 lint: $(VENV)/.stamp-dev
 	$(BIN)/ruff check .

@@ -6,7 +6,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from llama_cpp import llama_cpp
@@ -46,20 +46,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Tests on the other device are left out; on a worker also the above, and what `local(argument=[values])` names."""
     device = config.getoption("--device")
-    left_out = [item for item in items if _is_left_out(item) or _device(item) not in (device, None)]
-    if device == "rpc":
-        left_out += [item for item in items if _device(item) is None]
+    left_out = [item for item in items if _values(item).get("device", "local") != device or _is_left_out(item)]
     config.hook.pytest_deselected(items=left_out)
     gone = set(map(id, left_out))
     items[:] = [item for item in items if id(item) not in gone]
 
 
-def _device(item: pytest.Item) -> str | None:
-    return item.callspec.params.get("device") if hasattr(item, "callspec") else None
+def _values(item: pytest.Item) -> dict[str, Any]:
+    """What a test's arguments are in this round of it."""
+    return item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
 
 
 def _is_left_out(item: pytest.Item) -> bool:
-    values = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+    values = _values(item)
     if values.get("device") != "rpc":
         return False
     rules = [mark.kwargs for mark in item.iter_markers("local")]

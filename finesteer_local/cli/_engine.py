@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import secrets
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from finesteer_local.cli._interrupt import interrupts_to
 from finesteer_local.cli._options import Sampling
 from finesteer_local.errors import FineSteerError, PromptError
 
@@ -175,7 +173,8 @@ def _answer(
     began = time.perf_counter()
     first = last = began
     stream = None
-    with _interrupts() as interrupts:
+    interrupts = _Interrupts()
+    with interrupts_to(interrupts.on_signal):
         try:
             stream = start(sampling.arguments())
             for chunk in stream:
@@ -214,16 +213,3 @@ class _Interrupts:
         if self.seen or not self.gentle:
             raise KeyboardInterrupt
         self.seen = True
-
-
-@contextmanager
-def _interrupts() -> Iterator[_Interrupts]:
-    interrupts = _Interrupts()
-    if threading.current_thread() is not threading.main_thread():  # signals reach the main thread only
-        yield interrupts
-        return
-    before = signal.signal(signal.SIGINT, interrupts.on_signal)
-    try:
-        yield interrupts
-    finally:
-        signal.signal(signal.SIGINT, before)

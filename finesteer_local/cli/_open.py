@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import shlex
-import signal
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +14,7 @@ import click
 
 from finesteer_local import catalog
 from finesteer_local.cli import _progress
+from finesteer_local.cli._interrupt import interrupts_to
 from finesteer_local.cli._options import ModelOptions
 from finesteer_local.errors import ProfileMismatchError, UnknownNameError
 from finesteer_local.identity import ModelIdentity, read_model_identity
@@ -87,9 +86,6 @@ def _no_interrupt_lost() -> Iterator[None]:
 
     Python drops an exception in a function that C called, and llama.cpp calls Python for every line of its log.
     """
-    if threading.current_thread() is not threading.main_thread():  # signals reach the main thread only
-        yield
-        return
     seen = False
 
     def on_signal(*_: object) -> None:
@@ -97,11 +93,8 @@ def _no_interrupt_lost() -> Iterator[None]:
         seen = True
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGINT, on_signal)
-    try:
+    with interrupts_to(on_signal):
         yield
-    finally:
-        signal.signal(signal.SIGINT, before)
     if seen:
         raise KeyboardInterrupt
 

@@ -64,25 +64,39 @@ class Sampling:
         }
 
 
-class _Endpoints(click.ParamType):  # type: ignore[type-arg]
-    name = "host:port,..."
+class CommaSeparated(click.ParamType):  # type: ignore[type-arg]
+    """A tuple of texts, written with commas between them.
+
+    Args:
+        name: for messages.
+        problem: what is wrong with one of them, None where nothing is.
+    """
+
+    def __init__(self, name: str, problem: Callable[[str], str | None]) -> None:
+        self.name, self._problem = name, problem
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
         if isinstance(value, tuple):
             return value
-        endpoints = tuple(part.strip() for part in str(value).split(","))
-        for endpoint in endpoints:
-            host, _, port = endpoint.rpartition(":")
-            if not host or ":" in host or not (port.isascii() and port.isdigit() and 0 < int(port) < 1 << 16):
-                self.fail(f"{endpoint!r} is not host:port", param, ctx)
-        return endpoints
+        parts = tuple(part.strip() for part in str(value).split(","))
+        for part in parts:
+            if problem := self._problem(part):
+                self.fail(problem, param, ctx)
+        return parts
+
+
+def _endpoint_problem(endpoint: str) -> str | None:
+    host, _, port = endpoint.rpartition(":")
+    if host and ":" not in host and port.isascii() and port.isdigit() and 0 < int(port) < 1 << 16:
+        return None
+    return f"{endpoint!r} is not host:port"
 
 
 def rpc_option(function: F) -> F:
     """--rpc HOST:PORT[,HOST:PORT...], as a tuple in the argument `rpc`."""
     return click.option(
         "--rpc",
-        type=_Endpoints(),
+        type=CommaSeparated("host:port,...", _endpoint_problem),
         default=(),
         metavar="HOST:PORT,...",
         help="Spread the model over these machines too, each with a `finesteer-local worker`.",

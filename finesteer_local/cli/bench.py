@@ -9,24 +9,18 @@ import click
 
 from finesteer_local import paths
 from finesteer_local.cli import _progress
-from finesteer_local.cli._options import model_argument, rpc_option
+from finesteer_local.cli._options import CommaSeparated, model_argument, rpc_option
 from finesteer_local.errors import FineSteerError, MissingExtraError
 
 # As finesteer_local.bench.run has them; importing that would load numpy for a help page.
 PARTS = ("decode", "ttft", "profiles", "harvest", "batch", "start")
 
 
-class _Parts(click.ParamType):  # type: ignore[type-arg]
-    name = "PART,..."
+def _part_problem(part: str) -> str | None:
+    return None if part in PARTS else f"{part!r} is none of {', '.join(PARTS)}"
 
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
-        if isinstance(value, tuple):
-            return value
-        parts = tuple(part.strip() for part in str(value).split(","))
-        for part in parts:
-            if part not in PARTS:
-                self.fail(f"{part!r} is none of {', '.join(PARTS)}", param, ctx)
-        return parts
+
+_PARTS = CommaSeparated("PART,...", _part_problem)
 
 
 @click.command("bench", short_help="Measure what steering costs beside llama.cpp alone.")
@@ -34,7 +28,7 @@ class _Parts(click.ParamType):  # type: ignore[type-arg]
 @click.option(
     "-p", "--profile", "names", multiple=True, metavar="NAME|FILE", help="What steers.  [default: a random stand-in]"
 )
-@click.option("--what", type=_Parts(), default=PARTS, help=f"Only these of {', '.join(PARTS)}.")
+@click.option("--what", type=_PARTS, default=PARTS, help=f"Only these of {', '.join(PARTS)}.")
 @click.option("--quick", is_flag=True, help="A minute or two: few rounds, short prompts. The figures are rough.")
 @click.option("--rounds", metavar="N", type=click.IntRange(1, 1000), help="Rounds, instead of each part's own number.")
 @click.option("--recipe", metavar="NAME", default="safety", show_default=True, help="Whose prompts `harvest` reads.")

@@ -12,7 +12,7 @@ from finesteer_local.evaluation.interventions import UNSTEERED, Intervention, Pr
 from finesteer_local.evaluation.journal import Journal, digest
 from finesteer_local.jsonl import Messages
 from finesteer_local.runtime import SteeredLlama
-from finesteer_local.runtime.batch import active_steering, answers, chat_request
+from finesteer_local.runtime.batch import active_steering, answers, greedy_request
 from finesteer_local.runtime.prompt import chat_prompt, greedy_answer
 from finesteer_local.steering import Decision
 
@@ -124,17 +124,7 @@ def _ask_together(
     """As `_ask`, under the active profiles, in the requests' order."""
     steered = intervention.digest != UNSTEERED.digest
     steer = active_steering(llama)
-    asked = [
-        chat_request(
-            llama,
-            request.messages,
-            steer=steer,
-            max_tokens=request.max_tokens,
-            temperature=0.0,
-            repeat_penalty=1.0,
-        )
-        for request in requests
-    ]
+    asked = [greedy_request(llama, request.messages, request.max_tokens, steer) for request in requests]
 
     def steers(decisions: Sequence[Decision]) -> bool:
         return not steered or Reading.of(decisions).steers

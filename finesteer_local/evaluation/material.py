@@ -153,7 +153,6 @@ def _read(
 ) -> NDArray[np.float16]:
     """Last and mean states of the prompts, (n, 2, n_layers, n_embd), kept in a file block by block."""
     shape = (len(prompts), 2, len(layers), harvest.llama.n_embd())
-    requests = [Request(np.array(tokens, np.int32), turn) for tokens, turn in map(harvest.tokens, prompts)]
     harvest.llama.set_profiles([])
     try:
         states = _kept(harvest.folder / "prompts.npy", shape, np.float16)
@@ -161,16 +160,18 @@ def _read(
     except OSError as error:
         raise StorageError(f"cannot write to {harvest.folder}: {error.strerror or error}") from error
     if not known.all():
-        done, unsaved = int(known.sum()), []
+        requests = [Request(np.array(tokens, np.int32), turn) for tokens, turn in map(harvest.tokens, prompts)]
+        done, unsaved = int(known.sum()), set[int]()
         with closing(Harvester(harvest.llama, layers)) as harvester:
             for i, found in harvester.harvest(requests, lambda i: bool(known[i])):  # (n_layers, n_turn, n_embd)
                 states[i] = np.clip([found[:, -1], found.mean(axis=1)], -_HALF, _HALF)
-                unsaved += [] if known[i] or i in unsaved else [i]
+                if not known[i]:
+                    unsaved.add(i)
                 if len(unsaved) == _FLUSH or done + len(unsaved) == len(prompts):
                     states.flush()
-                    known[unsaved] = True
+                    known[list(unsaved)] = True
                     known.flush()
-                    done, unsaved = done + len(unsaved), []
+                    done, unsaved = done + len(unsaved), set()
                 progress("reading prompts", done + len(unsaved), len(prompts))
     return states
 

@@ -7,13 +7,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from finesteer_local.errors import DataError
 from finesteer_local.jsonl import Messages, is_text, messages_of, read_rows
 from finesteer_local.profile import NAME
+
+_Item = TypeVar("_Item")
 
 MIN_PAIRS = 24
 PAIRS_A_QUESTION = 2
@@ -161,3 +163,8 @@ def split(n: int, groups: Sequence[str], seed: int, share: float = 0.2) -> tuple
         held += members[:cut].tolist()
         train += members[cut:].tolist()
     return sorted(train), sorted(held)
+
+
+def spread(items: Sequence[_Item], n: int) -> list[_Item]:
+    """At most `n` of the items, from all over the list."""
+    return list(items[:: max(len(items) // n, 1)][:n])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from finesteer_local.runtime.expand import open_fast
 from finesteer_local.runtime.harvest import Harvester
 from finesteer_local.runtime.packing import Request
 from finesteer_local.runtime.prompt import chat_prompt
-from finesteer_local.training.data import Prompt
+from finesteer_local.training.data import spread
 from finesteer_local.training.harvest import generate
 from finesteer_local.training.pairs import MAX_PAIRS, OWN_TOKENS, REPLY_TOKENS
 from finesteer_local.training.recipes import load_recipe
@@ -33,12 +32,12 @@ def estimate_seconds(model: str | Path, recipe: str = "safety", **options: Any) 
     data = load_recipe(recipe)
     everything = data.positive + list(data.contrast)
     with open_fast(model, **options) as llama:
-        asked = _spread(data.positive, _PROBES)
+        asked = spread(data.positive, _PROBES)
         list(generate(llama, asked[:1], 4))  # the first request also pays for setting up
         started = time.monotonic()
         list(generate(llama, asked, OWN_TOKENS))
         answer = (time.monotonic() - started) / len(asked)
-        read = _spread(everything, _READS)
+        read = spread(everything, _READS)
         requests = [Request(tokens, 0) for tokens in (chat_prompt(llama, prompt.messages) for prompt in read)]
         harvester = Harvester(llama, [max(round(LAYERS[-1] * llama.n_layer), 1)])
         list(harvester.harvest(requests[:1]))  # pays for setting up, too
@@ -48,7 +47,3 @@ def estimate_seconds(model: str | Path, recipe: str = "safety", **options: Any) 
         harvester.close()
     answers = OWN_ANSWERS + MAX_PAIRS * REPLY_TOKENS / OWN_TOKENS + ANSWERS * _TRIALS * ANSWER_TOKENS / OWN_TOKENS
     return answer * answers + reading * sum(len(prompt.text) for prompt in everything) + _FITTING
-
-
-def _spread(prompts: Sequence[Prompt], n: int) -> list[Prompt]:
-    return list(prompts[:: max(len(prompts) // n, 1)][:n])

@@ -9,7 +9,7 @@ import numpy as np
 
 from finesteer_local.evaluation.judges import is_refusal
 from finesteer_local.runtime import SteeredLlama
-from finesteer_local.training.data import Pair, Prompt, TrainingData, first_equal, split
+from finesteer_local.training.data import Pair, Prompt, TrainingData, first_equal, split, spread
 from finesteer_local.training.harvest import TrainingHarvest
 
 MAX_PAIRS = 240
@@ -36,8 +36,8 @@ def sample(data: TrainingData, seed: int) -> list[Pair]:
     groups = [pair.prompt.family or pair.prompt.kind for pair in pairs]
     _, sampled = split(len(pairs), groups, seed, share=most / len(pairs))
     if len(sampled) < most // 2:  # many small groups: the share of each rounds to nothing
-        sampled = sorted(np.random.default_rng(seed).permutation(len(pairs))[:most].tolist())
-    if len(sampled) > most:  # or to one each: no more of the list's beginning than of its end
+        sampled = list(range(len(pairs)))
+    if len(sampled) > most:  # or is rounded up to one each: no more of the list's beginning than of its end
         sampled = sorted(np.random.default_rng(seed).permutation(sampled)[:most].tolist())
     return [pairs[i] for i in sampled]
 
@@ -59,8 +59,7 @@ def natural(harvest: TrainingHarvest, pairs: Sequence[Pair]) -> list[Pair]:
     pool = sorted({pair.chosen for pair in pairs})
     if len(pool) <= NATURAL or len(pool) > len(pairs) // 2:
         return list(pairs)
-    step = max(len(pairs) // JUDGES, 1)
-    likelihood = harvest.likelihood([pair.prompt for pair in pairs[::step][:JUDGES]], pool, DELTA_TOKENS)
+    likelihood = harvest.likelihood([pair.prompt for pair in spread(pairs, JUDGES)], pool, DELTA_TOKENS)
     best = [pool[i] for i in np.argsort(-likelihood, kind="stable")[:NATURAL]]
     return [replace(pair, chosen=best[i % NATURAL]) for i, pair in enumerate(pairs)]
 

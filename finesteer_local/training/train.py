@@ -20,7 +20,7 @@ from finesteer_local.profile import MAX_STRENGTH, SCOPES, Profile
 from finesteer_local.runtime import SteeredLlama
 from finesteer_local.runtime.expand import open_fast
 from finesteer_local.steering import AlwaysGate, Experts, Gate
-from finesteer_local.training.data import TrainingData
+from finesteer_local.training.data import TrainingData, spread
 from finesteer_local.training.experts import train_experts
 from finesteer_local.training.gates import GateFit, fit_contrastive_gate, fit_subspace_gate
 from finesteer_local.training.harvest import Progress, TrainingHarvest, Turns, quiet, run_folder
@@ -35,7 +35,7 @@ from finesteer_local.training.pairs import (
     natural,
     sample,
 )
-from finesteer_local.training.tune import OWN_ANSWERS, as_rows, spread, tune
+from finesteer_local.training.tune import OWN_ANSWERS, as_rows, tune
 
 LAYERS = (0.27, 0.37, 0.43, 0.48)
 """Candidates, as shares of the depth: lower ones hardly steer refusals but do steer facts (docs/method.md), above 0.55

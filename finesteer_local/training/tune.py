@@ -20,7 +20,7 @@ from finesteer_local.runtime import SteeredLlama
 from finesteer_local.runtime.prompt import chat_prompt, turn_start
 from finesteer_local.runtime.score import answer_logprobs
 from finesteer_local.steering import AlwaysGate, Experts
-from finesteer_local.training.data import Pair
+from finesteer_local.training.data import Pair, spread
 from finesteer_local.training.harvest import Progress, answer_tokens, generate
 
 MARGIN_PAIRS = 10
@@ -169,9 +169,8 @@ class _Tuner:
         self._known: dict[str, dict[str, float]] = (
             json.loads(self._file.read_text(encoding="utf-8")) if self._file.exists() else {}
         )
-        self._total = (
-            len(experts) * len(self.search.first_strengths) + 1 + CONTENDERS + len(SCOPES) - 1 + 2 + 2
-        )  # and what it walks to
+        ranking = len(experts) * len(self.search.first_strengths)
+        self._total = ranking + 1 + CONTENDERS + len(SCOPES) - 1 + 2 + 2  # and what it walks to
         self._done: set[str] = set()
 
     def _remembered(self, key: str, compute: Callable[[], dict[str, float]]) -> dict[str, float]:
@@ -261,11 +260,6 @@ class _Tuner:
 
         figures = self._remembered(f"{layer} {strength} {scope} {answer_strength}", compute)
         return Trial(layer, strength, scope, answer_strength, **figures)
-
-
-def spread(pairs: Sequence[Pair], n: int) -> list[Pair]:
-    """At most `n` of the pairs, from all over the list."""
-    return list(pairs[:: max(len(pairs) // n, 1)][:n])
 
 
 def as_rows(trials: Sequence[Trial]) -> list[dict[str, object]]:

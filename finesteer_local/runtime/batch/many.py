@@ -6,12 +6,11 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
-from typing import Any
 
 from finesteer_local.runtime.batch.answer import Answer, AnswerStream, Decided, Event
 from finesteer_local.runtime.batch.context import bytes_per_token
 from finesteer_local.runtime.batch.engine import BatchEngine, default_sizes
-from finesteer_local.runtime.batch.request import Request, active_steering, chat_request
+from finesteer_local.runtime.batch.request import Request, Steer, active_steering, chat_request
 from finesteer_local.runtime.prompt import Message
 from finesteer_local.runtime.steered import SteeredLlama
 from finesteer_local.steering import Decision
@@ -46,9 +45,15 @@ def greedy_answers(
         SteeringError: a hidden state is not finite.
     """
     steer = active_steering(llama)
-    options: dict[str, Any] = {"max_tokens": max_tokens, "temperature": 0.0, "repeat_penalty": 1.0}
-    requests = [chat_request(llama, messages, steer=steer, **options) for messages in conversations]
+    requests = [greedy_request(llama, messages, max_tokens, steer) for messages in conversations]
     yield from answers(llama, requests, at_most=at_most)
+
+
+def greedy_request(
+    llama: SteeredLlama, messages: Sequence[Message], max_tokens: int, steer: Sequence[Steer]
+) -> Request:
+    """The request that `prompt.greedy_answer` makes, steered by `steer`."""
+    return chat_request(llama, messages, steer=steer, max_tokens=max_tokens, temperature=0.0, repeat_penalty=1.0)
 
 
 def answers(
