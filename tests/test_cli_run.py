@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import json
-import signal
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from cli import SPINNER_GONE, call, error_of, good, spawn, terminal
-from finesteer_local.cli._open import open_steered
-from finesteer_local.cli._options import ModelOptions
 from finesteer_local.runtime import open_model
 from tiny import make_profile, write_tiny_model
 
@@ -246,19 +242,6 @@ def test_ctrl_c_ends_a_run(model: Path) -> None:
         screen.interrupt()
         assert screen.exit_code() == 130
         assert "Stopped." in screen.seen and "Traceback" not in screen.seen
-
-
-def test_ctrl_c_while_a_model_is_opened_is_not_lost(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def opening(*args: object, **options: object) -> object:
-        with suppress(KeyboardInterrupt):  # as Python does in a function that C called
-            signal.raise_signal(signal.SIGINT)
-        return open_model(model, n_threads=1)
-
-    monkeypatch.setattr("finesteer_local.runtime.open_model", opening)
-    before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        open_steered(str(model), ModelOptions())
-    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_ctrl_c_ends_many_rows(model: Path, tmp_path: Path) -> None:

@@ -143,7 +143,7 @@ def test_what_is_said(tiny: Path, asked: list[dict[str, Any]]) -> None:
     assert "  gate      always open" in good("train", tiny, "--gate", "always").stdout
 
 
-BACKEND = {"backend": "llama.cpp", "gguf": None}
+BACKEND = {"backend": "llama.cpp", "gguf": None, "rpc": ()}
 
 
 def test_defaults(tiny: Path, asked: list[dict[str, Any]]) -> None:

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import click
 
 from finesteer_local import __version__
+from finesteer_local.cli._interrupt import interrupts_raise
 from finesteer_local.errors import FineSteerError
 
 PROGRAM = "finesteer-local"
@@ -86,8 +87,9 @@ class Program(click.Group):
             with contextlib.suppress(AttributeError, ValueError):
                 stream.reconfigure(errors="replace")  # type: ignore[union-attr]
         try:
-            code = super().main(args, prog_name, standalone_mode=False, **options)
-            sys.stdout.flush()
+            with interrupts_raise():
+                code = super().main(args, prog_name, standalone_mode=False, **options)
+                sys.stdout.flush()
         except click.Abort:
             code = _fail("Stopped.", 130)
         except click.ClickException as error:

@@ -209,7 +209,7 @@ class _Interrupts:
         self.gentle = False
         self.seen = False
 
-    def on_signal(self, *_: object) -> None:
+    def on_signal(self) -> None:
         if self.seen or not self.gentle:
             raise KeyboardInterrupt
         self.seen = True

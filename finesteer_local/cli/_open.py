@@ -5,8 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,6 @@ import click
 
 from finesteer_local import catalog
 from finesteer_local.cli import _progress
-from finesteer_local.cli._interrupt import interrupts_to
 from finesteer_local.cli._options import ModelOptions
 from finesteer_local.errors import ProfileMismatchError, UnknownNameError
 from finesteer_local.identity import ModelIdentity, read_model_identity
@@ -74,29 +72,10 @@ def open_steered(model: str, options: ModelOptions, offer: Offer | None = None) 
     with _progress.waiting(f"opening {path.name}"):
         identity = read_model_identity(path)
     profiles = [find_profile(name, identity, model, path, offer) for name in options.profiles]
-    with _progress.waiting(f"opening {path.name}"), _no_interrupt_lost():
+    with _progress.waiting(f"opening {path.name}"):
         from finesteer_local.runtime import open_model
 
         return open_model(path, profiles=profiles, **options.arguments())
-
-
-@contextmanager
-def _no_interrupt_lost() -> Iterator[None]:
-    """Ctrl-C ends the block, at the latest when it is through.
-
-    Python drops an exception in a function that C called, and llama.cpp calls Python for every line of its log.
-    """
-    seen = False
-
-    def on_signal(*_: object) -> None:
-        nonlocal seen
-        seen = True
-        raise KeyboardInterrupt
-
-    with interrupts_to(on_signal):
-        yield
-    if seen:
-        raise KeyboardInterrupt
 
 
 def keep_profile(profile: Profile) -> Path:
