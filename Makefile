@@ -17,8 +17,9 @@ demo: $(VENV)/.stamp-run
 ON_A_WORKER = $(shell grep -l 'usefixtures("device")' tests/test_*.py)
 
 test: $(VENV)/.stamp-dev
-	$(BIN)/python -m pytest -q
-	for file in $(ON_A_WORKER); do $(BIN)/python -m pytest -q --device rpc $$file || exit 1; done
+	$(BIN)/finesteer-local models pull smollm2
+	$(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 4 --dist loadfile
+	printf '%s\n' $(ON_A_WORKER) | xargs -n 1 -P 2 $(BIN)/python -m pytest -q --device rpc
 
 lint: $(VENV)/.stamp-dev
 	$(BIN)/ruff check .

