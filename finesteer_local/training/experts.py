@@ -41,20 +41,24 @@ class Fit:
 
 
 class Mixture(nn.Module):
-    """`v(h) = C'alpha + U_res beta(h)` with `alpha = softmax((W_K C)'(W_Q h) / sqrt(d_k))` (arXiv 2604.15488).
+    """`v(h) = C'alpha + U_res beta(h)` with `alpha = softmax((W_K C)'(W_Q h) / sqrt(d_k) + log shares)`.
 
-    `h` is standardised first: a residual stream has a few huge dimensions that would drown the others.
+    As in arXiv 2604.15488, but for two things. `h` is standardised first: a residual stream has a few huge dimensions
+    that would drown the others. And a prototype starts with the weight of its cluster, so that the mixture starts at
+    the mean of all deltas; with equal weights a few odd pairs would count as much as all others.
     """
 
     prototypes: torch.Tensor  # (K, n_embd)
     basis: torch.Tensor  # (n_embd, r)
     mean: torch.Tensor
     scale: torch.Tensor
+    prior: torch.Tensor  # (K,)
 
-    def __init__(self, prototypes: Array, basis: Array, mean: Array, scale: Array) -> None:
+    def __init__(self, prototypes: Array, shares: Array, basis: Array, mean: Array, scale: Array) -> None:
         super().__init__()
         n_embd = prototypes.shape[1]
         self.register_buffer("prototypes", torch.tensor(prototypes))
+        self.register_buffer("prior", torch.tensor(np.log(shares)))
         self.register_buffer("basis", torch.tensor(basis))
         self.register_buffer("mean", torch.tensor(mean))
         self.register_buffer("scale", torch.tensor(scale))
@@ -62,7 +66,7 @@ class Mixture(nn.Module):
         self.key = nn.Linear(n_embd, KEY_WIDTH, bias=False)
         self.hidden = nn.Linear(n_embd, HIDDEN_WIDTH)
         self.output = nn.Linear(HIDDEN_WIDTH, basis.shape[1])
-        nn.init.zeros_(self.query.weight)  # at the start all experts weigh alike, and the residual is nothing
+        nn.init.zeros_(self.query.weight)  # at the start no prompt is told from another, and the residual is nothing
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
 
@@ -70,7 +74,7 @@ class Mixture(nn.Module):
         """`v` for hidden states `h`, both (n, n_embd)."""
         x = (h - self.mean) / self.scale
         keys = self.key(functional.normalize(self.prototypes, dim=1))  # (K, d_k)
-        alpha = torch.softmax(self.query(x) @ keys.T / KEY_WIDTH**0.5, dim=-1)  # (n, K)
+        alpha = torch.softmax(self.query(x) @ keys.T / KEY_WIDTH**0.5 + self.prior, dim=-1)  # (n, K)
         beta = self.output(functional.relu(self.hidden(x)))  # (n, r)
         return torch.addmm(alpha @ self.prototypes, beta, self.basis.T)
 
@@ -83,7 +87,7 @@ class Mixture(nn.Module):
         return Experts(
             prototypes=_array(self.prototypes),
             router_weight=_array(router),
-            router_bias=_array(-self.mean @ router),
+            router_bias=_array(self.prior - self.mean @ router),
             residual_basis=_array(self.basis),
             hidden_weight=_array(hidden),
             hidden_bias=_array(self.hidden.bias - self.mean @ hidden),
@@ -147,11 +151,12 @@ def train_experts(
     torch.manual_seed(seed)
     clusters = cluster(deltas[train], seed)
     prototypes = np.stack([deltas[train][clusters == k].mean(0) for k in range(int(clusters.max()) + 1)])
+    shares = np.bincount(clusters) / len(clusters)
     centred = deltas[train] - deltas[train].mean(0)
     _, _, components = np.linalg.svd(centred, full_matrices=False)
     basis = np.ascontiguousarray(components[: min(RANK, len(components))].T, np.float32)
     mean, scale = states[train].mean(0), states[train].std(0) + 1e-6
-    model = Mixture(prototypes.astype(np.float32), basis, mean.astype(np.float32), scale.astype(np.float32))
+    model = Mixture(*(np.asarray(part, np.float32) for part in (prototypes, shares, basis, mean, scale)))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
     unit = float((centred**2).mean())  # losses in units of the deltas' variance
     h, d = torch.tensor(states[train]), torch.tensor(deltas[train])
@@ -182,5 +187,5 @@ def train_experts(
     target = deltas[held]
     baseline = float(((deltas[train].mean(0) - target) ** 2).mean())
     cosine = (predicted * target).sum(1) / (np.linalg.norm(predicted, axis=1) * np.linalg.norm(target, axis=1) + 1e-12)
-    shares = tuple((np.bincount(clusters) / len(clusters)).round(4).tolist())
-    return best, Fit(1 - best_loss / baseline if baseline else 0.0, float(cosine.mean()), best_epoch, shares)
+    explained = 1 - best_loss / baseline if baseline else 0.0
+    return best, Fit(explained, float(cosine.mean()), best_epoch, tuple(shares.round(4).tolist()))

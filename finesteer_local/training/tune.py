@@ -27,10 +27,10 @@ MARGIN_PAIRS = 10
 MARGIN_TOKENS = 10
 PREFERENCES = 64
 """Pairs of which a recipe that is judged by them compares both answers."""
-ANSWERS = 24
-OWN_ANSWERS = 2 * ANSWERS  # unsteered ones, by which language is judged
+ANSWERS = 48
+OWN_ANSWERS = 48  # unsteered ones, by which language is judged
 ANSWER_TOKENS = 40
-MAX_PROMPT = 400  # letters: every trial reads its prompts anew, and long ones would take most of the time
+MAX_PROMPT = 600  # letters: every trial reads its prompts anew, and long ones would take most of the time
 SCOPES = ("turn", "prompt")
 ANSWER_STRENGTHS = (0.35, 0.5, 0.7, 1.0)
 CONTENDERS = 2
@@ -50,7 +50,7 @@ class Search:
 
 
 SEARCHES = {
-    # One answer more or less is .04. A refusal is decided by the prompt.
+    # Two answers more or less are .04. A refusal is decided by the prompt.
     "refusal": Search((0.9,), (0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.4, 1.7, 2.0, 2.5), 0.5, 0.05),
     # Probabilities are finer. What an answer says is decided all through it, and how far a weak direction must be
     # followed differs from layer to layer.
