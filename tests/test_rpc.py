@@ -6,6 +6,7 @@ import json
 import socket
 import struct
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -37,6 +38,35 @@ def two_workers(worker: str) -> tuple[str, str]:
 
 
 # --- the same as here
+
+_OTHERS_GO = """
+import gc, sys
+from pathlib import Path
+from workers import lasting_worker, on_worker
+from reference import plain_llama, steered_llama
+path = Path(sys.argv[1])
+with on_worker(lasting_worker(), lasting_worker()):
+    opened = [plain_llama(path), steered_llama(path)]
+    for llama in opened:
+        others = {"closed": plain_llama(path), "collected": plain_llama(path)}
+        others["collected"].itself = others["collected"]
+        seen = []
+        for go in (lambda: None, others["closed"].close, lambda: (others.clear(), gc.collect())):
+            llama.reset()
+            llama.eval([5])
+            llama.eval([6])
+            go()
+            llama.eval([7])  # llama.cpp has no need to build another graph
+            seen.append(llama.scores[2].tobytes())
+        print(len(set(seen)), flush=True)
+"""
+
+
+@needs_rpc
+def test_a_model_goes_on_when_another_goes(tiny: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", _OTHERS_GO, str(tiny)], capture_output=True, cwd=Path(__file__).parent)
+    assert (done.stdout.split(), done.returncode) == ([b"1", b"1"], 0), done.stderr.decode()
+    assert not done.stderr
 
 
 @pytest.mark.parametrize("number", [1, 2])

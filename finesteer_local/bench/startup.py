@@ -15,6 +15,7 @@ from typing import Any
 
 from finesteer_local.bench.series import Series, alternate
 from finesteer_local.errors import FineSteerError
+from finesteer_local.runtime import amx
 
 LOADED, READY, PEAK = "loaded", "ready", "peak"
 NATIVE, OURS = "llama-cpp-python", "with one profile"
@@ -23,9 +24,10 @@ HELP = "finesteer-local --help"
 
 # Both open the model, read the same chat, and answer some tokens.
 _NATIVE = """
-import json, sys, time
+import json, runpy, sys, time
 from llama_cpp import Llama
 path, options, profile = json.loads(sys.argv[1])
+runpy.run_path(sys.argv[2])["avoid_amx"]()
 started = time.perf_counter()
 llama = Llama(path, **options)
 loaded = ready = time.perf_counter() - started
@@ -91,7 +93,7 @@ def _seconds_of_help() -> float:
 
 
 def _run(script: str, argument: str) -> dict[str, Any]:
-    done = subprocess.run([sys.executable, "-c", script, argument], capture_output=True)
+    done = subprocess.run([sys.executable, "-c", script, argument, amx.__file__], capture_output=True)
     _check(done)
     told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return told

@@ -103,6 +103,7 @@ def _number(version: str) -> tuple[int, ...]:
 
 def _llama_cpp(n_threads: int | None, workers: Sequence[str]) -> Iterator[Finding]:
     from finesteer_local.runtime import machine
+    from finesteer_local.runtime.amx import has_amx
     from finesteer_local.runtime.load import default_threads
     from finesteer_local.runtime.rpc import use_workers
     from finesteer_local.runtime.tap import native_filter
@@ -116,13 +117,17 @@ def _llama_cpp(n_threads: int | None, workers: Sequence[str]) -> Iterator[Findin
         yield Finding("llama.cpp", "threads", used, data={"threads": threads, "processors": cores})
     info = machine.system_info()
     features = [name for name, value in re.findall(r"(\w+) = (\d+)", info) if value != "0"]
-    old = platform.machine() in ("x86_64", "AMD64") and "AVX2" not in features
+    note = ""
+    if platform.machine() in ("x86_64", "AMD64") and "AVX2" not in features:
+        note = f"this build uses no AVX2 and is slow; where the processor has it: {REINSTALL}"
+    elif has_amx():
+        note = "AMX is left alone: compiled by GCC 12 or older, llama.cpp crashes with it (its issue 20824)"
     yield Finding(
         "llama.cpp",
         "processor features",
         " ".join(features) or "none reported",
-        NOTE if old else GOOD,
-        f"this build uses no AVX2 and is slow; where the processor has it: {REINSTALL}" if old else "",
+        NOTE if note else GOOD,
+        note,
         {"llama_print_system_info": info},
     )
     try:

@@ -1,6 +1,9 @@
 """llama.cpp: the hidden-state tap, and the steered model. Nothing else imports llama_cpp."""
 
+from finesteer_local.runtime.amx import avoid_amx
 from finesteer_local.runtime.load import open_model, uses_plain_format
 from finesteer_local.runtime.steered import SteeredLlama
 
 __all__ = ["SteeredLlama", "open_model", "uses_plain_format"]
+
+avoid_amx()

@@ -8,6 +8,10 @@ llama.cpp ends the process (`GGML_ABORT` in ggml-rpc.cpp) where a worker cannot 
 goes away. So everything that can be known before is asked here, over a connection of our own, and is an error like
 any other. What happens later cannot be caught: the thread that computes waits in llama.cpp for an answer that never
 comes. Then the process ends with one line and exit code 1, and nothing half-written stays behind.
+
+A worker keeps the last graph that it computed, so that the next token need not send it again, and forgets it whenever a
+buffer is freed; the program does not hear of that, asks for the graph, and is hung up on. So whenever a context or a
+model goes, every worker gets another graph to compute (`_forget_graphs`), and the next token sends its own anew.
 """
 
 from __future__ import annotations
@@ -21,14 +25,15 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
 from typing import Any, NoReturn
 
 import llama_cpp
+from llama_cpp import llama_cpp as _api
 
 from finesteer_local import paths
 from finesteer_local.errors import WorkerError
@@ -48,7 +53,7 @@ _ENDPOINT = re.compile(r"([^\s:,]+):(\d{1,5})")
 @dataclass(frozen=True)
 class _Worker:
     endpoint: str  # as llama.cpp got it
-    backend: int  # a ggml_backend_t that is never freed: it keeps the one connection open
+    backends: tuple[int, ...]  # a ggml_backend_t a device, never freed: they keep the one connection open
     sockets: tuple[socket.socket, ...]  # llama.cpp's own, to look at
 
 
@@ -78,17 +83,19 @@ def use_workers(endpoints: Sequence[str]) -> None:
         addresses = {endpoint: check_worker(endpoint) for endpoint in new}
         function("ggml_set_abort_callback", ctypes.c_void_p, [ctypes.c_void_p])(_on_abort)
         register = function("ggml_backend_register", None, [ctypes.c_void_p])
+        count = function("ggml_backend_reg_dev_count", ctypes.c_size_t, [ctypes.c_void_p])
         device_of = function("ggml_backend_reg_dev_get", ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_size_t])
         open_device = function("ggml_backend_dev_init", ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_char_p])
         for endpoint, address in addresses.items():
             registry = add(endpoint.encode())
             if not registry:
                 raise WorkerError(f"the worker at {endpoint} offers no device")
-            backend = open_device(device_of(registry, 0), None)
+            backends = tuple(open_device(device_of(registry, i), None) for i in range(count(registry)))
             register(registry)
-            _workers[endpoint] = _Worker(endpoint, backend, tuple(_connections(address)))
+            _workers[endpoint] = _Worker(endpoint, backends, tuple(_connections(address)))
             for connection in _workers[endpoint].sockets:
                 _notice_silence(connection)
+        _watch_frees()
 
 
 def check_worker(endpoint: str) -> tuple[str, int]:
@@ -198,6 +205,58 @@ def procedure(name: str, restype: Any, argtypes: list[Any]) -> Any:
 
 def _dotted(version: Sequence[int]) -> str:
     return ".".join(map(str, version))
+
+
+# --- graphs that workers keep
+
+
+@cache
+def _watch_frees() -> None:
+    """Let `_forget_graphs` follow whatever llama-cpp-python frees, the garbage collector's work included."""
+    for name in ("llama_free", "llama_model_free"):
+        setattr(_api, name, _then_forget(getattr(_api, name)))
+
+
+def _then_forget(free: Callable[[Any], None]) -> Callable[[Any], None]:
+    @wraps(free)
+    def freed(pointer: Any) -> None:
+        free(pointer)
+        if not sys.is_finalizing():  # then nobody computes any more
+            _forget_graphs()
+
+    return freed
+
+
+def _forget_graphs() -> None:
+    """Have every device of every worker compute nothing, as a graph of its own.
+
+    ggml-rpc.cpp asks a device for the graph that it keeps where that was the last one computed there, by its number
+    (`ggml_backend_rpc_graph_compute`); `rpc_server::free_buffer` drops it. Graphs made by hand have no number.
+    """
+    compute = function("ggml_backend_graph_compute", ctypes.c_int, [ctypes.c_void_p, ctypes.c_void_p])
+    for worker in _workers.values():
+        for backend in worker.backends:
+            compute(backend, _nothing())
+
+
+@cache
+def _nothing() -> int:
+    """A ggml_cgraph of one node that computes nothing: another shape of one number."""
+    start = function("ggml_init", ctypes.c_void_p, [_InitParams])
+    number = function("ggml_new_tensor_1d", ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_int, ctypes.c_int64])
+    reshape = function("ggml_reshape_1d", ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64])
+    new_graph = function("ggml_new_graph_custom", ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_bool])
+    add = function("ggml_build_forward_expand", None, [ctypes.c_void_p, ctypes.c_void_p])
+    context = start(_InitParams(1 << 16, None, True))
+    graph: int = new_graph(context, 4, False)
+    add(graph, reshape(context, number(context, _api.GGML_TYPE_F32, 1), 1))
+    return graph
+
+
+class _InitParams(ctypes.Structure):
+    """ggml_init_params"""
+
+    _fields_ = (("mem_size", ctypes.c_size_t), ("mem_buffer", ctypes.c_void_p), ("no_alloc", ctypes.c_bool))
 
 
 # --- workers that go away
