@@ -13,13 +13,13 @@ RECIPE := Makefile pyproject.toml setup.py constraints.txt finesteer_local/runti
 demo: $(VENV)/.stamp-run
 	$(BIN)/finesteer-local demo
 
-# What must be exact is tried on a worker, too: one process a file, since a worker that goes away takes it along.
+# What must be exact is tried on a worker, too.
 ON_A_WORKER = $(shell grep -l 'usefixtures("device")' tests/test_*.py)
 
 test: $(VENV)/.stamp-dev
 	$(BIN)/finesteer-local models pull smollm2
 	$(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 4 --dist loadfile
-	printf '%s\n' $(ON_A_WORKER) | xargs -n 1 -P 2 $(BIN)/python -m pytest -q --device rpc
+	$(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile --device rpc $(ON_A_WORKER)
 
 lint: $(VENV)/.stamp-dev
 	$(BIN)/ruff check .

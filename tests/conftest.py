@@ -38,8 +38,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--device",
         choices=("local", "rpc"),
         default="local",
-        help="where the models of tests with the fixture `device` lie; rpc runs nothing else. Best one file a "
-        "process: a worker that goes away ends the process that has a model on it",
+        help="where the models of tests with the fixture `device` lie; rpc runs nothing else",
     )
 
 
