@@ -98,6 +98,7 @@ def test_from_pairs_to_a_profile_that_runs(tiny: Path, pairs: Path, contrast: Pa
     assert str(kept.path) in lines[1]
     profile = Profile.load(kept.path)
     assert profile.training["contrast_prompts"] == N_CONTRAST
+    assert not profile.training["optimised"]
     assert f"layer {profile.layers[0]}, strength {profile.strength:g}, scope {profile.scope}" in lines[2]
     assert result.stderr == ""  # quiet where nobody watches
     answer = json.loads(good("run", tiny, "! 3", "-p", "calm", "--max-tokens", "4", "--json").stdout)
@@ -146,6 +147,20 @@ def test_what_is_said(tiny: Path, asked: list[dict[str, Any]]) -> None:
 BACKEND = {"backend": "llama.cpp", "gguf": None, "rpc": ()}
 
 
+def test_experts_optimised_through_the_model(tiny: Path, pairs: Path, tmp_path: Path) -> None:
+    def train(*options: str) -> Profile:
+        output = tmp_path / "out.gguf"
+        good("train", tiny, "--data", pairs, "--gate", "always", "--layer", "1", "-o", output, "--force", *options)
+        return Profile.load(output)
+
+    given, moved = train(), train("--optimise")
+    assert moved.training["optimised"]
+    assert moved.layers == given.layers == [1]
+    change = moved.experts[1].prototypes - given.experts[1].prototypes
+    assert np.abs(change).max() > 0.01
+    np.testing.assert_allclose(change, np.broadcast_to(change[0], change.shape), atol=1e-5)
+
+
 def test_defaults(tiny: Path, asked: list[dict[str, Any]]) -> None:
     good("train", tiny)
     [call_] = asked
@@ -156,6 +171,7 @@ def test_defaults(tiny: Path, asked: list[dict[str, Any]]) -> None:
         "recipe": "safety",
         "gate": "contrastive",
         "seed": 0,
+        "optimise": False,
         "n_gpu_layers": -1,
         **BACKEND,
         **nothing,
@@ -164,7 +180,20 @@ def test_defaults(tiny: Path, asked: list[dict[str, Any]]) -> None:
 
 def test_every_option_arrives(tiny: Path, pairs: Path, contrast: Path, asked: list[dict[str, Any]]) -> None:
     options = ["--data", pairs, "--contrast", contrast, "--name", "mine", "--gate", "scs", "--seed", "7"]
-    good("train", tiny, *options, "--layer", "2", "--strength", "0.5", "--scope", "response", "--threads", "3")
+    good(
+        "train",
+        tiny,
+        *options,
+        "--layer",
+        "2",
+        "--strength",
+        "0.5",
+        "--scope",
+        "response",
+        "--threads",
+        "3",
+        "--optimise",
+    )
     [call_] = asked
     call_.pop("progress")
     assert call_ == {
@@ -178,6 +207,7 @@ def test_every_option_arrives(tiny: Path, pairs: Path, contrast: Path, asked: li
         "layer": 2,
         "strength": 0.5,
         "scope": "response",
+        "optimise": True,
         "n_threads": 3,
         "n_gpu_layers": -1,
         **BACKEND,

@@ -34,6 +34,7 @@ def train_profile(
     layer: int | None = None,
     strength: float | None = None,
     scope: str | None = None,
+    optimise: bool = False,
     n_threads: int | None = None,
     progress: Progress | None = None,
     backend: str = "llama.cpp",
@@ -50,6 +51,7 @@ def train_profile(
         gate: `contrastive`, `scs` (the paper's) or `always`.
         seed: of everything that is drawn; the same seed on the same machine gives the same profile.
         layer, strength, scope: instead of the tuned ones.
+        optimise: move the experts through the model until the chosen answers are likelier (`training.optimise`).
         n_threads: for llama.cpp and torch.
         progress: called with (stage, done, total).
         backend: `llama.cpp`, or `transformers`: then `model` is a Hugging Face directory with safetensors.
@@ -71,7 +73,9 @@ def train_profile(
     profile: Profile = training.train_profile(
         model,
         data=loaded,
-        settings=training.Settings(gate=gate, seed=seed, layer=layer, strength=strength, scope=scope),
+        settings=training.Settings(
+            gate=gate, seed=seed, layer=layer, strength=strength, scope=scope, optimise=optimise
+        ),
         n_threads=n_threads,
         backend=backend,
         gguf=gguf,

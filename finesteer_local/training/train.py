@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from finesteer_local import paths
 from finesteer_local.errors import DataError, ProfileError
 from finesteer_local.profile import MAX_STRENGTH, SCOPES, Profile
 from finesteer_local.runtime import SteeredLlama
@@ -24,6 +25,7 @@ from finesteer_local.training.data import TrainingData, spread
 from finesteer_local.training.experts import train_experts
 from finesteer_local.training.gates import GateFit, fit_contrastive_gate, fit_subspace_gate
 from finesteer_local.training.harvest import Progress, TrainingHarvest, Turns, quiet, run_folder
+from finesteer_local.training.optimise import optimise, weights_of
 from finesteer_local.training.pairs import (
     DELTA_TOKENS,
     MAX_PAIRS,
@@ -52,6 +54,7 @@ class Settings:
     layer: int | None = None
     strength: float | None = None
     scope: str | None = None
+    optimise: bool = False
 
     def __post_init__(self) -> None:
         if self.gate not in GATES:
@@ -75,6 +78,7 @@ def train(llama: SteeredLlama, data: TrainingData, settings: Settings, progress:
     started = time.monotonic()
     layers = _candidates(llama, settings)
     llama.check_steerable(layers)
+    model = weights_of(llama) if settings.optimise else None  # before anything that takes minutes: it may not be read
     gated = settings.gate != "always"
     if gated and not data.contrast:
         raise DataError("there are no prompts that must stay untouched; without them no gate can be trained")
@@ -106,6 +110,21 @@ def train(llama: SteeredLlama, data: TrainingData, settings: Settings, progress:
             seed=settings.seed,
         )
         progress("training experts", i + 1, len(layers))
+    if model is not None:
+        [layer] = layers
+        file = folder / "prototypes.npy"  # it takes minutes
+        if not file.exists():
+            taught = [pairs[i] for i in learn]
+            if not data.own_replies:  # then those that were not drawn cost nothing else
+                unseen = {pairs[i].prompt.text for i in held}
+                taught = [pair for pair in data.pairs if pair.prompt.text not in unseen]
+            experts[layer] = optimise(
+                model, llama, taught, experts[layer], fits[layer].shares, layer, seed=settings.seed, progress=progress
+            )
+            with paths.atomic_write(file) as temporary, temporary.open("wb") as stream:
+                np.save(stream, experts[layer].prototypes, allow_pickle=False)
+        experts[layer] = replace(experts[layer], prototypes=np.load(file, allow_pickle=False))
+        model = None  # its memory
     chosen, trials = tune(
         llama,
         blank,
@@ -133,6 +152,7 @@ def train(llama: SteeredLlama, data: TrainingData, settings: Settings, progress:
             "pairs": len(data.pairs),
             "pairs_for_experts": len(pairs),
             "contrast_prompts": len(data.contrast),
+            "optimised": settings.optimise,
             "expert_shares": {str(chosen.layer): list(fits[chosen.layer].shares)},
             "seed": settings.seed,
             "seconds": round(seconds, 1),
@@ -184,6 +204,8 @@ def _candidates(llama: SteeredLlama, settings: Settings) -> list[int]:
         if not 1 <= settings.layer <= top:
             raise DataError(f"layer {settings.layer} cannot be steered; this model allows 1 to {top}")
         return [settings.layer]
+    if settings.optimise:  # all that is above the lowest can still be brought about, and one layer takes minutes
+        return [min(max(round(LAYERS[0] * llama.n_layer), 1), top)]
     return sorted({min(max(round(share * llama.n_layer), 1), top) for share in LAYERS})
 
 

@@ -1,0 +1,169 @@
+"""Experts optimised through the model: what they have in common is moved until the chosen answers are likelier.
+
+Differences of hidden states show where two answers part, not what brings one about. Here the whole model is
+differentiated in PyTorch and frozen, and a vector at one layer is learnt from the answers' log-probabilities, as BiPO
+does (arXiv 2406.00045, without its second direction). It becomes the mean of the experts, which keep their differences.
+It starts at nothing, not at the mean delta (docs/method.md).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional
+
+from finesteer_local.errors import MissingExtraError, ModelError
+from finesteer_local.runtime import SteeredLlama
+from finesteer_local.runtime.prompt import chat_prompt, turn_start
+from finesteer_local.runtime.score import answer_logprobs
+from finesteer_local.steering import Experts
+from finesteer_local.training.data import Pair
+from finesteer_local.training.harvest import Progress, answer_tokens
+
+BATCH = 8  # pairs
+RATE = 0.05  # Adam's; one pass over the pairs
+ANSWER_TOKENS = 40
+_SAMPLE = "The capital of France is Paris. Water boils at a hundred degrees, and ice melts at zero."
+_CLOSE = 0.5  # a token's log-probability: what 8-bit activations move is a tenth of it, other weights move whole units
+_WITHOUT = "train without --optimise"
+INSTALL = "pip install 'finesteer-local[transformers]'"
+
+
+@dataclass(frozen=True)
+class _Example:
+    """Tokens of a prompt and an answer, and the first token that is steered."""
+
+    prompt: list[int]
+    answer: list[int]
+    turn: int
+
+
+def weights_of(llama: Any) -> Any:
+    """The weights of `llama`, a GGUF model, as a transformers model in float32; the `TransformersModel`'s own.
+
+    Raises:
+        MissingExtraError: transformers or accelerate is not installed.
+        ModelError: transformers does not know the architecture or the quantisation, or computes something else.
+    """
+    if not isinstance(llama, SteeredLlama):
+        return llama.model
+    try:
+        import accelerate  # noqa: F401 - transformers asks for it here
+        from transformers import AutoModelForCausalLM
+    except ImportError as error:
+        raise MissingExtraError(f"--optimise needs transformers and accelerate; install with: {INSTALL}") from error
+    path = Path(llama.model_path)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # progress bars of its own
+            model = AutoModelForCausalLM.from_pretrained(
+                str(path.parent), gguf_file=path.name, dtype=torch.float32, local_files_only=True
+            )
+    except Exception as error:  # whatever it makes of the file
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(f"transformers cannot read {path}: {reason}; {_WITHOUT}") from error
+    _check_same(model.eval(), llama)
+    return model
+
+
+@torch.inference_mode()
+def _check_same(model: Any, llama: SteeredLlama) -> None:
+    """Raise `ModelError` where transformers computes something else than llama.cpp."""
+    tokens = llama.tokenize(_SAMPLE.encode())
+    [expected] = answer_logprobs(llama, tokens[:1], [tokens[1:]])
+    logits = model(input_ids=torch.tensor([tokens])).logits[0, :-1]
+    found = -functional.cross_entropy(logits, torch.tensor(tokens[1:]), reduction="none")
+    if not np.abs(found.numpy() - expected).mean() < _CLOSE:
+        raise ModelError(f"transformers does not compute what llama.cpp does with {llama.model_path}; {_WITHOUT}")
+
+
+def optimise(
+    model: Any,
+    llama: SteeredLlama,
+    pairs: Sequence[Pair],
+    experts: Experts,
+    shares: Sequence[float],
+    layer: int,
+    *,
+    seed: int,
+    progress: Progress,
+) -> Experts:
+    """Move the experts of `layer` together, so that they make the pairs' chosen answers likelier than the rejected.
+
+    Args:
+        model: a causal language model of transformers with the weights of `llama`, which says what the tokens are.
+        shares: the experts' weights in their mean, (K,).
+        seed: of the order of the pairs.
+
+    Returns:
+        The experts with all prototypes moved by one vector, (n_embd,), so that their mean is the one found for strength
+        1 from the last turn on, the answer included.
+    """
+    model.requires_grad_(False)
+    weights = np.asarray(shares, np.float32)
+    mean = weights / weights.sum() @ experts.prototypes
+    vector = torch.zeros(len(mean), device=model.device, requires_grad=True)
+    added: list[torch.Tensor] = []
+    steering = model.get_decoder().layers[layer].register_forward_hook(_adding(vector, added))
+    order = np.random.default_rng(seed).permutation(len(pairs))
+    batches = [order[i : i + BATCH] for i in range(0, len(order), BATCH)]
+    optimizer = torch.optim.Adam([vector], lr=RATE)
+    try:
+        for done, batch in enumerate(batches, 1):
+            examples = [example for i in batch for example in _examples(llama, pairs[i])]
+            totals = _logprobs(model, examples, added)
+            loss = -functional.logsigmoid(totals[0::2] - totals[1::2]).mean()
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            progress("optimising experts", done, len(batches))
+    finally:
+        steering.remove()
+    moved: NDArray[np.float32] = vector.detach().cpu().numpy() - mean
+    return replace(experts, prototypes=np.asarray(experts.prototypes + moved, np.float32))
+
+
+def _examples(llama: SteeredLlama, pair: Pair) -> list[_Example]:
+    """The chosen answer, then the rejected one."""
+    prompt = chat_prompt(llama, pair.prompt.messages)
+    turn = turn_start(llama, pair.prompt.messages, prompt)
+    answers = [answer_tokens(llama, text)[:ANSWER_TOKENS] for text in (pair.chosen, pair.rejected)]
+    return [_Example(list(prompt), list(answer), turn) for answer in answers]
+
+
+def _adding(vector: torch.Tensor, added: list[torch.Tensor]) -> Any:
+    """A hook that adds the vector to the rows that the mask in `added`, (n, n_tokens), has."""
+
+    def hook(_: Any, __: Any, output: Any) -> Any:
+        if isinstance(output, tuple):
+            return (output[0] + (added[0][..., None] * vector).to(output[0]), *output[1:])
+        return output + (added[0][..., None] * vector).to(output)
+
+    return hook
+
+
+def _logprobs(model: Any, examples: Sequence[_Example], added: list[torch.Tensor]) -> torch.Tensor:
+    """Total log-probability of each example's answer, steered, (n,)."""
+    longest = max(len(example.prompt) + len(example.answer) for example in examples)
+    tokens = torch.zeros((len(examples), longest), dtype=torch.long, device=model.device)
+    there, mask = torch.zeros_like(tokens), torch.zeros(tokens.shape, device=model.device)
+    for i, example in enumerate(examples):
+        n = len(example.prompt) + len(example.answer)
+        tokens[i, :n] = torch.tensor(example.prompt + example.answer, device=model.device)
+        there[i, :n] = 1
+        mask[i, example.turn : n] = 1
+    added[:] = [mask]
+    hidden = model.get_decoder()(input_ids=tokens, attention_mask=there, use_cache=False).last_hidden_state
+    totals = []
+    for row, example in zip(hidden, examples, strict=True):
+        start = len(example.prompt) - 1
+        logits = model.get_output_embeddings()(row[start : start + len(example.answer)])
+        totals.append(-functional.cross_entropy(logits, tokens[0].new_tensor(example.answer), reduction="sum"))
+    return torch.stack(totals)
