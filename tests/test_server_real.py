@@ -54,5 +54,8 @@ def test_answers_are_those_without_the_server(server: Served, smollm2: Path, saf
 def test_what_ollama_shows_of_it(server: Served) -> None:
     shown = server.post("/api/show", {"model": "smollm2"}).json()
     assert shown["details"]["quantization_level"] == "Q4_1" and shown["details"]["family"] == "llama"
-    [profile] = server.http.get("/v1/steering/profiles").json()["profiles"]
-    assert profile["name"] == "safety" and profile["gate"]["kind"] == "contrastive"
+    profiles = server.http.get("/v1/steering/profiles").json()["profiles"]
+    assert [(profile["name"], profile["gate"]["kind"]) for profile in profiles] == [
+        ("safety", "contrastive"),
+        ("truthful", "contrastive"),
+    ]
