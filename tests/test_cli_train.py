@@ -180,20 +180,8 @@ def test_defaults(tiny: Path, asked: list[dict[str, Any]]) -> None:
 
 def test_every_option_arrives(tiny: Path, pairs: Path, contrast: Path, asked: list[dict[str, Any]]) -> None:
     options = ["--data", pairs, "--contrast", contrast, "--name", "mine", "--gate", "scs", "--seed", "7"]
-    good(
-        "train",
-        tiny,
-        *options,
-        "--layer",
-        "2",
-        "--strength",
-        "0.5",
-        "--scope",
-        "response",
-        "--threads",
-        "3",
-        "--optimise",
-    )
+    options += ["--layer", "2", "--strength", "0.5", "--scope", "response", "--optimise", "--threads", "3"]
+    good("train", tiny, *options)
     [call_] = asked
     call_.pop("progress")
     assert call_ == {

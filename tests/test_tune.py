@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from finesteer_local.profile import Profile
+from finesteer_local.training import harvest
 from finesteer_local.training import tune as tuning
 from finesteer_local.training.data import Pair, Prompt
 from finesteer_local.training.tune import (
@@ -97,9 +98,9 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(tuning, "generate", generate)
     monkeypatch.setattr(tuning, "answer_logprobs", answer_logprobs)
     monkeypatch.setattr(tuning, "Coherence", FakeCoherence)
-    monkeypatch.setattr(tuning, "answer_tokens", lambda llama, text: text)
-    monkeypatch.setattr(tuning, "chat_prompt", lambda llama, messages: messages[-1]["content"])
-    monkeypatch.setattr(tuning, "turn_start", lambda llama, messages, prompt: 5)
+    monkeypatch.setattr(harvest, "answer_tokens", lambda llama, text: text)
+    monkeypatch.setattr(harvest, "chat_prompt", lambda llama, messages: messages[-1]["content"])
+    monkeypatch.setattr(harvest, "turn_start", lambda llama, messages, prompt: 5)
     yield
 
 

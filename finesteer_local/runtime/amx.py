@@ -22,6 +22,8 @@ def has_amx() -> bool:
 
 def avoid_amx() -> None:
     """Let every model that this process opens, `llama_cpp.Llama`'s included, do without, where there is AMX."""
+    if not has_amx():
+        return
     defaults = llama_cpp.llama_model_default_params
 
     @wraps(defaults)
@@ -30,5 +32,4 @@ def avoid_amx() -> None:
         params.use_extra_bufts = False
         return params
 
-    if has_amx():
-        llama_cpp.llama_model_default_params = without  # where Llama.__init__ looks it up
+    llama_cpp.llama_model_default_params = without  # where Llama.__init__ looks it up

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -169,6 +169,21 @@ class TrainingHarvest:
 def answer_tokens(llama: SteeredLlama, text: str) -> list[int]:
     """Tokens of an answer as it would follow the prompt."""
     return llama.tokenize(text.encode(), add_bos=False, special=False)
+
+
+class PairTokens(NamedTuple):
+    """Of a pair: its prompt, the index at which the last user turn starts, the chosen and the rejected answer."""
+
+    prompt: list[int]
+    turn: int
+    answers: tuple[list[int], list[int]]
+
+
+def pair_tokens(llama: SteeredLlama, pair: Pair, n_tokens: int) -> PairTokens:
+    """The tokens of a pair, of each answer at most the first `n_tokens`."""
+    prompt = chat_prompt(llama, pair.prompt.messages)
+    chosen, rejected = (answer_tokens(llama, text)[:n_tokens] for text in (pair.chosen, pair.rejected))
+    return PairTokens(prompt, turn_start(llama, pair.prompt.messages, prompt), (chosen, rejected))
 
 
 def generate(llama: SteeredLlama, prompts: Sequence[Prompt], max_tokens: int) -> Iterator[str]:

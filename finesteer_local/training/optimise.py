@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,31 +19,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 
 from finesteer_local.errors import MissingExtraError, ModelError
 from finesteer_local.runtime import SteeredLlama
-from finesteer_local.runtime.prompt import chat_prompt, turn_start
 from finesteer_local.runtime.score import answer_logprobs
 from finesteer_local.steering import Experts
 from finesteer_local.training.data import Pair
-from finesteer_local.training.harvest import Progress, answer_tokens
+from finesteer_local.training.harvest import PairTokens, Progress, pair_tokens
+from finesteer_local.training.transformers_model import INSTALL
+from finesteer_local.training.tune import ANSWER_TOKENS
 
 BATCH = 8  # pairs
 RATE = 0.05  # Adam's; one pass over the pairs
-ANSWER_TOKENS = 40
 _SAMPLE = "The capital of France is Paris. Water boils at a hundred degrees, and ice melts at zero."
 _CLOSE = 0.5  # a token's log-probability: what 8-bit activations move is a tenth of it, other weights move whole units
 _WITHOUT = "train without --optimise"
-INSTALL = "pip install 'finesteer-local[transformers]'"
-
-
-@dataclass(frozen=True)
-class _Example:
-    """Tokens of a prompt and an answer, and the first token that is steered."""
-
-    prompt: list[int]
-    answer: list[int]
-    turn: int
 
 
 def weights_of(llama: Any) -> Any:
@@ -117,8 +108,7 @@ def optimise(
     optimizer = torch.optim.Adam([vector], lr=RATE)
     try:
         for done, batch in enumerate(batches, 1):
-            examples = [example for i in batch for example in _examples(llama, pairs[i])]
-            totals = _logprobs(model, examples, added)
+            totals = _logprobs(model, [pair_tokens(llama, pairs[i], ANSWER_TOKENS) for i in batch], added)
             loss = -functional.logsigmoid(totals[0::2] - totals[1::2]).mean()
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
@@ -128,14 +118,6 @@ def optimise(
         steering.remove()
     moved: NDArray[np.float32] = vector.detach().cpu().numpy() - mean
     return replace(experts, prototypes=np.asarray(experts.prototypes + moved, np.float32))
-
-
-def _examples(llama: SteeredLlama, pair: Pair) -> list[_Example]:
-    """The chosen answer, then the rejected one."""
-    prompt = chat_prompt(llama, pair.prompt.messages)
-    turn = turn_start(llama, pair.prompt.messages, prompt)
-    answers = [answer_tokens(llama, text)[:ANSWER_TOKENS] for text in (pair.chosen, pair.rejected)]
-    return [_Example(list(prompt), list(answer), turn) for answer in answers]
 
 
 def _adding(vector: torch.Tensor, added: list[torch.Tensor]) -> Any:
@@ -149,21 +131,19 @@ def _adding(vector: torch.Tensor, added: list[torch.Tensor]) -> Any:
     return hook
 
 
-def _logprobs(model: Any, examples: Sequence[_Example], added: list[torch.Tensor]) -> torch.Tensor:
-    """Total log-probability of each example's answer, steered, (n,)."""
-    longest = max(len(example.prompt) + len(example.answer) for example in examples)
-    tokens = torch.zeros((len(examples), longest), dtype=torch.long, device=model.device)
-    there, mask = torch.zeros_like(tokens), torch.zeros(tokens.shape, device=model.device)
-    for i, example in enumerate(examples):
-        n = len(example.prompt) + len(example.answer)
-        tokens[i, :n] = torch.tensor(example.prompt + example.answer, device=model.device)
-        there[i, :n] = 1
-        mask[i, example.turn : n] = 1
-    added[:] = [mask]
-    hidden = model.get_decoder()(input_ids=tokens, attention_mask=there, use_cache=False).last_hidden_state
+def _logprobs(model: Any, pairs: Sequence[PairTokens], added: list[torch.Tensor]) -> torch.Tensor:
+    """Total log-probability of each pair's chosen and rejected answer in turn, steered, (2 * n,)."""
+    examples = [(pair.prompt, answer, pair.turn) for pair in pairs for answer in pair.answers]
+    rows = [torch.tensor([*prompt, *answer], device=model.device) for prompt, answer, _ in examples]
+    tokens = pad_sequence(rows, batch_first=True)  # (n, longest)
+    index = torch.arange(tokens.shape[1], device=model.device)
+    there = index < index.new_tensor([len(row) for row in rows])[:, None]
+    # Nothing looks at what stands behind an answer, so it may be steered as well.
+    added[:] = [(index >= index.new_tensor([turn for *_, turn in examples])[:, None]).float()]
+    hidden = model.get_decoder()(input_ids=tokens, attention_mask=there.long(), use_cache=False).last_hidden_state
     totals = []
-    for row, example in zip(hidden, examples, strict=True):
-        start = len(example.prompt) - 1
-        logits = model.get_output_embeddings()(row[start : start + len(example.answer)])
-        totals.append(-functional.cross_entropy(logits, tokens[0].new_tensor(example.answer), reduction="sum"))
+    for states, (prompt, answer, _) in zip(hidden, examples, strict=True):
+        start = len(prompt) - 1
+        logits = model.get_output_embeddings()(states[start : start + len(answer)])
+        totals.append(-functional.cross_entropy(logits, index.new_tensor(answer), reduction="sum"))
     return torch.stack(totals)

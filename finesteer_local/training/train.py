@@ -204,9 +204,9 @@ def _candidates(llama: SteeredLlama, settings: Settings) -> list[int]:
         if not 1 <= settings.layer <= top:
             raise DataError(f"layer {settings.layer} cannot be steered; this model allows 1 to {top}")
         return [settings.layer]
-    if settings.optimise:  # all that is above the lowest can still be brought about, and one layer takes minutes
-        return [min(max(round(LAYERS[0] * llama.n_layer), 1), top)]
-    return sorted({min(max(round(share * llama.n_layer), 1), top) for share in LAYERS})
+    # Optimised, all that is above the lowest can still be brought about, and one layer takes minutes.
+    shares = LAYERS[:1] if settings.optimise else LAYERS
+    return sorted({min(max(round(share * llama.n_layer), 1), top) for share in shares})
 
 
 def _blank(llama: SteeredLlama, data: TrainingData, states: NDArray[np.float32], layers: Sequence[int]) -> Profile:

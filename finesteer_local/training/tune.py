@@ -17,11 +17,10 @@ from finesteer_local import paths
 from finesteer_local.evaluation.judges import Coherence, is_refusal
 from finesteer_local.profile import Profile
 from finesteer_local.runtime import SteeredLlama
-from finesteer_local.runtime.prompt import chat_prompt, turn_start
 from finesteer_local.runtime.score import answer_logprobs
 from finesteer_local.steering import AlwaysGate, Experts
 from finesteer_local.training.data import Pair, spread
-from finesteer_local.training.harvest import Progress, answer_tokens, generate
+from finesteer_local.training.harvest import Progress, generate, pair_tokens
 
 MARGIN_PAIRS = 10
 MARGIN_TOKENS = 10
@@ -215,9 +214,7 @@ class _Tuner:
 
     def _logprobs(self, pair: Pair, n_tokens: int) -> list[NDArray[np.float64]]:
         """Log-probabilities of the first tokens of the chosen and of the rejected answer."""
-        answers = [answer_tokens(self.llama, text)[:n_tokens] for text in (pair.chosen, pair.rejected)]
-        prompt = chat_prompt(self.llama, pair.prompt.messages)
-        turn = turn_start(self.llama, pair.prompt.messages, prompt)
+        prompt, turn, answers = pair_tokens(self.llama, pair, n_tokens)
         return answer_logprobs(self.llama, prompt, answers, turn=turn)
 
     def preference(self, layer: int, strength: float) -> float:
