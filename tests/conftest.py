@@ -12,9 +12,10 @@ import pytest
 from llama_cpp import llama_cpp
 
 from finesteer_local import catalog
+from finesteer_local.runtime import machine
 from finesteer_local.runtime.rpc import INSTALL
 from tiny import ARCHITECTURES, write_tiny_model
-from workers import lasting_worker, on_worker
+from workers import everything_offloaded, lasting_worker, on_worker
 
 if TYPE_CHECKING:  # only the server's tests load what it needs
     import openai
@@ -28,22 +29,22 @@ _USERS_HOME = os.environ.get("FINESTEER_HOME")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# What a test with the fixture `device` leaves out on a worker, for time: what the device cannot make a difference to.
-_NOT_ON_A_WORKER = {"native_tap": [False], "tiny_model": ["qwen2"]}
+# What a test with the fixture `device` leaves out on a worker and on a GPU, for time: what a device cannot change.
+_ONLY_HERE = {"native_tap": [False], "tiny_model": ["qwen2"]}
 _EVERYTHING = ("test_tap", "test_probe")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--device",
-        choices=("local", "rpc"),
+        choices=("local", "rpc", "gpu"),
         default="local",
-        help="where the models of tests with the fixture `device` lie; rpc runs nothing else",
+        help="where the models of tests with the fixture `device` lie; rpc and gpu run nothing else",
     )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests on the other device are left out; on a worker also the above, and what `local(argument=[values])` names."""
+    """Leave out tests on other devices; but for `local`, `_ONLY_HERE` and what `local(argument=[values])` names too."""
     device = config.getoption("--device")
     left_out = [item for item in items if _values(item).get("device", "local") != device or _is_left_out(item)]
     config.hook.pytest_deselected(items=left_out)
@@ -58,13 +59,13 @@ def _values(item: pytest.Item) -> dict[str, Any]:
 
 def _is_left_out(item: pytest.Item) -> bool:
     values = _values(item)
-    if values.get("device") != "rpc":
+    if values.get("device", "local") == "local":
         return False
     rules = [mark.kwargs for mark in item.iter_markers("local")]
     if any(not rule for rule in rules):
         return True
     if item.module.__name__ not in _EVERYTHING:
-        rules.append(_NOT_ON_A_WORKER)
+        rules.append(_ONLY_HERE)
     return any(values.get(name) in others for rule in rules for name, others in rule.items())
 
 
@@ -140,11 +141,16 @@ def worker() -> str:
     return lasting_worker()
 
 
-@pytest.fixture(scope="module", params=["local", "rpc"])
+@pytest.fixture(scope="module", params=["local", "rpc", "gpu"])
 def device(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Where models lie: in this process, or on a worker, whose tensors are not this process's memory (as on a GPU)."""
+    """Where models lie: in this process, on a worker, whose tensors are not this process's memory, or on a GPU."""
     if request.param == "local":
         yield
-        return
-    with on_worker(request.getfixturevalue("worker")):
-        yield
+    elif request.param == "rpc":
+        with on_worker(request.getfixturevalue("worker")):
+            yield
+    else:
+        if not machine.supports_gpu() or not machine.has_accelerator():
+            pytest.skip("llama.cpp sees no GPU")
+        with everything_offloaded():
+            yield

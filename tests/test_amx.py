@@ -39,3 +39,22 @@ print(llama_cpp.llama_model_default_params().use_extra_bufts)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.stdout, done.returncode) == ("False\n", 0), done.stderr
+
+
+def test_what_llama_cpp_finds_is_not_told() -> None:
+    code = """
+from llama_cpp import _logger, llama_cpp
+def info():
+    _logger.llama_log_callback(1, b"ggml_cuda_init: found 1 CUDA devices", None)
+    return b""
+llama_cpp.llama_print_system_info = info
+if "quiet" in __import__("sys").argv:
+    import finesteer_local.runtime
+else:
+    info()
+"""
+    told, quiet = (
+        subprocess.run([sys.executable, "-c", code, word], capture_output=True, text=True) for word in ("loud", "quiet")
+    )
+    assert "found 1 CUDA" in told.stderr
+    assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")

@@ -78,12 +78,21 @@ def on_worker(*endpoints: str) -> Iterator[None]:
         register(registry)
     names = {device.description for device in machine.devices() if device.kind == "other machine"}
     assert names == set(endpoints)
+    try:
+        with everything_offloaded():
+            yield
+    finally:
+        for registry in (*registries, rpc):  # the devices belong to the last
+            unload(registry)
+        register(rpc)
+
+
+@contextmanager
+def everything_offloaded() -> Iterator[None]:
+    """In the block, models that are opened and do not say where have no layer in this process's memory."""
     defaults = Llama.__init__.__kwdefaults__
     before, defaults["n_gpu_layers"] = defaults["n_gpu_layers"], -1
     try:
         yield
     finally:
         defaults["n_gpu_layers"] = before
-        for registry in (*registries, rpc):  # the devices belong to the last
-            unload(registry)
-        register(rpc)

@@ -2,8 +2,10 @@
 
 from finesteer_local.runtime.amx import avoid_amx
 from finesteer_local.runtime.load import open_model, uses_plain_format
+from finesteer_local.runtime.quiet import unlogged
 from finesteer_local.runtime.steered import SteeredLlama
 
 __all__ = ["SteeredLlama", "open_model", "uses_plain_format"]
 
-avoid_amx()
+with unlogged():  # asked for the first time, llama.cpp lists the GPUs that it finds
+    avoid_amx()
