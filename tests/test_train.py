@@ -225,6 +225,22 @@ def test_interrupted_at_every_stage_in_turn(tiny: Path, data: Path, contrast: Pa
     same(run(tiny, data, contrast), whole)
 
 
+def test_what_was_optimised_is_not_optimised_again(
+    tiny: Path, data: Path, contrast: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(stage: str, done: int, total: int) -> None:
+        if stage == "tuning":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny, data, contrast, progress=interrupt, optimise=True)
+    with monkeypatch.context() as patch:  # nor is the model read a second time for it
+        patch.setattr(module, "weights_of", None)
+        patch.setattr(module, "optimise", None)
+        resumed = run(tiny, data, contrast, optimise=True)
+    same(resumed, run(tiny, data, contrast, optimise=True))
+
+
 def test_another_run_does_not_go_on_with_it(tiny: Path, data: Path, contrast: Path) -> None:
     def interrupt(stage: str, done: int, total: int) -> None:
         if stage == "tuning":

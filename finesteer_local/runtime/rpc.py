@@ -233,10 +233,14 @@ def _forget_graphs() -> None:
     ggml-rpc.cpp asks a device for the graph that it keeps where that was the last one computed there, by its number
     (`ggml_backend_rpc_graph_compute`); `rpc_server::free_buffer` drops it. Graphs made by hand have no number.
     """
-    compute = function("ggml_backend_graph_compute", ctypes.c_int, [ctypes.c_void_p, ctypes.c_void_p])
     for worker in _workers.values():
         for backend in worker.backends:
-            compute(backend, _nothing())
+            _graph_compute()(backend, _nothing())
+
+
+@cache
+def _graph_compute() -> Any:
+    return function("ggml_backend_graph_compute", ctypes.c_int, [ctypes.c_void_p, ctypes.c_void_p])
 
 
 @cache

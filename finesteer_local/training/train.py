@@ -78,12 +78,14 @@ def train(llama: SteeredLlama, data: TrainingData, settings: Settings, progress:
     started = time.monotonic()
     layers = _candidates(llama, settings)
     llama.check_steerable(layers)
-    model = weights_of(llama) if settings.optimise else None  # before anything that takes minutes: it may not be read
     gated = settings.gate != "always"
     if gated and not data.contrast:
         raise DataError("there are no prompts that must stay untouched; without them no gate can be trained")
     # What decides the shape of the harvest belongs to the run's identity, so that another version starts anew.
     folder = run_folder(llama, data, {**asdict(settings), "layers": LAYERS, "pairs": MAX_PAIRS, "tokens": DELTA_TOKENS})
+    optimised = folder / "prototypes.npy"  # of an interrupted run: it takes minutes
+    # Before anything else that takes minutes: it may not be readable.
+    model = weights_of(llama) if settings.optimise and not optimised.exists() else None
     harvest = TrainingHarvest(llama, data, folder, progress)
     harvest.check([*(pair.prompt for pair in data.pairs), *(data.contrast if gated else ())])
     pairs = sample(data, settings.seed)
@@ -110,10 +112,9 @@ def train(llama: SteeredLlama, data: TrainingData, settings: Settings, progress:
             seed=settings.seed,
         )
         progress("training experts", i + 1, len(layers))
-    if model is not None:
+    if settings.optimise:
         [layer] = layers
-        file = folder / "prototypes.npy"  # it takes minutes
-        if not file.exists():
+        if model is not None:
             taught = [pairs[i] for i in learn]
             if not data.own_replies:  # then those that were not drawn cost nothing else
                 unseen = {pairs[i].prompt.text for i in held}
@@ -121,9 +122,9 @@ def train(llama: SteeredLlama, data: TrainingData, settings: Settings, progress:
             experts[layer] = optimise(
                 model, llama, taught, experts[layer], fits[layer].shares, layer, seed=settings.seed, progress=progress
             )
-            with paths.atomic_write(file) as temporary, temporary.open("wb") as stream:
+            with paths.atomic_write(optimised) as temporary, temporary.open("wb") as stream:
                 np.save(stream, experts[layer].prototypes, allow_pickle=False)
-        experts[layer] = replace(experts[layer], prototypes=np.load(file, allow_pickle=False))
+        experts[layer] = replace(experts[layer], prototypes=np.load(optimised, allow_pickle=False))
         model = None  # its memory
     chosen, trials = tune(
         llama,
