@@ -13,7 +13,7 @@ from finesteer_local.errors import SteeringError
 from finesteer_local.runtime import tap as tap_module
 from finesteer_local.runtime.tap import Handler, Rows, Tap
 from finesteer_local.runtime.tapped import TappedLlama
-from reference import SETTINGS, logits, plain_llama, read
+from reference import SETTINGS, control, logits, plain_llama, read
 from tiny import ARCHITECTURES, write_tiny_model
 
 pytestmark = pytest.mark.usefixtures("device")  # exact on every device
@@ -416,3 +416,41 @@ def test_additions_end_with_disarm(tiny: Path, native_tap: bool) -> None:
 def test_additions_that_make_no_sense(tiny: Path, start: int, stop: int, width: int) -> None:
     with pytest.raises(ValueError, match="cannot take"):
         tapped(tiny).tap.add([(1, start, stop, np.ones(width, np.float32))])
+
+
+@pytest.mark.skipif(tap_module._get_scheduler is None, reason="this llama.cpp does not show its scheduler")
+def test_it_stands_aside_and_comes_back(tiny: Path, native_tap: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Passes of one token use the graph of the pass before them, which has no callback then."""
+    asked = []
+    if not native_tap:
+        of_node = Tap._eval
+        monkeypatch.setattr(Tap, "_eval", lambda self, *rest: asked.append(1) or of_node(self, *rest))
+    llama, plain = tapped(tiny, native_tap), plain_llama(tiny)
+    llama.decode_rows(PROMPT, 0)
+    read(plain, PROMPT)
+    vector = np.random.default_rng(4).standard_normal(64).astype(np.float32)
+    seen: list[int] = []
+    for n, kind in enumerate(["aside", "aside", "seen", "aside", "added", "aside", "aside"], len(PROMPT)):
+        if kind == "seen":
+            llama.tap.arm({2: lambda layer, rows: seen.append(layer) or True})
+        elif kind == "added":
+            llama.tap.add([(2, 0, 1, vector)])
+        llama.tap.stand_aside(llama.ctx)
+        asked.clear()
+        llama.decode_rows([7], n)  # raises where the vector was not added
+        assert native_tap or bool(asked) == (kind != "aside" or n == len(PROMPT)), (n, kind)
+        llama.tap.disarm()
+        control(plain, {2: vector} if kind == "added" else {})
+        plain.eval([7])
+        assert np.array_equal(logits(llama), logits(plain)), (n, kind)
+    assert seen == [2]
+
+
+def test_without_the_schedulers_name(tiny: Path, native_tap: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tap_module, "_get_scheduler", None)
+    llama = tapped(tiny, native_tap)
+    for n in range(3):
+        llama.tap.stand_aside(llama.ctx)
+        llama.decode_rows([7], n)
+    llama.tap.arm({2: lambda layer, rows: False})
+    llama.decode_rows([7], 3)

@@ -318,6 +318,7 @@ class SteeredLlama(TappedLlama):
         """Read tokens of an answer under the control vector that is set."""
         if self._vectors:
             self._steered_from = min(self._steered_from, self.n_tokens)
+        self.tap.stand_aside(self.ctx)
         super().eval(tokens)
 
     def _read_from(self, turn: int) -> int:

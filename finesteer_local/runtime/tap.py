@@ -72,6 +72,20 @@ _tensor_get = function(
 _tensor_set = function(
     "ggml_backend_tensor_set", None, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]
 )
+_set_callback = function(
+    "ggml_backend_sched_set_eval_callback", None, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
+)
+
+
+def _scheduler_of() -> Any:
+    """`llama_context::get_sched`, by the name that GCC and Clang give it; None where the library does not show it."""
+    try:
+        return function("_ZNK13llama_context9get_schedEv", ctypes.c_void_p, [ctypes.c_void_p])
+    except SteeringError:
+        return None
+
+
+_get_scheduler = _scheduler_of()
 
 
 def native_filter() -> tuple[Any, str]:
@@ -138,6 +152,7 @@ class Tap:
         self._additions: list[Addition] = []
         self._kept: tuple[Any, ...] = ()  # what the filter's pointers point to
         self._error: BaseException | None = None
+        self._left: Any = None  # the context that `stand_aside` took the callback from
         self._wanted = (ctypes.c_uint8 * MAX_LAYERS)()
         self._filter = _Filter(
             *(ctypes.cast(f, ctypes.c_void_p).value for f in (_get_name, _n_elements, _n_bytes, _is_contiguous)),
@@ -162,6 +177,7 @@ class Tap:
         for layer in handlers:
             self._wanted[layer] = _READ
         self._filter.armed = 1
+        self._come_back()
 
     def add(self, additions: Sequence[Addition]) -> None:
         """Make these additions in every following pass, until `disarm`; Python is not called for them.
@@ -184,6 +200,7 @@ class Tap:
         self._filter.additions, self._filter.rows = table, rows.ctypes.data
         self._filter.n_additions, self._filter.n_added, self._filter.n_embd = len(additions), 0, n_embd
         self._filter.armed = int(bool(additions))
+        self._come_back()
 
     def disarm(self) -> None:
         self._filter.armed = 0
@@ -191,6 +208,23 @@ class Tap:
             self._wanted[layer] = 0
         self._handlers, self._additions = {}, []
         self._filter.n_additions = self._filter.n_added = 0
+
+    def stand_aside(self, ctx: Any) -> None:
+        """While unarmed, take the callback out of the scheduler of `ctx`, the context that has it; arming puts it back.
+
+        llama.cpp puts the callback in with every graph that it builds, and then computes copies of the graph, which
+        have no number (`ggml_graph_view`): a worker is sent all of it for every token instead of being told to
+        compute it again, and CUDA compares it with the last one node by node. So this comes before every pass, and
+        helps those that use the graph of the pass before, as the tokens of an answer do.
+        """
+        if _get_scheduler is not None and not self._filter.armed:
+            _set_callback(_get_scheduler(ctx), None, None)
+            self._left = ctx
+
+    def _come_back(self) -> None:
+        if self._left is not None and self._filter.armed:
+            _set_callback(_get_scheduler(self._left), ctypes.cast(self.callback, ctypes.c_void_p), self.user_data)
+            self._left = None
 
     def check(self) -> None:
         """Raise what a handler raised since the last check, if anything.

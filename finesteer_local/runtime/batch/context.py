@@ -81,6 +81,7 @@ class Streams:
             batch.token[i], batch.pos[i], batch.logits[i] = row.token, row.position, row.output
             batch.n_seq_id[i] = 1
             batch.seq_id[i][0] = row.sequence
+        self.tap.stand_aside(self.ctx)
         status = llama_cpp.llama_decode(self.ctx, batch)
         self.tap.check()
         if status:
