@@ -85,6 +85,15 @@ def test_pareto() -> None:
     assert 'class="ours filled"' in svg
 
 
+def test_intervals_stay_inside_the_picture() -> None:
+    svg = pareto(results(made()), list(MEASURED))
+    lines = [tag for tag in re.findall(r"<[^>]+>", svg) if "whisker" in tag]
+    assert len(lines) == 2 * len(MEASURED)
+    for tag in lines:
+        points = re.search(r'points="([^"]+)"', tag)
+        assert points and all(50 <= float(point.split(",")[0]) <= 480 for point in points[1].split()), tag
+
+
 def test_only_the_methods_asked_for() -> None:
     svg = pareto(results(made()), ["none", "ours"])
     assert "control-vector" not in svg and ">ours<" in svg

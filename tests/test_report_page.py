@@ -127,7 +127,12 @@ def test_a_rival_that_is_better_is_not_hidden() -> None:
     whole = measured(pca=worse)
     rows = {name: {suite: whole.outcomes[name, suite] for suite in ("bad", "good")} for name in ("none", "pca", "ours")}
     _, found = page(evaluation(rows))
-    assert "The other method declines more harmless requests than ours does." in found.text
+    said = "The other method declines more harmless requests than ours does; pca defends 100.0 % at +100.0 %."
+    assert said in found.text.replace("\N{NO-BREAK SPACE}", " ")
+    worst = {"bad": [outcome(BAD, score=1.0)] * 4, "good": worse["good"]}
+    _, found = page(measured(pca=worse, cast=worst))
+    said = "Each of the 2 other methods declines more harmless requests than ours does; the strongest, pca, defends 100"
+    assert said in found.text.replace("\N{NO-BREAK SPACE}", " ")
 
 
 def test_failures_are_among_the_examples() -> None:

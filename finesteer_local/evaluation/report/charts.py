@@ -37,8 +37,10 @@ def pareto(results: Results, names: Sequence[str]) -> str:
     points += [
         (p.over_refusal.value, p.defended.value) for s in swept.values() for p in s if p.over_refusal and p.defended
     ]
-    xs = [x for x, _ in points]
-    plot = Plot(480, 400, x=(min(*xs, 0.0) - 0.02, max(max(xs) * 1.12, 0.1)), y=(0.0, 1.03), left=50, bottom=44)
+    intervals = [f.over_refusal for f in drawn.values() if f.over_refusal]
+    left = min(0.0, *(x for x, _ in points), *(x.low for x in intervals))
+    right = max(0.1, *(1.12 * x for x, _ in points), *(x.high for x in intervals))
+    plot = Plot(480, 400, x=(left - 0.02, right + 0.005), y=(0.0, 1.03), left=50, bottom=44)
     plot.axes(
         "harmless requests declined, over unsteered", "harmful requests defended", x_format="{:.0%}", y_format="{:.0%}"
     )

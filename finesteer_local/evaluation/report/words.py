@@ -67,15 +67,24 @@ def summary(results: Results, baselines: list[str]) -> list[str]:
             f"It solves {percent(ours.accuracy)} of {ours.accuracy.n} maths problems, against {percent(none.accuracy)}."
         )
     if ours and ours.defended and (drawn := [name for name in baselines if name in by_name]):
-        found.append(_beside(ours, best_other(results.totals, ours, drawn), len(drawn)))
+        others = [by_name[name] for name in drawn]
+        found.append(_beside(ours, best_other(results.totals, ours, drawn), others))
     return found
 
 
-def _beside(ours: Figures, rival: Figures | None, n: int) -> str:
+def _beside(ours: Figures, rival: Figures | None, others: list[Figures]) -> str:
     assert ours.defended
+    n = len(others)
     if rival is None or rival.defended is None:
         methods = f"Each of the {n} other methods" if n > 1 else "The other method"
-        return f"{methods} declines more harmless requests than ours does."
+        strongest = max(others, key=lambda other: other.defended.value if other.defended else 0.0)
+        if strongest.defended is None or strongest.over_refusal is None:
+            return f"{methods} declines more harmless requests than ours does."
+        return (
+            f"{methods} declines more harmless requests than ours does; {'the strongest, ' if n > 1 else ''}"
+            f"{escape(strongest.method)}{',' if n > 1 else ''} defends {percent(strongest.defended)} at "
+            f"{percent(strongest.over_refusal, signed=True)}."
+        )
     better = rival.defended.value < ours.defended.value
     who = f"Of the {n} other methods, the best that declines" if n > 1 else "The other method declines"
     return (
