@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -22,8 +23,10 @@ from finesteer_local import paths
 from finesteer_local.bench import Results, measure
 from finesteer_local.bench import answers as answers_bench
 from finesteer_local.errors import WorkerError
+from finesteer_local.profile import Profile
 from finesteer_local.runtime import machine, open_model, rpc
 from finesteer_local.runtime.machine import watch_placement
+from finesteer_local.steering import ContrastiveGate
 from reference import answer, logits, plain_llama, steered_llama
 from tiny import make_profile, write_tiny_model
 from workers import free_port, lasting_worker, needs_rpc, on_worker, worker_process
@@ -141,6 +144,37 @@ def test_bench_measures_this_machine_beside_the_workers(tiny: Path, worker: str)
     [series] = results.series
     assert {answers_bench.HERE, answers_bench.OPEN} < {*series.samples} and results.about["rpc"] == [worker]
     assert "one program at a time" in results.notes[0]
+
+
+def test_training_and_evaluating(tiny: Path, worker: str, tmp_path: Path) -> None:
+    """Both go through a worker to the same figures as here, to the last bit."""
+    words = ["alpha", "beta", "gamma", "delta"]
+    pairs = [{"prompt": f"! {words[i % 4]} {i}", "chosen": f"no {i % 5}", "rejected": f"{i} sure"} for i in range(36)]
+    contrast = [{"prompt": f"what is {words[i % 4]} {i}?"} for i in range(30)]
+    suite = [{"prompt": row["prompt"], "label": "harmful"} for row in pairs[:4]] + contrast[:4]
+    files = {"pairs": pairs, "contrast": contrast, "suite": suite}
+    for name, rows in files.items():
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
+
+    def run(*options: str) -> tuple[Profile, list[dict[str, Any]]]:
+        file, data = tmp_path / "out.gguf", [tmp_path / f"{name}.jsonl" for name in files]
+        good("train", tiny, "--data", data[0], "--contrast", data[1], "-o", file, "--force", "--threads", 1, *options)
+        shown = good(
+            "eval", tiny, "-p", file, "--suite", data[2], "--json", "--max-tokens", 6, "--threads", 1, *options
+        )
+        return Profile.load(file), json.loads(shown.stdout)["totals"]
+
+    with on_worker(worker):
+        there, figures_there = run("--rpc", worker)
+    here, figures_here = run()
+    layer = here.layers[0]
+    assert there.layers == here.layers and there.strength == here.strength
+    assert np.array_equal(there.experts[layer].prototypes, here.experts[layer].prototypes)
+    assert isinstance(here.gate, ContrastiveGate) and isinstance(there.gate, ContrastiveGate)
+    assert np.array_equal(there.gate.query, here.gate.query) and there.gate.threshold == here.gate.threshold
+    for row in (*figures_there, *figures_here):
+        row.pop("seconds")
+    assert figures_there == figures_here
 
 
 def test_doctor_lists_them(tiny: Path, worker: str) -> None:
