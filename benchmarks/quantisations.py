@@ -23,6 +23,7 @@ from finesteer_local.identity import read_model_identity
 from finesteer_local.profile import Profile
 from finesteer_local.runtime import open_model
 from finesteer_local.runtime.prompt import greedy_answer
+from finesteer_local.runtime.quiet import unlogged
 from finesteer_local.training.data import read_prompts
 
 TYPES = {
@@ -38,7 +39,8 @@ def quantise(source: Path, target: Path, kind: str, n_threads: int = 2) -> Path:
     parameters.ftype = TYPES[kind]
     parameters.nthread = n_threads
     parameters.allow_requantize = True
-    status = llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(parameters))
+    with unlogged():  # a line for every tensor that falls back
+        status = llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(parameters))
     if status:
         raise ModelError(f"llama.cpp cannot quantise {source} to {kind}")
     return target
