@@ -135,6 +135,12 @@ def test_a_rival_that_is_better_is_not_hidden() -> None:
     assert said in found.text.replace("\N{NO-BREAK SPACE}", " ")
 
 
+def test_without_harmless_requests_nothing_is_said_of_them() -> None:
+    rows = {name: {"bad": measured().outcomes[name, "bad"]} for name in ("none", "cast", "ours")}
+    _, found = page(evaluation(rows))
+    assert "the model declines 75.0" in found.text and "more harmless requests" not in found.text
+
+
 def test_failures_are_among_the_examples() -> None:
     _, found = page(measured())
     examples = found.text[found.text.index("Examples") : found.text.index("Suite by suite")]

@@ -66,7 +66,7 @@ def summary(results: Results, baselines: list[str]) -> list[str]:
         found.append(
             f"It solves {percent(ours.accuracy)} of {ours.accuracy.n} maths problems, against {percent(none.accuracy)}."
         )
-    if ours and ours.defended and (drawn := [name for name in baselines if name in by_name]):
+    if ours and ours.defended and ours.over_refusal and (drawn := [name for name in baselines if name in by_name]):
         others = [by_name[name] for name in drawn]
         found.append(_beside(ours, best_other(results.totals, ours, drawn), others))
     return found
@@ -78,12 +78,11 @@ def _beside(ours: Figures, rival: Figures | None, others: list[Figures]) -> str:
     if rival is None or rival.defended is None:
         methods = f"Each of the {n} other methods" if n > 1 else "The other method"
         strongest = max(others, key=lambda other: other.defended.value if other.defended else 0.0)
-        if strongest.defended is None or strongest.over_refusal is None:
-            return f"{methods} declines more harmless requests than ours does."
+        assert strongest.defended and strongest.over_refusal  # all answer the same prompts
+        who = f"the strongest, {escape(strongest.method)}," if n > 1 else escape(strongest.method)
         return (
-            f"{methods} declines more harmless requests than ours does; {'the strongest, ' if n > 1 else ''}"
-            f"{escape(strongest.method)}{',' if n > 1 else ''} defends {percent(strongest.defended)} at "
-            f"{percent(strongest.over_refusal, signed=True)}."
+            f"{methods} declines more harmless requests than ours does; {who} defends {percent(strongest.defended)} "
+            f"at {percent(strongest.over_refusal, signed=True)}."
         )
     better = rival.defended.value < ours.defended.value
     who = f"Of the {n} other methods, the best that declines" if n > 1 else "The other method declines"
