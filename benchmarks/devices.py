@@ -33,7 +33,7 @@ def main() -> None:
     here = open_model(path, n_gpu_layers=0)
     there = open_model(path, n_gpu_layers=-1, rpc=workers)
     profile = Profile.load(catalog.resolve_profile(arguments.profile, here.identity))
-    n = n_open = n_same = n_text = 0
+    n_open = n_same = n_text = 0
     scores, cosines = [], []
     for llama in (here, there):
         llama.set_profiles([profile])
@@ -41,7 +41,6 @@ def main() -> None:
         for case in suite.cases:
             texts = [greedy_answer(llama, case.messages, arguments.answer) for llama in (here, there)]
             a, b = here.last_decisions[0], there.last_decisions[0]
-            n += 1
             n_open += a.open
             n_same += a.open == b.open
             n_text += texts[0] == texts[1]
@@ -50,10 +49,12 @@ def main() -> None:
                 for layer, vector in a.vectors.items():
                     other = b.vectors[layer]
                     cosines.append(vector @ other / (np.linalg.norm(vector) * np.linalg.norm(other)))
+    agree = f"{np.median(cosines):.6f} (least {min(cosines):.6f})" if cosines else "unknown: nothing was steered"
     print(
-        f"{n} prompts, {n_open} of them steered here: same decision {n_same}, same {arguments.answer} tokens {n_text}; "
+        f"{len(scores)} prompts, {n_open} of them steered here: same decision {n_same}, "
+        f"same {arguments.answer} tokens {n_text}; "
         f"the gate's score differs by {np.median(scores):.4f} (greatest {max(scores):.4f}; threshold "
-        f"{a.threshold:.3f}), cosine of the vectors {np.median(cosines):.6f} (least {min(cosines):.6f})"
+        f"{a.threshold:.3f}), cosine of the vectors {agree}"
     )
 
 

@@ -10,7 +10,6 @@ harmful one. Rows that a type cannot hold fall back as llama.cpp does (Q2_K need
 from __future__ import annotations
 
 import argparse
-import ctypes
 import tempfile
 from pathlib import Path
 
@@ -22,8 +21,8 @@ from finesteer_local.evaluation.judges import is_refusal
 from finesteer_local.identity import read_model_identity
 from finesteer_local.profile import Profile
 from finesteer_local.runtime import open_model
+from finesteer_local.runtime.expand import requantise
 from finesteer_local.runtime.prompt import greedy_answer
-from finesteer_local.runtime.quiet import unlogged
 from finesteer_local.training.data import read_prompts
 
 TYPES = {
@@ -33,15 +32,9 @@ TYPES = {
 }
 
 
-def quantise(source: Path, target: Path, kind: str, n_threads: int = 2) -> Path:
+def quantise(source: Path, target: Path, kind: str) -> Path:
     """Write `source` in another quantisation to `target`."""
-    parameters = llama_cpp.llama_model_quantize_default_params()
-    parameters.ftype = TYPES[kind]
-    parameters.nthread = n_threads
-    parameters.allow_requantize = True
-    with unlogged():  # a line for every tensor that falls back
-        status = llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(parameters))
-    if status:
+    if not requantise(source, target, TYPES[kind]):
         raise ModelError(f"llama.cpp cannot quantise {source} to {kind}")
     return target
 

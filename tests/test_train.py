@@ -95,6 +95,11 @@ def run(model: Path, data: Path, contrast: Path, **options: Any) -> Profile:
     return training.train_profile(model, data=data, contrast=contrast, n_threads=1, **options)
 
 
+def stop_at_tuning(stage: str, done: int, total: int) -> None:
+    if stage == "tuning":
+        raise KeyboardInterrupt
+
+
 def same(a: Profile, b: Profile) -> None:
     """Equal to the last bit, but for the clock."""
 
@@ -228,12 +233,8 @@ def test_interrupted_at_every_stage_in_turn(tiny: Path, data: Path, contrast: Pa
 def test_what_was_optimised_is_not_optimised_again(
     tiny: Path, data: Path, contrast: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(stage: str, done: int, total: int) -> None:
-        if stage == "tuning":
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        run(tiny, data, contrast, progress=interrupt, optimise=True)
+        run(tiny, data, contrast, progress=stop_at_tuning, optimise=True)
     with monkeypatch.context() as patch:  # nor is the model read a second time for it
         patch.setattr(module, "weights_of", None)
         patch.setattr(module, "optimise", None)
@@ -242,12 +243,8 @@ def test_what_was_optimised_is_not_optimised_again(
 
 
 def test_another_run_does_not_go_on_with_it(tiny: Path, data: Path, contrast: Path) -> None:
-    def interrupt(stage: str, done: int, total: int) -> None:
-        if stage == "tuning":
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        run(tiny, data, contrast, progress=interrupt)
+        run(tiny, data, contrast, progress=stop_at_tuning)
     [left] = paths.work_dir().iterdir()
     run(tiny, data, contrast, seed=1)
     assert list(paths.work_dir().iterdir()) == [left]

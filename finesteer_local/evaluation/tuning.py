@@ -22,10 +22,9 @@ from finesteer_local.evaluation.judges import Coherence, Fluency, is_refusal
 from finesteer_local.evaluation.material import Material
 from finesteer_local.evaluation.measure import Progress, fluency
 from finesteer_local.runtime import SteeredLlama
-from finesteer_local.runtime.prompt import chat_prompt, turn_start
 from finesteer_local.runtime.score import answer_logprobs
 from finesteer_local.training.data import Pair
-from finesteer_local.training.harvest import answer_tokens
+from finesteer_local.training.harvest import pair_tokens
 
 PROMPTS = 24  # of each kind
 FEWER = 10  # of each kind, where many candidates are compared
@@ -140,10 +139,8 @@ class Tuner:
         return [self.journal[key] > 0 for key in keys]
 
     def _margin(self, intervention: Intervention, pair: Pair) -> float:
-        prompt = chat_prompt(self.llama, pair.prompt.messages)
+        prompt, turn, answers = pair_tokens(self.llama, pair)
         intervention.expect(len(prompt))
-        answers = [answer_tokens(self.llama, text) for text in (pair.chosen, pair.rejected)]
-        turn = turn_start(self.llama, pair.prompt.messages, prompt)
         chosen, rejected = answer_logprobs(self.llama, prompt, answers, turn=turn)
         self.llama.tap.check()
         return float(chosen.mean() - rejected.mean())

@@ -56,11 +56,17 @@ def float32_copy(path: Path) -> Iterator[Path | None]:
         return
     with folder:
         copy = Path(folder.name) / path.name
-        parameters = llama_cpp.llama_model_quantize_default_params()
-        parameters.ftype, parameters.allow_requantize = llama_cpp.LLAMA_FTYPE_ALL_F32, True
-        with unlogged():
-            status = llama_cpp.llama_model_quantize(str(path).encode(), str(copy).encode(), ctypes.byref(parameters))
-        yield copy if status == 0 else None
+        yield copy if requantise(path, copy, llama_cpp.LLAMA_FTYPE_ALL_F32) else None
+
+
+def requantise(source: Path, target: Path, ftype: int) -> bool:
+    """Write the model at `source` to `target` in another quantisation, one of llama.cpp's `LLAMA_FTYPE_...`, with
+    llama.cpp's own quantiser (`llama_model_quantize`). Returns whether it could."""
+    parameters = llama_cpp.llama_model_quantize_default_params()
+    parameters.ftype, parameters.allow_requantize = ftype, True
+    with unlogged():
+        status = llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(parameters))
+    return bool(status == 0)
 
 
 @contextmanager

@@ -179,8 +179,8 @@ class PairTokens(NamedTuple):
     answers: tuple[list[int], list[int]]
 
 
-def pair_tokens(llama: SteeredLlama, pair: Pair, n_tokens: int) -> PairTokens:
-    """The tokens of a pair, of each answer at most the first `n_tokens`."""
+def pair_tokens(llama: SteeredLlama, pair: Pair, n_tokens: int | None = None) -> PairTokens:
+    """The tokens of a pair, of each answer at most the first `n_tokens`; all without."""
     prompt = chat_prompt(llama, pair.prompt.messages)
     chosen, rejected = (answer_tokens(llama, text)[:n_tokens] for text in (pair.chosen, pair.rejected))
     return PairTokens(prompt, turn_start(llama, pair.prompt.messages, prompt), (chosen, rejected))
