@@ -22,7 +22,7 @@ _spec.loader.exec_module(quantisations)
 @pytest.mark.parametrize("kind", quantisations.TYPES)
 def test_the_profile_fits_every_quantisation(tmp_path: Path, kind: str) -> None:
     model = write_tiny_model(tmp_path / "m.gguf", n_embd=256)  # Q2_K needs 256 columns a row
-    quantised = quantisations.quantise(model, tmp_path / f"{kind}.gguf", kind, n_threads=1)
+    quantised = quantisations.quantise(model, tmp_path / f"{kind}.gguf", kind)
     assert quantised.stat().st_size < 0.8 * model.stat().st_size
     assert read_model_identity(quantised) == read_model_identity(model)
     profile = make_profile(model, gate="partly")
@@ -30,7 +30,7 @@ def test_the_profile_fits_every_quantisation(tmp_path: Path, kind: str) -> None:
     llama.create_chat_completion([{"role": "user", "content": "hello"}], max_tokens=2)
     assert llama.last_decision is not None and llama.last_decision.open
     tuned = write_tiny_model(tmp_path / "tuned.gguf", n_embd=256, nudge=1e-3)
-    again = quantisations.quantise(tuned, tmp_path / "tuned-q.gguf", kind, n_threads=1)
+    again = quantisations.quantise(tuned, tmp_path / "tuned-q.gguf", kind)
     for other in (tuned, again):
         with pytest.raises(ProfileMismatchError, match="another model or a fine-tune"):
             open_model(other, profiles=[profile], n_threads=1)
