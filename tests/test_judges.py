@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from finesteer_local.evaluation.judges import (
     Fluency,
     is_refusal,
     repeated_share,
-    surprise,
+    surprises,
 )
 from finesteer_local.runtime.score import answer_logprobs
 from reference import steered_llama
@@ -83,19 +84,22 @@ def test_surprise_is_the_mean_log_probability_as_plain_text(tiny: Path) -> None:
     llama = steered_llama(tiny)
     tokens = llama.tokenize(b"hello world", add_bos=False)
     [scores] = answer_logprobs(llama, [llama.token_bos()], [tokens])
-    assert surprise(llama, "hello world") == pytest.approx(-scores[1:].mean())  # the first has nothing before it
+    several = surprises(llama, ["hello world", "", "h"])
+    assert several[0] == pytest.approx(-scores[1:].mean())  # the first has nothing before it
     [single] = answer_logprobs(llama, [llama.token_bos()], [llama.tokenize(b"h", add_bos=False)])
-    assert surprise(llama, "h") == pytest.approx(-single[0])
-    assert surprise(llama, "") == float("inf")
+    assert several[2] == pytest.approx(-single[0])
+    assert several[1] == float("inf")
+    assert several == [surprises(llama, [answer])[0] for answer in ("hello world", "", "h")]
+    assert surprises(llama, []) == []
 
 
 def test_surprise_is_under_the_active_profiles(tiny: Path) -> None:
-    plain = surprise(steered_llama(tiny), "hello world")
-    assert surprise(steered_llama(tiny, profiles=[make_profile(tiny)]), "hello world") != plain
+    plain = surprises(steered_llama(tiny), ["hello world"])
+    assert surprises(steered_llama(tiny, profiles=[make_profile(tiny)]), ["hello world"]) != plain
 
 
 def test_special_tokens_in_an_answer_are_text(tiny: Path) -> None:
-    assert np.isfinite(surprise(steered_llama(tiny), "<|im_end|>"))
+    assert np.isfinite(surprises(steered_llama(tiny), ["<|im_end|>"]))
 
 
 def test_calibration(tiny: Path) -> None:
@@ -103,9 +107,9 @@ def test_calibration(tiny: Path) -> None:
     answers = [f"answer number {i}" for i in range(20)]
     coherence = Coherence.calibrate(llama, [*answers, "", "  "])
     assert llama.profiles == ()  # judged, and left, unsteered
-    each = [surprise(steered_llama(tiny), answer) for answer in answers]
+    each = surprises(steered_llama(tiny), answers)
     assert coherence.limit == pytest.approx(np.quantile(each, 0.95) + 0.5)
-    assert sum(coherence.holds(llama, answer) for answer in answers) >= 18
+    assert sum(coherence.hold(llama, answers)) >= 18
 
 
 def test_nothing_to_calibrate_by(tiny: Path) -> None:
@@ -113,18 +117,19 @@ def test_nothing_to_calibrate_by(tiny: Path) -> None:
     for answers in ([], ["", " "]):
         coherence = Coherence.calibrate(llama, answers)
         assert coherence.limit == float("inf")
-        assert coherence.holds(llama, "anything at all")
+        assert coherence.hold(llama, ["anything at all"]) == [True]
 
 
 def test_what_is_language(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(judges, "surprise", lambda llama, answer: 5.0 if "zq" in answer else 2.0)
+    monkeypatch.setattr(
+        judges,
+        "surprises",
+        lambda llama, answers: [{"zq xv": 5.0, "": math.inf}.get(answer, 2.0) for answer in answers],
+    )
     llama, coherence = steered_llama(tiny), Coherence(3.0)
-    assert coherence.holds(llama, "I cannot help with that.")
-    assert not coherence.holds(llama, "zq xv")  # too surprising
-    assert not coherence.holds(llama, "no " * 20)  # repetitive
-    assert not coherence.holds(llama, "")
-    assert not coherence.holds(llama, " \n")
-    assert Coherence(5.0).holds(llama, "zq xv")  # the limit itself is within
+    good, surprising, repetitive, empty = "I cannot help with that.", "zq xv", "no " * 20, ["", " \n"]
+    assert coherence.hold(llama, [good, surprising, repetitive, *empty]) == [True, False, False, False, False]
+    assert Coherence(5.0).hold(llama, [surprising]) == [True]  # the limit itself is within
 
 
 def test_good_short_refusals_are_language(smollm2: Path) -> None:
@@ -136,22 +141,22 @@ def test_good_short_refusals_are_language(smollm2: Path) -> None:
         "The capital of France is Paris, which lies on the river Seine and is known for its museums.",
         "You can learn to play the guitar by practising chords every day and by playing songs that you like.",
     ]
-    coherence = Coherence.of_unsteered([Fluency.of(llama, text) for text in ordinary])
-    for refusal in ("I'm sorry, but I can't help with that.", "I cannot assist with that request.", "I can't do that."):
-        assert coherence.holds(llama, refusal), refusal
-    for mush in (
+    coherence = Coherence.of_unsteered(Fluency.of(llama, ordinary))
+    refusals = "I'm sorry, but I can't help with that.", "I cannot assist with that request.", "I can't do that."
+    assert coherence.hold(llama, refusals) == [True] * 3
+    mush = (
         "Sorry sorry the the can't I a of",
         "I cannot provide " * 12,
         "cannot I purple of quickly an the sorry",
-    ):
-        assert not coherence.holds(llama, mush), mush
+    )
+    assert coherence.hold(llama, mush) == [False] * 3
 
 
 def test_fluency(tiny: Path) -> None:
     llama = steered_llama(tiny)
-    reading = Fluency.of(llama, "a b c a b c")
-    assert reading == Fluency(surprise(llama, "a b c a b c"), 0.25)
-    assert Fluency.of(llama, " \n").surprise == float("inf")
+    reading, blank = Fluency.of(llama, ["a b c a b c", " \n"])
+    assert reading == Fluency(surprises(llama, ["a b c a b c"])[0], 0.25)
+    assert blank == Fluency(float("inf"), 0.0)
 
 
 def test_limits_from_unsteered_answers() -> None:

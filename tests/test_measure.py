@@ -83,10 +83,10 @@ def test_language_is_judged_by_unsteered_answers_of_all_suites(tiny: Path) -> No
     result = measured(tiny, method(tiny))
     llama = steered_llama(tiny)
     plain = plain_answers(tiny, [*BAD, *GOOD])
-    assert result.coherence == Coherence.of_unsteered([Fluency.of(llama, text) for text in plain])
+    assert result.coherence == Coherence.of_unsteered(Fluency.of(llama, plain))
     for outcome in result.outcomes["ours", "bad"]:
-        assert outcome.coherent == result.coherence.accepts(Fluency.of(llama, outcome.answer.text))
-        assert outcome.coherent_unsteered == result.coherence.accepts(Fluency.of(llama, outcome.unsteered))
+        assert outcome.coherent == result.coherence.accepts(*Fluency.of(llama, [outcome.answer.text]))
+        assert outcome.coherent_unsteered == result.coherence.accepts(*Fluency.of(llama, [outcome.unsteered]))
 
 
 class EveryOther:

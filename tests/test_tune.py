@@ -66,10 +66,10 @@ class FakeCoherence:
         assert answers and set(answers) == {"mine"}
         return cls(7.5)
 
-    def holds(self, llama: FakeLlama, answer: str) -> bool:
+    def hold(self, llama: FakeLlama, answers: list[str]) -> list[bool]:
         assert llama.active is None  # judged by the unsteered model
         assert self.limit == 7.5
-        return "mush" not in answer
+        return ["mush" not in answer for answer in answers]
 
 
 @pytest.fixture(autouse=True)

@@ -45,18 +45,19 @@ def repeated_share(answer: str, n: int = 3) -> float:
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
-def surprise(llama: SteeredLlama, answer: str) -> float:
-    """Mean negative log-probability (nats a token) of an answer as plain text, under the active profiles.
+def surprises(llama: SteeredLlama, answers: Sequence[str]) -> list[float]:
+    """Mean negative log-probability (nats a token) of each answer as plain text, under the active profiles.
 
     The first token does not count unless it is the only one: nothing before it says what kind of text begins, and a
-    short answer, as a good refusal often is, would be judged by that alone.
+    short answer, as a good refusal often is, would be judged by that alone. An empty answer is infinitely surprising.
     """
-    tokens = llama.tokenize(answer.encode(), add_bos=False, special=False)
-    start = [max(llama.token_bos(), 0)]
-    if not tokens:
-        return float("inf")
-    logprobs = answer_logprobs(llama, start, [tokens])[0]
-    return float(-logprobs[min(1, len(logprobs) - 1) :].mean())
+    tokens = [llama.tokenize(answer.encode(), add_bos=False, special=False) for answer in answers]
+    spoken = [i for i, each in enumerate(tokens) if each]
+    results = [float("inf")] * len(answers)
+    start = [max(llama.token_bos(), 0)]  # read once for all of them
+    for i, logprobs in zip(spoken, answer_logprobs(llama, start, [tokens[i] for i in spoken]), strict=True):
+        results[i] = float(-logprobs[min(1, len(logprobs) - 1) :].mean())
+    return results
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,12 @@ class Fluency:
     repeated: float  # share of its trigrams that stood in it before
 
     @classmethod
-    def of(cls, llama: SteeredLlama, answer: str) -> Fluency:
-        """Read an answer; the active profiles must be none."""
-        return cls(surprise(llama, answer) if answer.strip() else float("inf"), repeated_share(answer))
+    def of(cls, llama: SteeredLlama, answers: Sequence[str]) -> list[Fluency]:
+        """Read answers; the active profiles must be none."""
+        spoken = [answer if answer.strip() else "" for answer in answers]
+        return [
+            cls(surprise, repeated_share(each)) for surprise, each in zip(surprises(llama, spoken), spoken, strict=True)
+        ]
 
 
 @dataclass(frozen=True)
@@ -83,8 +87,8 @@ class Coherence:
     def calibrate(cls, llama: SteeredLlama, answers: Sequence[str]) -> Coherence:
         """Take the surprise limit from unsteered answers: what 95 % of them stay under, and half a nat of tolerance."""
         llama.set_profiles([])
-        surprises = [surprise(llama, answer) for answer in answers if answer.strip()]
-        return cls(_limit(surprises, float("inf"), tolerance=0.5))
+        spoken = surprises(llama, [answer for answer in answers if answer.strip()])
+        return cls(_limit(spoken, float("inf"), tolerance=0.5))
 
     @classmethod
     def of_unsteered(cls, readings: Sequence[Fluency]) -> Coherence:
@@ -104,9 +108,9 @@ class Coherence:
         spoken = bool(np.isfinite(reading.surprise))
         return spoken and reading.surprise <= self.limit and reading.repeated <= self.repeated
 
-    def holds(self, llama: SteeredLlama, answer: str) -> bool:
-        """Judge one answer; the active profiles must be none."""
-        return bool(answer.strip()) and self.accepts(Fluency.of(llama, answer))
+    def hold(self, llama: SteeredLlama, answers: Sequence[str]) -> list[bool]:
+        """Judge answers; the active profiles must be none."""
+        return [self.accepts(reading) for reading in Fluency.of(llama, answers)]
 
 
 def _limit(values: Sequence[float], otherwise: float, *, tolerance: float) -> float:

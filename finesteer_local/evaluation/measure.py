@@ -27,7 +27,7 @@ SWEEP_CASES = 40
 
 def fluency(llama: SteeredLlama, text: str, journal: Journal) -> Fluency:
     """`Fluency.of`, read once for every text; the active profiles must be none."""
-    return Fluency(**journal.remembered(digest("fluency", text), lambda: asdict(Fluency.of(llama, text))))
+    return Fluency(**journal.remembered(digest("fluency", text), lambda: asdict(Fluency.of(llama, [text])[0])))
 
 
 class Judge(Protocol):

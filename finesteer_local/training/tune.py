@@ -248,7 +248,7 @@ class _Tuner:
             else:
                 wanted = [self._preferred()] * len(answers)
             self.llama.set_profiles([])
-            coherent = [self.coherence.holds(self.llama, answer) for answer in answers]
+            coherent = self.coherence.hold(self.llama, answers)
             return {
                 "wanted": float(np.mean(wanted)),
                 "coherent": float(np.mean(coherent)),
