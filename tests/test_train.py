@@ -532,6 +532,35 @@ def test_the_gate_counts_a_question_once(tiny: Path, monkeypatch: pytest.MonkeyP
     assert (profile.training["pairs"], profile.training["contrast_prompts"]) == (2 * N, len(data.contrast))
 
 
+@pytest.mark.parametrize("most", [N, N // 2])
+def test_settings_are_tried_on_prompts_that_taught_nothing(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    """On those held out, and on all that were not drawn."""
+    data = training_data(own_replies=True)
+    taught: list[str] = []
+    tried: list[str] = []
+    learn, tune = module.train_experts, module.tune
+    monkeypatch.setattr(preparing, "MAX_PAIRS", most)
+
+    def train_experts(states: Any, deltas: Any, kinds: Any, learnt: list[int], held: Any, **options: Any) -> Any:
+        drawn = preparing.sample(data, 0)
+        taught[:] = [drawn[i].prompt.text for i in learnt]
+        return learn(states, deltas, kinds, learnt, held, **options)
+
+    def watched(
+        llama: Any, blank: Any, experts: Any, pairs: Any, prompts: list[Prompt], *rest: Any, **options: Any
+    ) -> Any:
+        tried[:] = [prompt.text for prompt in prompts]
+        return tune(llama, blank, experts, pairs, prompts, *rest, **options)
+
+    monkeypatch.setattr(module, "train_experts", train_experts)
+    monkeypatch.setattr(module, "tune", watched)
+    train(open_model(tiny, n_threads=1), data, Settings(gate="always"))
+    assert taught and len(taught) < most
+    assert tried == [pair.prompt.text for pair in data.pairs if pair.prompt.text not in taught]
+
+
 def test_how_long_it_will_take(tmp_path: Path) -> None:
     model = write_tiny_model(tmp_path / "roomy.gguf", context_length=4096)
     assert 0 < training.estimate_seconds(model) < 10_000

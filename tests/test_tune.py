@@ -118,6 +118,7 @@ def tuned(
     judge: str = "refusal",
     layers: tuple[int, ...] = LAYERS,
     pairs: list[Pair] = PAIRS,
+    prompts: list[Prompt] | None = None,
 ) -> tuple[Trial, list[Trial]]:
     rng = np.random.default_rng(0)
     experts = {layer: make_experts(64, rng) for layer in layers}
@@ -127,6 +128,7 @@ def tuned(
         blank,
         experts,
         pairs,
+        [pair.prompt for pair in pairs] if prompts is None else prompts,
         ["mine"] * ANSWERS,
         judge=judge,
         folder=folder,
@@ -295,6 +297,14 @@ def test_long_prompts_are_left_out_where_there_are_others(blank: Profile, tmp_pa
     model = llama(lambda *_: (0.5, 1.0))
     chosen, _ = tuned(model, blank, tmp_path, pairs=long + PAIRS)  # the fake knows the answers to PAIRS only
     assert chosen.wanted == pytest.approx(0.5, abs=0.05)
+
+
+def test_what_is_answered_needs_no_pair(blank: Profile, tmp_path: Path) -> None:
+    asked = [pair.prompt for pair in PAIRS]
+    compared = [Pair(Prompt([{"role": "user", "content": f"question {i} of others"}]), "no", "yes") for i in range(9)]
+    model = llama(lambda *_: (0.5, 1.0))
+    chosen, _ = tuned(model, blank, tmp_path, pairs=compared, prompts=asked)  # the fake answers PAIRS only
+    assert chosen.wanted == pytest.approx(0.5, abs=0.05) and set(model.scored) == set(LAYERS)
 
 
 def test_one_candidate(blank: Profile, tmp_path: Path) -> None:

@@ -98,6 +98,11 @@ def train(llama: SteeredLlama, data: TrainingData, settings: Settings, progress:
     if not deltas.any():
         raise DataError(f"the answers of every pair begin with the same {DELTA_TOKENS} tokens; nothing can be learnt")
     learn, held = held_out([pair.prompt for pair in pairs], settings.seed)
+    taught = [pairs[i] for i in learn]
+    if settings.optimise and not data.own_replies:  # then those that were not drawn cost nothing else
+        reserved = {pairs[i].prompt.text for i in held}
+        taught = [pair for pair in data.pairs if pair.prompt.text not in reserved]
+    seen = {pair.prompt.text for pair in taught}
     blank = _blank(llama, data, states, layers)
     experts: dict[int, Experts] = {}
     fits: dict[int, Any] = {}
@@ -115,10 +120,6 @@ def train(llama: SteeredLlama, data: TrainingData, settings: Settings, progress:
     if settings.optimise:
         [layer] = layers
         if model is not None:
-            taught = [pairs[i] for i in learn]
-            if not data.own_replies:  # then those that were not drawn cost nothing else
-                unseen = {pairs[i].prompt.text for i in held}
-                taught = [pair for pair in data.pairs if pair.prompt.text not in unseen]
             experts[layer] = optimise(
                 model, llama, taught, experts[layer], fits[layer].shares, layer, seed=settings.seed, progress=progress
             )
@@ -131,6 +132,7 @@ def train(llama: SteeredLlama, data: TrainingData, settings: Settings, progress:
         blank,
         experts,
         [pairs[i] for i in held],
+        [prompt for prompt in data.positive if prompt.text not in seen],
         own,
         judge=data.judge,
         folder=folder,

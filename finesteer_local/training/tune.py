@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +20,10 @@ from finesteer_local.profile import Profile
 from finesteer_local.runtime import SteeredLlama
 from finesteer_local.runtime.score import answer_logprobs
 from finesteer_local.steering import AlwaysGate, Experts
-from finesteer_local.training.data import Pair, spread
+from finesteer_local.training.data import Pair, Prompt, spread
 from finesteer_local.training.harvest import Progress, generate, pair_tokens
+
+_Item = TypeVar("_Item")
 
 MARGIN_PAIRS = 10
 MARGIN_TOKENS = 10
@@ -75,6 +78,7 @@ def tune(
     blank: Profile,
     experts: Mapping[int, Experts],
     pairs: Sequence[Pair],
+    prompts: Sequence[Prompt],
     own: Sequence[str],
     *,
     judge: str,
@@ -86,7 +90,8 @@ def tune(
     Args:
         blank: a profile whose gate is always open; its experts, strengths and scope are replaced.
         experts: the candidates, by layer.
-        pairs: validation pairs.
+        pairs: validation pairs, whose answers are compared.
+        prompts: validation prompts, which are answered: all that nothing was learnt from.
         own: the model's unsteered replies, by which coherence is calibrated.
         judge: `refusal` or `margin`.
         folder: trials are kept there, so that an interrupted run goes on.
@@ -94,7 +99,7 @@ def tune(
     Returns:
         The chosen trial and all trials.
     """
-    tuner = _Tuner(llama, blank, experts, pairs, judge, folder, progress)
+    tuner = _Tuner(llama, blank, experts, pairs, prompts, judge, folder, progress)
     search = SEARCHES[judge]
     tolerance, share = search.tolerance, search.first_answer_strength
     contenders = tuner.contenders()
@@ -146,6 +151,12 @@ def _well_inside_the_best(trials: Sequence[Trial], tolerance: float) -> Trial:
     return most[min(2 * len(most) // 3, len(most) - 1)]
 
 
+def _brief(items: Sequence[_Item], prompt: Callable[[_Item], Prompt]) -> Sequence[_Item]:
+    """Those whose prompt is short, where there are enough of them."""
+    brief = [item for item in items if len(prompt(item).text) <= MAX_PROMPT]
+    return brief if len(brief) >= ANSWERS else items
+
+
 class _Tuner:
     def __init__(
         self,
@@ -153,15 +164,15 @@ class _Tuner:
         blank: Profile,
         experts: Mapping[int, Experts],
         pairs: Sequence[Pair],
+        prompts: Sequence[Prompt],
         judge: str,
         folder: Path,
         progress: Progress,
     ) -> None:
         self.llama, self.blank, self.experts, self.judge = llama, blank, experts, judge
         self.search = SEARCHES[judge]
-        brief = [pair for pair in pairs if len(pair.prompt.text) <= MAX_PROMPT]
-        pool = brief if len(brief) >= ANSWERS else pairs
-        self.pairs, self.compared = spread(pool, ANSWERS), spread(pool, PREFERENCES)
+        self.prompts = spread(_brief(prompts, lambda prompt: prompt), ANSWERS)
+        self.pairs = _brief(pairs, lambda pair: pair.prompt)
         self.progress = progress
         self.coherence = Coherence(float("inf"))
         self._file = folder / "trials.json"
@@ -207,7 +218,7 @@ class _Tuner:
 
         def compute() -> dict[str, float]:
             self._activate(layer, self.search.first_strengths[0], SCOPES[0], self.search.first_answer_strength)
-            scores = [self._logprobs(pair, MARGIN_TOKENS) for pair in self.pairs[:MARGIN_PAIRS]]
+            scores = [self._logprobs(pair, MARGIN_TOKENS) for pair in spread(self.pairs, MARGIN_PAIRS)]
             return {"margin": float(np.mean([chosen.mean() - rejected.mean() for chosen, rejected in scores]))}
 
         return self._remembered(f"margin {layer}", compute)["margin"]
@@ -228,7 +239,9 @@ class _Tuner:
 
     def _preferred(self) -> float:
         """TruthfulQA's MC2 (arXiv 2109.07958) for two answers, over the pairs, as the model is steered now."""
-        totals = [[answer.sum() for answer in self._logprobs(pair, ANSWER_TOKENS)] for pair in self.compared]
+        totals = [
+            [answer.sum() for answer in self._logprobs(pair, ANSWER_TOKENS)] for pair in spread(self.pairs, PREFERENCES)
+        ]
         return float(np.mean([np.exp(-np.logaddexp(0, rejected - chosen)) for chosen, rejected in totals]))
 
     def calibrate(self, own: Sequence[str]) -> None:
@@ -242,7 +255,7 @@ class _Tuner:
 
         def compute() -> dict[str, float]:
             self._activate(layer, strength, scope, answer_strength)
-            answers = list(generate(self.llama, [pair.prompt for pair in self.pairs], ANSWER_TOKENS))
+            answers = list(generate(self.llama, self.prompts, ANSWER_TOKENS))
             if self.judge == "refusal":
                 wanted = [float(is_refusal(answer)) for answer in answers]
             else:
