@@ -104,7 +104,7 @@ def same(a: Profile, b: Profile) -> None:
     """Equal to the last bit, but for the clock."""
 
     def told(profile: Profile) -> dict[str, Any]:
-        return {**profile.training, "seconds": None}
+        return {**profile.training, "seconds": None, "stages": None}
 
     assert told(a) == told(b)
     for name in ("name", "model", "gate_layer", "strength", "scope", "description", "license", "layers"):
@@ -149,6 +149,8 @@ def test_from_a_file_of_pairs_to_a_profile(tiny_model: Path, data: Path, contras
 
     told = profile.training
     assert (told["recipe"], told["pairs"], told["contrast_prompts"], told["seed"]) == ("", N, N_CONTRAST, 0)
+    assert list(told["stages"]) == stages
+    assert 0 < sum(told["stages"].values()) <= told["seconds"] + 0.1 * len(stages)  # each is rounded
     assert told["model_file"] == tiny_model.name
     assert set(told["versions"]) == {"finesteer-local", "llama-cpp-python", "torch"}
     assert told["versions"]["finesteer-local"] == finesteer_local.__version__

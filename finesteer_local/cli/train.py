@@ -161,4 +161,6 @@ def _tell(profile: Profile, kept: Path, model: str, chat_with: str, reference: s
             )
     else:
         click.echo("  gate      always open")
+    stages = sorted(profile.training["stages"].items(), key=lambda stage: -stage[1])
+    click.echo("  time      " + ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in stages if seconds >= 1))
     click.echo(f"Try it: finesteer-local chat {chat_with} --profile {reference}")

@@ -65,6 +65,20 @@ class Settings:
             raise ProfileError(f"scope {self.scope!r} is none of {', '.join(SCOPES)}")
 
 
+class _Stopwatch:
+    """Passes progress on, and adds up how long every stage takes."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.seconds: dict[str, float] = {}  # by stage, in the order in which they begin
+        self._progress, self._last = progress, time.monotonic()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._last
+        self._last = now
+        self._progress(stage, done, total)
+
+
 def train(llama: SteeredLlama, data: TrainingData, settings: Settings, progress: Progress = quiet) -> Profile:
     """Train a profile on `data` for the loaded model.
 
@@ -76,6 +90,7 @@ def train(llama: SteeredLlama, data: TrainingData, settings: Settings, progress:
         StorageError: there is no room or no right to keep the harvest.
     """
     started = time.monotonic()
+    progress = stopwatch = _Stopwatch(progress)
     layers = _candidates(llama, settings)
     llama.check_steerable(layers)
     gated = settings.gate != "always"
@@ -159,6 +174,7 @@ def train(llama: SteeredLlama, data: TrainingData, settings: Settings, progress:
             "expert_shares": {str(chosen.layer): list(fits[chosen.layer].shares)},
             "seed": settings.seed,
             "seconds": round(seconds, 1),
+            "stages": {stage: round(each, 1) for stage, each in stopwatch.seconds.items()},
             "versions": {name: metadata.version(name) for name in ("finesteer-local", "llama-cpp-python", "torch")},
             "model_file": Path(llama.model_path).name,
             "figures": {
