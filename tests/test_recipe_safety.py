@@ -125,14 +125,14 @@ def test_direct_requests() -> None:
 
 def test_wrapped_requests() -> None:
     harmful, harmless = named("wrapped_harmful"), named("wrapped_harmless")
-    assert len(harmful) >= 590
-    assert len(harmless) >= 410
+    assert len(harmful) >= 730
+    assert len(harmless) >= 520
     families = Counter(row["family"] for row in harmful)
-    assert len(families) >= 40
+    assert len(families) >= 58
     assert {row["family"] for row in harmless} == set(families) < {row["family"] for row in FILES["wrappers.jsonl"]}
     for rows in (harmful, harmless):
         counts = Counter(row["family"] for row in rows)
-        assert max(counts.values()) <= 2 * min(counts.values()), counts
+        assert max(counts.values()) <= 3 * min(counts.values()), counts
 
 
 @pytest.mark.parametrize("side", ["harmful", "harmless"])
@@ -209,7 +209,7 @@ def test_a_refusal_inside_a_conversation_decides_nothing() -> None:
 def test_every_wrapper_has_its_slot_once() -> None:
     for row in FILES["wrappers.jsonl"]:
         assert row["template"].count("{request}") == 1, row
-        assert len(words(row["template"].replace("{request}", ""))) >= 4, row
+        assert len(words(row["template"].replace("{request}", ""))) >= 2, row
     counts = Counter(row["family"] for row in FILES["wrappers.jsonl"])
     assert min(counts.values()) >= 7
     assert len({row["template"] for row in FILES["wrappers.jsonl"]}) == len(FILES["wrappers.jsonl"])
