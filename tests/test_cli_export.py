@@ -47,6 +47,11 @@ def export(profile: str | Path, out: Path, *options: str | Path) -> str:
     return str(good("export", profile, "--format", "controlvector", "-o", out, *options).stdout)
 
 
+def test_one_layer_is_called_so(tiny: Path, tmp_path: Path) -> None:
+    make_profile(tiny, layers=(2,)).save(tmp_path / "p.gguf")
+    assert ", layer 2, strength included" in export(tmp_path / "p.gguf", tmp_path / "out.gguf")
+
+
 def test_average_vector(profile: Profile, file: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.gguf"
     said = export(file, out)

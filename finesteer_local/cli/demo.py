@@ -76,11 +76,11 @@ def _show(llama: SteeredLlama, model: str, console: _Both, sampling: Sampling) -
 
     from finesteer_local.cli import _progress
     from finesteer_local.cli._open import short_name
-    from finesteer_local.cli._view import number
+    from finesteer_local.cli._view import layer_words, number
 
     (profile,) = llama.profiles
     about = f"{short_name(model)} with profile {profile.name}: gate at layer {profile.gate_layer}, "
-    about += f"steers layers {', '.join(map(str, profile.layers))}, strength {number(profile.strength)}"
+    about += f"steers {layer_words(profile.layers)}, strength {number(profile.strength)}"
     console.print(Text(about, style="dim"))
     for question in PROMPTS:
         messages = [{"role": "user", "content": question}]

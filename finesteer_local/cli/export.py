@@ -34,6 +34,7 @@ def command(profile: str, kind: str, output: Path, model: str | None, prompt: st
     \b
     llama-cli -m model.gguf --control-vector out.gguf
     """
+    from finesteer_local.cli._view import layer_words
     from finesteer_local.converters import controlvector, ours
     from finesteer_local.profile import Profile
 
@@ -54,8 +55,9 @@ def command(profile: str, kind: str, output: Path, model: str | None, prompt: st
         controlvector.write(output, vectors, model_hint=loaded.model.architecture)
     else:
         (ours.write_safetensors if kind == "safetensors" else ours.write_json)(output, vectors, loaded)
-    layers = ", ".join(map(str, sorted(vectors)))
-    click.echo(f"{output}: {what} of {loaded.name} for {loaded.model.name}, layers {layers}, strength included")
+    click.echo(
+        f"{output}: {what} of {loaded.name} for {loaded.model.name}, {layer_words(sorted(vectors))}, strength included"
+    )
     if kind == "controlvector":
         click.echo(f"Use it with: llama-cli -m MODEL --control-vector {output}", err=True)
 

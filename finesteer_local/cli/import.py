@@ -130,6 +130,7 @@ def command(
     if output and output.exists() and not force:
         raise StorageError(f"{output} exists; choose another name or add --force")
     paths.check_writable(output or paths.profiles_dir() / "new.gguf")
+    from finesteer_local.cli._view import layer_words
     from finesteer_local.converters import assemble, cast, recognise
     from finesteer_local.converters.arrays import Hints
     from finesteer_local.fetch import sha256_of
@@ -192,10 +193,9 @@ def command(
     if output:
         profile.save(output)
     kept = output or keep_profile(profile)
-    steered = f"layer{'s' if len(profile.layers) > 1 else ''} {', '.join(map(str, profile.layers))}"
     click.echo(f"Imported {profile.name} for {short_name(model)}: {foreign.format}")
     click.echo(f"  profile   {kept}")
-    click.echo(f"  steering  {steered}, strength {profile.strength:g}, scope {profile.scope}")
+    click.echo(f"  steering  {layer_words(profile.layers)}, strength {profile.strength:g}, scope {profile.scope}")
     click.echo(f"  gate      {_about_gate(profile.gate.kind, gate_at, figures)}")
     for note in (*_warnings(foreign.model_hint, identity, gate_at if figures else None), *foreign.notes):
         click.echo(f"Note: {note}", err=True)

@@ -135,7 +135,7 @@ def show_profile(profile: Profile, path: Path, as_json: bool = False) -> None:
     if as_json:
         click.echo(json.dumps(profile_json(profile, path), ensure_ascii=False, indent=2))
         return
-    from finesteer_local.cli._view import SCOPE_MEANING, gate_tokens, number, strength_words
+    from finesteer_local.cli._view import SCOPE_MEANING, gate_tokens, layer_words, number, strength_words
     from finesteer_local.cli.models import size
 
     model = profile.model
@@ -151,7 +151,7 @@ def show_profile(profile: Profile, path: Path, as_json: bool = False) -> None:
             "fingerprint": model.fingerprint,
             "gate": f"{profile.gate.kind}, reads {gate_tokens(profile)} at layer {profile.gate_layer}"
             + (f"; {gate}" if gate else ""),
-            "steers": f"layer{'s' if len(profile.layers) > 1 else ''} {', '.join(map(str, profile.layers))}",
+            "steers": layer_words(profile.layers),
             "strength": strength_words(profile.strength, profile.answer_strength),
             "scope": f"{profile.scope}: {SCOPE_MEANING[profile.scope]}",
         }.items()

@@ -120,7 +120,7 @@ def add(source: str, replace: bool, sha256: str | None) -> None:
 
 def _show(profile: Profile, n_bytes: int, digest: str) -> None:
     """What a profile does and for which model, on stderr: a user decides by it."""
-    from finesteer_local.cli._view import gate_tokens, one_line
+    from finesteer_local.cli._view import gate_tokens, layer_words, one_line
     from finesteer_local.cli.models import size
 
     model = profile.model
@@ -129,13 +129,12 @@ def _show(profile: Profile, n_bytes: int, digest: str) -> None:
         if profile.gate.kind == "always"
         else f"{profile.gate.kind}, {gate_tokens(profile)}"
     )
-    layers = ", ".join(map(str, profile.layers))
     for name, value in {
         "profile": profile.name,
         "": one_line(profile.description),
         "for": one_line(f"{model.name} ({model.architecture}, {model.n_layer} layers, {model.n_embd} wide)"),
         "gate": gate,
-        "steers": f"layers {layers}, strength {profile.strength:g}, scope {profile.scope}",
+        "steers": f"{layer_words(profile.layers)}, strength {profile.strength:g}, scope {profile.scope}",
         "license": one_line(profile.license),
         "file": f"{size(n_bytes)}, SHA-256 {digest}",
     }.items():

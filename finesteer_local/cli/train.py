@@ -137,13 +137,15 @@ def command(
 
 
 def _tell(profile: Profile, kept: Path, model: str, chat_with: str, reference: str) -> None:
+    from finesteer_local.cli._view import layer_words
+
     figures = profile.training["figures"]
     answers = figures["answers"]
     click.echo(f"Trained {profile.name} for {short_name(model)} in {duration(profile.training['seconds'])}.")
     click.echo(f"  profile   {kept}")
-    layers = ", ".join(map(str, profile.layers))
     n_experts = len(profile.experts[profile.layers[0]].prototypes)
-    click.echo(f"  steering  layer {layers}, strength {profile.strength:g}, scope {profile.scope}, {n_experts} experts")
+    steered = f"{layer_words(profile.layers)}, strength {profile.strength:g}, scope {profile.scope}"
+    click.echo(f"  steering  {steered}, {n_experts} experts")
     click.echo(
         f"  answers   {answers['score']:.0%} of held-out prompts steered as wanted and in good language "
         f"({answers['wanted']:.0%} as wanted, {answers['coherent']:.0%} in good language)"
