@@ -83,7 +83,7 @@ def test_from_the_web(server: Server, profile: bytes) -> None:
     url = f"{server.url}/loud.gguf"
     said = good("profiles", "add", url, "--sha256", sha(profile).upper())
     assert said.stdout.startswith("added ")
-    for word in ("loud", "Makes it loud", "Tiny (llama, 4 layers, 64 wide)", "layers 2", sha(profile)):
+    for word in ("loud", "Makes it loud", "Tiny (llama, 4 layers, 64 wide)", "layer 2", sha(profile)):
         assert word in said.stderr
     kept = Path(said.stdout.removeprefix("added ").strip())
     assert kept.read_bytes() == profile and kept.parent == profiles_dir()
