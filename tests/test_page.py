@@ -575,6 +575,15 @@ def test_text_made_to_break_the_reader_is_still_shown(opened: Opener, server: Pa
     expect(answers(page)).to_have_count(2)
 
 
+@pytest.mark.parametrize("levels", [100, 900])
+def test_lists_within_lists_are_drawn_to_a_depth(opened: Opener, server: PageServer, levels: int) -> None:
+    server.mode.text = "- " * levels + "x\n\nthe end"
+    page = opened()
+    ask(page, HARMLESS)
+    expect(answers(page)).to_contain_text("the end")
+    assert answers(page).locator("ul").count() <= 40  # DEEPEST in markdown.tsx
+
+
 def test_errors_are_a_quiet_line_with_retry(opened: Opener, server: PageServer) -> None:
     page = opened(expected="status of (400|429)")
     server.mode.fail = (400, "temperature: must be at most 2")
