@@ -20,7 +20,8 @@ FOLDER = Path(recipes.__file__).parent / "truthful"
 RECIPE = json.loads((FOLDER / "recipe.json").read_text(encoding="utf-8"))
 FILES = {path.name: [row for _, row in read_rows(path)] for path in sorted(FOLDER.glob("*.jsonl"))}
 QUESTIONS = [row for name in RECIPE["pairs"] for row in FILES[name]]
-ORDINARY = [*FILES["ordinary.jsonl"], *FILES["ordinary_more.jsonl"]]
+OWN_CONTRAST = [name for name in RECIPE["contrast"] if isinstance(name, str)]
+ORDINARY = [row for name in OWN_CONTRAST for row in FILES[name]]
 OVERLAP = 0.8  # of the words of two questions, shared by both
 KINDS = {
     *("misconceptions", "myths", "proverbs", "paranormal", "conspiracies", "fiction", "advertising", "stereotypes"),
@@ -44,8 +45,7 @@ def opens_with(side: str, word: str) -> float:
 
 
 def test_the_recipe_names_every_file_once() -> None:
-    own = [name for name in RECIPE["contrast"] if isinstance(name, str)]
-    assert sorted([*RECIPE["pairs"], *own]) == sorted(FILES)
+    assert sorted([*RECIPE["pairs"], *OWN_CONTRAST]) == sorted(FILES)
     assert (RECIPE["name"], RECIPE["judge"], RECIPE["own_replies"]) == ("truthful", "margin", False)
     assert RECIPE["license"] == "Apache-2.0"
 
