@@ -1,7 +1,8 @@
-"""Progress of what takes long, on stderr; nothing where stderr is not a terminal."""
+"""Progress of what takes long, on stderr: bars on a terminal, elsewhere a line a minute of what takes minutes."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -9,6 +10,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # rich is imported where it is used: a help page does not need it
     from rich.console import Console
     from rich.progress import TaskID
+
+_MINUTE, _WORTH_A_LINE = 60, 10  # seconds
 
 
 def error_console() -> Console:
@@ -52,8 +55,11 @@ def stages() -> Iterator[Callable[[str, int, int], None]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     console = error_console()
+    if not console.is_terminal:
+        yield _lines(console)
+        return
     columns = (SpinnerColumn(finished_text="✓"), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal) as bar:
+    with Progress(*columns, TimeElapsedColumn(), console=console) as bar:
         tasks: dict[str, TaskID] = {}
 
         def report(stage: str, done: int, total: int) -> None:
@@ -62,6 +68,24 @@ def stages() -> Iterator[Callable[[str, int, int], None]]:
             bar.update(tasks[stage], completed=done, total=total or None)
 
         yield report
+
+
+def _lines(console: Console) -> Callable[[str, int, int], None]:
+    """For a log: how far a stage is, every minute, and when it has ended, where it took long."""
+    begun: dict[str, float] = {}
+    told: dict[str, float] = {}
+
+    def report(stage: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        since = begun.setdefault(stage, now)
+        ended = 0 < total <= done
+        if now - told.get(stage, since) < (_WORTH_A_LINE if ended else _MINUTE):
+            return
+        told[stage] = now
+        of = f" of {total:,}" if total and not ended else ""
+        console.print(f"{stage}: {done:,}{of}, {now - since:.0f} s", soft_wrap=True)
+
+    return report
 
 
 @contextmanager
