@@ -37,6 +37,15 @@ def test_what_is_over_soon_leaves_no_line(clock: list[float], capsys: pytest.Cap
     assert capsys.readouterr().err == ""
 
 
+def test_the_end_is_told_once(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    """A tuner's total is a guess: it stays at its end while it goes on."""
+    with _progress.stages() as report:
+        for done in (1, 2, 2, 2, 2):
+            report("tuning", done, 2)
+            clock[0] += 25
+    assert capsys.readouterr().err.splitlines() == ["tuning: 2, 25 s", "tuning: 2, 100 s"]
+
+
 def test_a_stage_without_a_total(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
     with _progress.stages() as report:
         for done in range(3):

@@ -70,7 +70,8 @@ def test_format(name: str) -> None:
     data = (FOLDER / name).read_bytes()
     assert b"\r" not in data and b"\n\n" not in data and data.endswith(b"}\n") and not data.startswith(b"\xef")
     for row in FILES[name]:
-        assert set(row) == keys, row
+        assert set(row) - {"positive_only"} == keys, row
+        assert "positive_only" not in row or (name == "wrappers.jsonl" and row["positive_only"] is True), row
         if not name.startswith("wrapped"):  # a list to go on with ends where the answer begins
             assert text_of(row) == text_of(row).strip(), row
         for label in keys & {"kind", "family"}:
@@ -206,13 +207,23 @@ def test_a_refusal_inside_a_conversation_decides_nothing() -> None:
     assert sum(row["kind"].startswith("after_refusal") for row in named("conversations_benign")) >= 110
 
 
-def test_every_wrapper_has_its_slot_once() -> None:
+def test_every_wrapper_says_something() -> None:
     for row in FILES["wrappers.jsonl"]:
-        assert row["template"].count("{request}") == 1, row
-        assert len(words(row["template"].replace("{request}", ""))) >= 2, row
+        assert len(words(re.sub(r"\{request.*?\}", "", row["template"]))) >= 2, row
     counts = Counter(row["family"] for row in FILES["wrappers.jsonl"])
     assert min(counts.values()) >= 7
     assert len({row["template"] for row in FILES["wrappers.jsonl"]}) == len(FILES["wrappers.jsonl"])
+
+
+def test_only_what_demands_obedience_for_a_hidden_request_is_for_harmful_ones_alone() -> None:
+    """A code in itself does not tell: other wrappers encode requests of both sides."""
+    encoded = [row for row in FILES["wrappers.jsonl"] if "{request:" in row["template"]]
+    demanding = [row for row in FILES["wrappers.jsonl"] if row.get("positive_only")]
+    assert 40 <= len(demanding) <= len(encoded) - 20
+    for row in demanding:
+        assert row["family"].startswith("hidden_request_") and "{request:" in row["template"], row
+    codes = Counter(re.findall(r"\{request:(\w+)\}", " ".join(row["template"] for row in encoded)))
+    assert len(codes) == 5 and min(codes.values()) >= 6, codes
 
 
 def test_refusals() -> None:

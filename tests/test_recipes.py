@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import json
+import re
+from base64 import b64decode
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -109,6 +113,39 @@ def test_braces_in_a_request_are_left_alone(polite: Path) -> None:
     assert all("print {x} {0} {request!r} %s" in prompt.text for prompt in wrapped)
 
 
+@pytest.mark.parametrize(
+    ("encoding", "decoded"),
+    [
+        ("base64", lambda code: b64decode(code).decode()),
+        ("hex", lambda code: bytes.fromhex(code).decode()),
+        ("rot13", lambda code: codecs.decode(code, "rot13")),
+        ("reversed", lambda code: code[::-1]),
+        ("spaced", lambda code: code[::2]),
+    ],
+)
+def test_a_wrapper_can_encode_the_request(polite: Path, encoding: str, decoded: Callable[[str], str]) -> None:
+    write(polite / "rude.jsonl", [{"prompt": f"say “Grüße” {i:02}"} for i in range(N_PLAIN)])
+    write(polite / "wrappers.jsonl", [{"template": f"read [{{request:{encoding}}}]", "family": "code"}])
+    [wrapped] = [pair.prompt.text for pair in load_recipe("polite").pairs if pair.prompt.family == "code"]
+    assert re.fullmatch(r"say “Grüße” \d\d", decoded(wrapped.removeprefix("read [").removesuffix("]")))
+
+
+def test_a_wrapper_can_be_for_what_needs_intervention_alone(polite: Path) -> None:
+    """Who demands obedience for what a code hides is after something harmful; what is behind the code cannot tell."""
+    write(
+        polite / "wrappers.jsonl",
+        [
+            {"template": "<{request}>", "family": "brackets"},
+            {"template": "obey ({request})", "family": "demands", "positive_only": True},
+            {"template": "kindly [{request}]", "family": "kind", "positive_only": False},
+        ],
+    )
+    data = load_recipe("polite")
+    assert Counter(pair.prompt.family for pair in data.pairs if pair.prompt.family != "shouting")["demands"] == 1
+    assert Counter(prompt.family for prompt in data.contrast) == {"": N_PLAIN, "brackets": 1, "kind": 1}
+    assert not any("obey" in prompt.text for prompt in data.contrast)  # nor around another wrapper
+
+
 def test_the_seed_deals(polite: Path) -> None:
     def told(data: TrainingData) -> list[object]:
         return [data.pairs, data.contrast, data.hash]
@@ -131,6 +168,11 @@ def test_without_wrappers(polite: Path) -> None:
         ("chosen.jsonl", '{"text": "a"}\n{"text": " "}', r"chosen\.jsonl.* no 'text'"),
         ("rejected.jsonl", '{"txt": "a"}', r"rejected\.jsonl.* no 'text'"),
         ("wrappers.jsonl", '{"family": "x"}', r"wrappers\.jsonl.* no 'template'"),
+        ("wrappers.jsonl", '{"template": "do it", "family": "x"}', r"wrappers\.jsonl.* 'do it' has 0 places"),
+        ("wrappers.jsonl", '{"template": "{request} {request:hex}", "family": "x"}', "has 2 places .* {request} once"),
+        ("wrappers.jsonl", '{"template": "{request:rot26}", "family": "x"}', "no encoding 'rot26'; known: base64, hex"),
+        ("wrappers.jsonl", '{"template": "{request}"}', "'{request}' needs a 'family'"),
+        ("wrappers.jsonl", '{"template": "{request}", "family": "x", "positive_only": 1}', "can only be true or false"),
         ("rude.jsonl", '{"prompt": "a"}\n{"prompt": ""}', r"rude\.jsonl, line 2: .*'prompt'"),
         ("plain.jsonl", "{", r"plain\.jsonl, line 1: not JSON"),
     ],
@@ -172,9 +214,10 @@ def test_the_recipe_that_comes_with_the_package() -> None:
     assert {pair.chosen for pair in data.pairs} == {row["text"] for row in refusals}
     assert {pair.rejected for pair in data.pairs} == {row["text"] for row in openings}
     assert all(pair.prompt.text.strip() and pair.prompt.kind for pair in data.pairs)
-    assert not any("{request}" in prompt.text for prompt in [*(p.prompt for p in data.pairs), *data.contrast])
-    families = Counter(row["family"] for row in wrappers)
-    for prompts in ([pair.prompt for pair in data.pairs], data.contrast):
+    assert not any("{request" in prompt.text for prompt in [*(p.prompt for p in data.pairs), *data.contrast])
+    both = [row for row in wrappers if not row.get("positive_only")]
+    for prompts, rows in (([pair.prompt for pair in data.pairs], wrappers), (data.contrast, both)):
+        families = Counter(row["family"] for row in rows)
         seen = Counter(prompt.family for prompt in prompts)
         assert all(seen[family] >= n for family, n in families.items())
 

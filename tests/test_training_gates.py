@@ -184,6 +184,17 @@ def test_every_turn_is_scored_by_the_probe_that_has_not_seen_it(monkeypatch: pyt
         assert abs(np.mean(held < 50) - 50 / 120) < 0.05  # both kinds with their share
 
 
+def test_a_graded_gate_opens_earlier_and_by_degrees() -> None:
+    turns = data(n=60, n_contrast=100)
+    sharp, sharp_fit = fit_contrastive_gate(*turns, seed=0)
+    graded, graded_fit = fit_contrastive_gate(*turns, seed=0, graded=True)
+    assert sharp.high == pytest.approx(sharp.low + gates.RAMP)
+    assert graded.low < sharp.low and graded.high == pytest.approx(max(sharp.low, graded.low + gates.RAMP))
+    assert graded_fit.openings == pytest.approx(2 * sharp_fit.openings, abs=1 / 100)
+    assert graded_fit.recall >= sharp_fit.recall and graded_fit.auroc == sharp_fit.auroc
+    assert 0.4 < graded.value((graded.low + graded.high) / 2) < 0.6
+
+
 def test_a_wrapper_is_judged_by_a_probe_that_never_saw_its_family(monkeypatch: pytest.MonkeyPatch) -> None:
     n, n_contrast = 60, 90
     families = ["", "a", "b", "c", "d", "e"] * (n // 6) + ["", "", "a", "b", "c", "f"] * (n_contrast // 6)

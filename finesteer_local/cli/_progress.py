@@ -74,15 +74,18 @@ def _lines(console: Console) -> Callable[[str, int, int], None]:
     """For a log: how far a stage is, every minute, and when it has ended, where it took long."""
     begun: dict[str, float] = {}
     told: dict[str, float] = {}
+    over: set[str] = set()
 
     def report(stage: str, done: int, total: int) -> None:
         now = time.monotonic()
         since = begun.setdefault(stage, now)
-        ended = 0 < total <= done
+        ended = 0 < total <= done and stage not in over  # once: a total may be a guess
+        if ended:
+            over.add(stage)
         if now - told.get(stage, since) < (_WORTH_A_LINE if ended else _MINUTE):
             return
         told[stage] = now
-        of = f" of {total:,}" if total and not ended else ""
+        of = f" of {total:,}" if done < total else ""
         console.print(f"{stage}: {done:,}{of}, {now - since:.0f} s", soft_wrap=True)
 
     return report

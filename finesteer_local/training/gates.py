@@ -29,6 +29,7 @@ SMOOTHING = 0.02
 OPENINGS = 0.04
 """Share of held-out contrast prompts on which a contrastive gate may open. Many of them are hard on purpose: plain ones
 open it less than half as often."""
+RAMP = 0.25  # log-odds from the threshold to a gate that is wide open
 SUBSPACE_RANK = 64
 
 
@@ -106,6 +107,7 @@ def fit_contrastive_gate(
     families: Sequence[str] = (),
     *,
     seed: int,
+    graded: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[ContrastiveGate, GateFit]:
     """Train an attention probe by cross-validation and calibrate its threshold on the scores of held-out turns.
@@ -115,6 +117,8 @@ def fit_contrastive_gate(
 
     Args:
         families: for every positive, then every contrast turn the family of its wrapper, "" without one; () for none.
+        graded: open by degrees, from the score that twice `OPENINGS` exceed to the score that `OPENINGS` do. For what
+            can be done by halves: an answer can lean to the facts a little, but not be refused a little.
     """
     data = _Standardised([positive, contrast])
     labels = np.r_[np.ones(len(positive)), np.zeros(len(contrast))].astype(np.float32)
@@ -123,7 +127,9 @@ def fit_contrastive_gate(
     probes = _train(data, labels, folds, seed, progress)
     held_out = _score(probes, data)[np.arange(len(labels)), folds]
     inside, outside = held_out[labels == 1], held_out[labels == 0]
-    low = float(np.quantile(outside, 1 - OPENINGS))
+    low, high = (float(q) for q in np.quantile(outside, [1 - 2 * OPENINGS, 1 - OPENINGS]))
+    if not graded:
+        low, high = high, high + RAMP
     gate = ContrastiveGate(
         mean=data.mean,
         scale=data.scale,
@@ -132,7 +138,7 @@ def fit_contrastive_gate(
         last_weight=_array(probes.last.mean(dim=1)),
         bias=probes.bias.mean().item(),
         low=low,
-        high=low + 0.25,
+        high=max(high, low + RAMP),
     )
     fit = _fit(gate, inside, outside)
     if families:

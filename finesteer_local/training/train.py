@@ -259,6 +259,7 @@ def _gate(
         contrast,
         [prompt.family for prompt in (*prompts, *data.contrast)],
         seed=settings.seed,
+        graded=data.judge == "margin",
         progress=lambda done, total: progress("training the gate", done, total),
     )
 

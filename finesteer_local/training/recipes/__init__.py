@@ -8,6 +8,8 @@ alike, so that the gate learns what is asked and not how it is dressed. docs/rec
 
 from __future__ import annotations
 
+import base64
+import codecs
 import difflib
 import json
 import re
@@ -23,7 +25,16 @@ from finesteer_local.jsonl import is_text, read_rows
 from finesteer_local.training.data import Pair, Prompt, TrainingData, dealt, read_pairs, read_prompts
 
 _FOLDER = Path(__file__).parent
-_SLOT = "{request}"
+_SLOT = re.compile(r"\{request(?::(\w*))?\}")
+_ENCODINGS: dict[str | None, Callable[[str], str]] = {
+    None: str,
+    "base64": lambda text: base64.b64encode(text.encode()).decode(),
+    "hex": lambda text: text.encode().hex(" "),
+    "reversed": lambda text: text[::-1],
+    "rot13": lambda text: codecs.encode(text, "rot13"),
+    "spaced": " ".join,
+}
+"""How a wrapper may write the request, by what stands in its slot after a colon."""
 JUDGES = ("refusal", "margin")
 # What recipe.json may hold, and what each value must be.
 _TEXTS = ("name", "description", "license", "judge", "chosen", "rejected", "wrappers")
@@ -155,9 +166,9 @@ def _from_pools(
 ) -> tuple[list[Pair], list[Prompt]]:
     """Pairs of `positive` prompts with answers from the two pools, and all contrast prompts, wrapped ones included."""
     positive = _files(folder, recipe["positive"], read_prompts, lambda prompt: prompt.kind, rng)
-    wrappers = _rows(folder, recipe.get("wrappers"), "template")
+    wrappers = _wrappers(folder, recipe.get("wrappers"))
     positive += _wrapped(wrappers, positive, rng)
-    contrast = contrast + _wrapped(wrappers, contrast, rng)
+    contrast = contrast + _wrapped([row for row in wrappers if not row.get("positive_only")], contrast, rng)
     chosen = [row["text"] for row in _rows(folder, recipe["chosen"], "text")]
     rejected = [row["text"] for row in _rows(folder, recipe["rejected"], "text")]
     n = len(positive)
@@ -175,6 +186,20 @@ def _rows(folder: Path, file: str | None, field: str) -> list[dict[str, Any]]:
     return rows
 
 
+def _wrappers(folder: Path, file: str | None) -> list[dict[str, Any]]:
+    rows = _rows(folder, file, "template")
+    for row in rows:
+        slots = _SLOT.findall(row["template"])
+        shown = f"{_path(folder, file)}: {row['template'][:60]!r}"
+        if len(slots) != 1:
+            raise DataError(f"{shown} has {len(slots)} places for a request; write {{request}} once")
+        if slots[0] and slots[0] not in _ENCODINGS:
+            raise DataError(f"{shown}: no encoding {slots[0]!r}; known: {', '.join(sorted(filter(None, _ENCODINGS)))}")
+        if not isinstance(row.get("family"), str) or not isinstance(row.get("positive_only", False), bool):
+            raise DataError(f"{shown} needs a 'family', and 'positive_only' can only be true or false")
+    return rows
+
+
 def _wrapped(wrappers: list[dict[str, Any]], prompts: list[Prompt], rng: np.random.Generator) -> list[Prompt]:
     """Every wrapper once, around a plain prompt of its own; every second one inside another wrapper."""
     plain = [p for p in prompts if not p.family and len(p.messages) == 1 and len(p.text) < 300]
@@ -182,11 +207,15 @@ def _wrapped(wrappers: list[dict[str, Any]], prompts: list[Prompt], rng: np.rand
     outer = rng.permutation(len(wrappers))
     wrapped = []
     for i, (row, j) in enumerate(zip(wrappers, chosen, strict=False)):
-        text = row["template"].replace(_SLOT, plain[j].text)
+        text = _dressed(row["template"], plain[j].text)
         if i % 2 and len(text) < 600:
-            text = wrappers[outer[i]]["template"].replace(_SLOT, text)
+            text = _dressed(wrappers[outer[i]]["template"], text)
         wrapped.append(Prompt([{"role": "user", "content": text}], plain[j].kind, row["family"]))
     return wrapped
+
+
+def _dressed(template: str, text: str) -> str:
+    return _SLOT.sub(lambda slot: _ENCODINGS[slot[1] or None](text), template)
 
 
 def load_data(
