@@ -52,12 +52,12 @@ def download(label: str) -> Iterator[Callable[[int, int], None]]:
 @contextmanager
 def stages() -> Iterator[Callable[[str, int, int], None]]:
     """Yield `report(stage, done, total)`: a bar for every stage, kept on the screen; a total of 0 is unknown."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
     console = error_console()
     if not console.is_terminal:
         yield _lines(console)
         return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
     columns = (SpinnerColumn(finished_text="✓"), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeElapsedColumn(), console=console) as bar:
         tasks: dict[str, TaskID] = {}

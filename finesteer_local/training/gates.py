@@ -127,9 +127,7 @@ def fit_contrastive_gate(
     probes = _train(data, labels, folds, seed, progress)
     held_out = _score(probes, data)[np.arange(len(labels)), folds]
     inside, outside = held_out[labels == 1], held_out[labels == 0]
-    low, high = (float(q) for q in np.quantile(outside, [1 - 2 * OPENINGS, 1 - OPENINGS]))
-    if not graded:
-        low, high = high, high + RAMP
+    low, wide = (float(q) for q in np.quantile(outside, [1 - (2 if graded else 1) * OPENINGS, 1 - OPENINGS]))
     gate = ContrastiveGate(
         mean=data.mean,
         scale=data.scale,
@@ -138,7 +136,7 @@ def fit_contrastive_gate(
         last_weight=_array(probes.last.mean(dim=1)),
         bias=probes.bias.mean().item(),
         low=low,
-        high=max(high, low + RAMP),
+        high=max(wide, low + RAMP),
     )
     fit = _fit(gate, inside, outside)
     if families:

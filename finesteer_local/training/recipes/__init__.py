@@ -26,8 +26,8 @@ from finesteer_local.training.data import Pair, Prompt, TrainingData, dealt, rea
 
 _FOLDER = Path(__file__).parent
 _SLOT = re.compile(r"\{request(?::(\w*))?\}")
-_ENCODINGS: dict[str | None, Callable[[str], str]] = {
-    None: str,
+_ENCODINGS: dict[str, Callable[[str], str]] = {
+    "": str,
     "base64": lambda text: base64.b64encode(text.encode()).decode(),
     "hex": lambda text: text.encode().hex(" "),
     "reversed": lambda text: text[::-1],
@@ -188,13 +188,14 @@ def _rows(folder: Path, file: str | None, field: str) -> list[dict[str, Any]]:
 
 def _wrappers(folder: Path, file: str | None) -> list[dict[str, Any]]:
     rows = _rows(folder, file, "template")
+    where = _path(folder, file) if rows else None
     for row in rows:
         slots = _SLOT.findall(row["template"])
-        shown = f"{_path(folder, file)}: {row['template'][:60]!r}"
+        shown = f"{where}: {row['template'][:60]!r}"
         if len(slots) != 1:
             raise DataError(f"{shown} has {len(slots)} places for a request; write {{request}} once")
-        if slots[0] and slots[0] not in _ENCODINGS:
-            raise DataError(f"{shown}: no encoding {slots[0]!r}; known: {', '.join(sorted(filter(None, _ENCODINGS)))}")
+        if slots[0] not in _ENCODINGS:
+            raise DataError(f"{shown}: no encoding {slots[0]!r}; known: {', '.join(filter(None, _ENCODINGS))}")
         if not isinstance(row.get("family"), str) or not isinstance(row.get("positive_only", False), bool):
             raise DataError(f"{shown} needs a 'family', and 'positive_only' can only be true or false")
     return rows
@@ -215,7 +216,7 @@ def _wrapped(wrappers: list[dict[str, Any]], prompts: list[Prompt], rng: np.rand
 
 
 def _dressed(template: str, text: str) -> str:
-    return _SLOT.sub(lambda slot: _ENCODINGS[slot[1] or None](text), template)
+    return _SLOT.sub(lambda slot: _ENCODINGS[slot[1] or ""](text), template)
 
 
 def load_data(
