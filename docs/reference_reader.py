@@ -1,10 +1,11 @@
 """A reference reader of FineSteer profiles: docs/profile-format.md in code, with gguf and numpy alone.
 
-    python docs/reference_reader.py PROFILE.gguf STATES.npy
+    python docs/reference_reader.py PROFILE.gguf STATES.npy [TOKENS]
 
 STATES.npy holds the prompt's hidden states at the gate's layer, float32, shape (n_tokens, n_embd), one row a token:
 from the last user message's first token to the prompt's last, or all of the prompt where the gate reads the whole of
-it. Prints the decision. It expects a sound file; a program that meets files from elsewhere has to check more.
+it. TOKENS is the number of the prompt's tokens in scope, 1 unless given. Prints the decision. It expects a sound file;
+a program that meets files from elsewhere has to check more.
 """
 
 import sys
@@ -23,11 +24,12 @@ class Profile:
         key = self.keys.get
         if key("general.architecture") != "finesteer" or key("finesteer.format_version") != 1:
             raise ValueError("not a profile of format version 1")
-        if key("finesteer.requires"):
-            raise ValueError(f"it requires {key('finesteer.requires')}, which this reader does not know")
+        if unknown := {*(key("finesteer.requires") or ())} - {"length_decay"}:
+            raise ValueError(f"it requires {unknown}, which this reader does not know")
         self.kind = key("finesteer.gate.kind")
         self.layers = sorted(key("finesteer.layers"))
         self.strength = key("finesteer.strength")
+        self.length_decay = key("finesteer.length_decay") or 0.0
 
     def gate_key(self, name):
         return self.keys[f"finesteer.gate.{name}"]
@@ -48,13 +50,14 @@ class Profile:
             v = v + basis @ (np.maximum(h @ w0 + b0, 0) @ w2 + b2)
         return v
 
-    def decide(self, states):
-        """The score, g, and by layer the vector to add: strength * g * v(h)."""
+    def decide(self, states, n_tokens=1):
+        """The score, g, and by layer the vector for a prompt of `n_tokens` tokens in scope: strength * f * g * v(h)."""
         score, g = self.gate(states)
         if g == 0 or self.strength == 0:
             return score, g, {}
-        h = states[-1]
-        return score, g, {layer: np.float32(self.strength * g) * self.vector(layer, h) for layer in self.layers}
+        factor = (32 / min(max(n_tokens, 32), 512)) ** self.length_decay
+        h, scale = states[-1], np.float32(self.strength * factor * g)
+        return score, g, {layer: scale * self.vector(layer, h) for layer in self.layers}
 
 
 def expert_tensors(layer):
@@ -108,7 +111,7 @@ def cast(profile, states):
 
 
 if __name__ == "__main__":
-    score, g, vectors = Profile(sys.argv[1]).decide(np.load(sys.argv[2]))
+    score, g, vectors = Profile(sys.argv[1]).decide(np.load(sys.argv[2]), *map(int, sys.argv[3:]))
     print(f"score {score:.6g}, g {g:.6g}")
     for layer, vector in vectors.items():
         print(f"layer {layer}: vector of length {np.linalg.norm(vector):.6g}, begins {vector[:4]}")

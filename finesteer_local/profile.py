@@ -57,6 +57,8 @@ class Profile:
         strength: lambda.
         scope: `response`, `turn` or `prompt`: which tokens are steered.
         answer_strength: factor on the vector for the answer's tokens, 0 to 1; the prompt's tokens get all of it.
+        length_decay: how fast the strength falls with a prompt's length, 0 (not at all) to 1; see
+            `steering.decision.length_factor`.
         training: where it comes from (recipe, data hash, counts, seed, versions, measured figures); JSON values.
     """
 
@@ -68,6 +70,7 @@ class Profile:
     strength: float = 1.0
     scope: str = "prompt"
     answer_strength: float = 1.0
+    length_decay: float = 0.0
     description: str = ""
     license: str = ""
     training: Mapping[str, Any] = field(default_factory=dict)
@@ -85,7 +88,9 @@ class Profile:
         """The layers that the profile reads or steers."""
         return {self.gate_layer, *self.experts}
 
-    def decide(self, states: Array, *, strength: float | None = None, scope: str | None = None) -> Decision:
+    def decide(
+        self, states: Array, *, strength: float | None = None, scope: str | None = None, n_tokens: int = 1
+    ) -> Decision:
         """The decision for one prompt.
 
         Args:
@@ -93,14 +98,23 @@ class Profile:
                 shape (n, n_embd); a gate that does not pool needs only the last row, one that reads the whole prompt
                 (`gate.whole`) the states of all its tokens.
             strength, scope: replace the profile's own.
+            n_tokens: tokens of the prompt that are in scope.
 
         Raises:
             SteeringError: a state, or what follows from it, is not finite.
         """
-        return self.decide_from(states[-1], self.gate.summary(states), strength=strength, scope=scope)
+        return self.decide_from(
+            states[-1], self.gate.summary(states), strength=strength, scope=scope, n_tokens=n_tokens
+        )
 
     def decide_from(
-        self, h: Array, summary: Array, *, strength: float | None = None, scope: str | None = None
+        self,
+        h: Array,
+        summary: Array,
+        *,
+        strength: float | None = None,
+        scope: str | None = None,
+        n_tokens: int = 1,
     ) -> Decision:
         """As `decide`, from the last token's state and the gate's summary of the turn, which may come in pieces."""
         return decide(
@@ -112,6 +126,8 @@ class Profile:
             strength=self.strength if strength is None else strength,
             scope=self.scope if scope is None else scope,
             answer_strength=self.answer_strength,
+            length_decay=self.length_decay,
+            n_tokens=n_tokens,
         )
 
     def decision_json(self, decision: Decision) -> dict[str, Any]:
@@ -202,6 +218,7 @@ def _validate(profile: Profile) -> None:
     _require(profile.scope in SCOPES, "scope", f"{profile.scope!r} is none of {', '.join(SCOPES)}")
     _check_number("strength", profile.strength, 0.0, MAX_STRENGTH)
     _check_number("answer_strength", profile.answer_strength, 0.0, 1.0)
+    _check_number("length_decay", profile.length_decay, 0.0, 1.0)
     _require(0 <= profile.gate_layer < model.n_layer, "gate.layer", f"{profile.gate_layer} is not a layer of the model")
     _require(
         not profile.gate.pools or profile.gate_layer < model.n_layer - 1,

@@ -18,7 +18,8 @@ from finesteer_local.steering import AlwaysGate, ConditionGate, ContrastiveGate,
 
 Array = NDArray[np.float32]
 
-FEATURES: frozenset[str] = frozenset()
+LENGTH_DECAY = "length_decay"
+FEATURES = frozenset({LENGTH_DECAY})
 """What this version knows of the names that `finesteer.requires` may hold: later additions that change a decision."""
 
 _MAX_BYTES = 1 << 30
@@ -70,6 +71,9 @@ def write_profile(profile: Profile, path: Path) -> None:
     writer.add_array("finesteer.layers", profile.layers)
     writer.add_float64("finesteer.strength", profile.strength)
     writer.add_float64("finesteer.answer_strength", profile.answer_strength)
+    if profile.length_decay:
+        writer.add_array("finesteer.requires", [LENGTH_DECAY])
+        writer.add_float64("finesteer.length_decay", profile.length_decay)
     add_text("finesteer.scope", profile.scope)
     add_text("finesteer.training", profile.training_json())
     add_text("finesteer.gate.kind", profile.gate.kind)
@@ -198,6 +202,7 @@ class _File:
             "experts": {layer: self.experts(layer, model.n_embd) for layer in layers},
             "strength": self.number("finesteer.strength"),
             "answer_strength": self.number("finesteer.answer_strength", default=1.0),
+            "length_decay": self.number("finesteer.length_decay", default=0.0),
             "scope": self.text("finesteer.scope"),
             "training": training,
         }

@@ -13,7 +13,7 @@ from finesteer_local.errors import ModelError, PromptError, SteeringError
 from finesteer_local.runtime.batch import Request, Sampling, Steer
 from finesteer_local.runtime.batch.answer import CANCELLED, LENGTH, STOP, Decided, Finished, Piece
 from finesteer_local.runtime.batch.scheduler import STEADY
-from finesteer_local.steering import ConditionGate
+from finesteer_local.steering import SHORT_PROMPT, ConditionGate
 from reference import steered_llama
 from tiny import PLACEHOLDER, make_profile, vocabulary, write_tiny_model
 
@@ -460,6 +460,23 @@ def test_the_answer_can_get_less(tiny: Path, native_tap: bool, answer_strength: 
         text, decisions = alone(llama, wanted)
         assert answer.text == text and same_decisions(answer.decisions, decisions)
     assert found[0].text != found[1].text
+
+
+def test_a_long_prompt_gets_less(tiny: Path, native_tap: bool) -> None:
+    """As much less as the tokens in scope say: as a profile of that strength would steer it, to the last bit."""
+    llama = steered_llama(tiny)
+    decaying = make_profile(tiny, scope="turn", strength=2.0, length_decay=0.5)
+    turn, n_prompt = 8, 8 + 4 * SHORT_PROMPT
+    half = replace(decaying, length_decay=0.0, strength=1.0)
+    long = [request(tokens(n_prompt), one, turn=turn, max_tokens=12) for one in (decaying, half)]
+    short = [request(tokens(20), one, turn=turn, max_tokens=12) for one in (decaying, replace(half, strength=2.0))]
+    with Batch(llama, 2, native_tap) as batch:
+        found = batch.run(*long), batch.run(*short)
+    for (one, two), strength in zip(found, (1.0, 2.0), strict=True):
+        assert one.text == two.text and same_decisions(one.decisions, two.decisions)
+        assert one.decisions[0].strength == strength
+    text, decisions = alone(llama, long[0])
+    assert text == found[0][0].text and same_decisions(decisions, found[0][0].decisions)
 
 
 def test_a_gate_over_the_whole_prompt_sees_what_is_cached_too(tiny: Path) -> None:

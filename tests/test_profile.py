@@ -10,7 +10,7 @@ import pytest
 
 from finesteer_local.errors import FineSteerError, ProfileError, ProfileMismatchError
 from finesteer_local.profile import ModelIdentity, Profile
-from finesteer_local.steering import AlwaysGate, ContrastiveGate, Gate, SubspaceGate
+from finesteer_local.steering import LONG_PROMPT, SHORT_PROMPT, AlwaysGate, ContrastiveGate, Gate, SubspaceGate
 from tiny import make_experts, make_gate
 
 N_EMBD, N_LAYER = 16, 6
@@ -53,7 +53,7 @@ NAN, INF = float("nan"), float("inf")
         ("description", {"description": "x" * 70_000}),
         ("license", {"license": "x" * 70_000}),
         *(("strength", {"strength": value}) for value in (-0.1, 100.1, NAN, INF)),
-        *(("answer_strength", {"answer_strength": value}) for value in (-0.1, 1.1, NAN, INF)),
+        *((name, {name: value}) for name in ("answer_strength", "length_decay") for value in (-0.1, 1.1, NAN, INF)),
         *(("scope", {"scope": scope}) for scope in ("", "answer", "Prompt")),
         *(("gate.layer", {"gate_layer": layer}) for layer in (-1, N_LAYER)),
         *(("model.fingerprint", {"model": replace(MODEL, fingerprint=f)}) for f in ("", "a" * 63, "A" * 64, "g" * 64)),
@@ -84,6 +84,8 @@ def test_values_out_of_range(field: str, changes: dict) -> None:
         {"name": "0_-z" * 16},
         {"answer_strength": 0.0},
         {"answer_strength": 1.0},
+        {"length_decay": 0.0},
+        {"length_decay": 1.0},
         {"strength": 0.0},
         {"strength": 100.0},
         {"gate_layer": 0, "layers": (1,)},
@@ -243,6 +245,22 @@ class TestDecide:
         assert (two.strength, two.scope) == (0.5, "response")
         np.testing.assert_allclose(one.vectors[2], 4 * two.vectors[2], rtol=1e-6)
         assert made.decide(self.states(), strength=0.0).strength == 0.0
+
+    def test_a_long_prompt_gets_less(self) -> None:
+        made = profile(strength=2.0, length_decay=0.5)
+        short = made.decide(self.states())
+        for n_tokens, wanted in (
+            (1, 2.0),
+            (SHORT_PROMPT, 2.0),
+            (4 * SHORT_PROMPT, 1.0),
+            (LONG_PROMPT, 0.5),
+            (9999, 0.5),
+        ):
+            found = made.decide(self.states(), n_tokens=n_tokens)
+            assert found.strength == wanted and found.g == short.g
+            np.testing.assert_allclose(found.vectors[2], wanted / 2 * short.vectors[2], rtol=1e-6)
+        assert made.decide(self.states(), strength=1.0, n_tokens=4 * SHORT_PROMPT).strength == 0.5
+        assert profile(strength=2.0).decide(self.states(), n_tokens=9999).strength == 2.0
 
     @pytest.mark.parametrize("kind", ["partly", "selective, last token", "open"])
     def test_in_pieces(self, kind: str) -> None:

@@ -35,6 +35,7 @@ def profile(kind: str = "partly", **changes: Any) -> Profile:
         "experts": {layer: make_experts(N_EMBD, rng) for layer in (2, 4)},
         "strength": 1.7,
         "answer_strength": 0.3,
+        "length_decay": 0.2,
         "scope": "turn",
         "description": "Refuses what harms: täglich.\nTwo lines.",
         "license": "Apache-2.0",
@@ -56,7 +57,8 @@ def one(tmp_path: Path) -> Path:
 
 
 def assert_same(a: Profile, b: Profile) -> None:
-    for name in ("name", "model", "gate_layer", "strength", "scope", "description", "license", "training", "layers"):
+    numbers = ("strength", "answer_strength", "length_decay")
+    for name in ("name", "model", "gate_layer", *numbers, "scope", "description", "license", "training", "layers"):
         assert getattr(a, name) == getattr(b, name), name
     assert type(a.gate) is type(b.gate)
     for x, y in [(a.gate, b.gate), *((a.experts[layer], b.experts[layer]) for layer in a.layers)]:
@@ -154,6 +156,8 @@ def test_the_keys_of_format_version_1(one: Path) -> None:
         "finesteer.layers": [2, 4],
         "finesteer.strength": 1.7,
         "finesteer.answer_strength": 0.3,
+        "finesteer.requires": ["length_decay"],
+        "finesteer.length_decay": 0.2,
         "finesteer.scope": "turn",
         "finesteer.gate.kind": "contrastive",
         "finesteer.gate.layer": 1,
@@ -230,6 +234,8 @@ OPTIONAL = {
     "finesteer.model.name",
     "finesteer.chat_template_hash",
     "finesteer.answer_strength",
+    "finesteer.requires",
+    "finesteer.length_decay",
 }
 
 
@@ -325,6 +331,8 @@ U32, F64, TEXT = GGUFValueType.UINT32, GGUFValueType.FLOAT64, GGUFValueType.STRI
         ("finesteer.strength", (-1.0, F64), "strength"),
         ("finesteer.answer_strength", (-0.1, F64), "answer_strength"),
         ("finesteer.answer_strength", (1.1, F64), "answer_strength"),
+        ("finesteer.length_decay", (-0.1, F64), "length_decay"),
+        ("finesteer.length_decay", (1.1, F64), "length_decay"),
         ("finesteer.strength", (float("nan"), F64), "strength"),
         ("finesteer.strength", (1e9, F64), "strength"),
         ("finesteer.scope", ("everything", TEXT), "scope"),
@@ -378,6 +386,13 @@ def test_required_features(one: Path) -> None:
     refused(one, "finesteer.requires names 'later': it needs a newer finesteer-local")
     rewrite(one, keys={"finesteer.requires": ("later", TEXT)})
     refused(one, "key finesteer.requires has the wrong type")
+
+
+def test_a_feature_is_required_only_where_it_is_used(tmp_path: Path) -> None:
+    """Readers that know no features go on reading profiles without them."""
+    profile(length_decay=0.0).save(tmp_path / "p.gguf")
+    assert not {"finesteer.requires", "finesteer.length_decay"} & set(contents(tmp_path / "p.gguf")[0])
+    assert Profile.load(tmp_path / "p.gguf").length_decay == 0.0
 
 
 def test_not_a_profile_at_all(tmp_path: Path, one: Path) -> None:

@@ -34,7 +34,7 @@ def cases() -> list[Any]:
 def test_our_reader(case: dict[str, Any]) -> None:
     profile = Profile.load(HERE / case["profile"])
     for prompt in case["prompts"]:
-        decision = profile.decide(np.array(prompt["states"], np.float32))
+        decision = profile.decide(np.array(prompt["states"], np.float32), n_tokens=prompt["n_tokens"])
         assert decision.score == pytest.approx(prompt["score"], rel=1e-6, abs=1e-6)
         assert decision.g == pytest.approx(prompt["g"], abs=1e-6)
         for part, found in (("alpha", decision.alpha), ("beta", decision.beta), ("vectors", decision.vectors)):
@@ -47,7 +47,7 @@ def test_our_reader(case: dict[str, Any]) -> None:
 def test_the_reference_reader(case: dict[str, Any]) -> None:
     profile = reference_reader.Profile(HERE / case["profile"])
     for prompt in case["prompts"]:
-        score, g, vectors = profile.decide(np.array(prompt["states"], np.float32))
+        score, g, vectors = profile.decide(np.array(prompt["states"], np.float32), prompt["n_tokens"])
         assert score == pytest.approx(prompt["score"], rel=1e-6, abs=1e-6)
         assert g == pytest.approx(prompt["g"], abs=1e-6)
         assert sorted(vectors) == sorted(map(int, prompt["vectors"]))
@@ -62,6 +62,10 @@ def test_the_vectors_say_something() -> None:
     values = {case["profile"]: {prompt["g"] for prompt in case["prompts"]} for case in VECTORS["cases"]}
     for name in ("scs", "contrastive", "cast_mean", "cast_last"):
         assert {0.0, 1.0} <= values[f"{name}.gguf"], (name, values[f"{name}.gguf"])
+    lengths = [
+        prompt for case in VECTORS["cases"] if case["profile"] == "length_decay.gguf" for prompt in case["prompts"]
+    ]
+    assert min(p["n_tokens"] for p in lengths) < 32 < 512 < max(p["n_tokens"] for p in lengths)
     for name in ("scs", "contrastive_ramp"):
         assert any(0 < g < 1 for g in values[f"{name}.gguf"]), (name, values[f"{name}.gguf"])
 
@@ -144,7 +148,7 @@ def test_the_page_names_every_key_and_tensor(tiny: Path, tmp_path: Path) -> None
             assert f"`finesteer.gate.{name}`" in page, name
     for name, _ in _EXPERT_TENSORS:
         assert f"`{name.format('L')}`" in page, name
-    profile = make_profile(tiny)
+    profile = make_profile(tiny, length_decay=0.2)
     profile.save(tmp_path / "p.gguf")
     for key in reference_reader.Profile(tmp_path / "p.gguf").keys:
         assert key.startswith("GGUF.") or f"`{key.replace('.2.', '.L.')}`" in page, key

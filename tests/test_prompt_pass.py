@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from finesteer_local.errors import SteeringError
 from finesteer_local.profile import ModelIdentity, Profile
+from finesteer_local.runtime.prompt import Unsteered
 from finesteer_local.runtime.prompt_pass import PromptPass, Segment, segments
 from finesteer_local.runtime.tap import Rows
 from finesteer_local.steering import AlwaysGate, Decision
@@ -84,8 +85,9 @@ def run(
     seen: dict[str, np.ndarray] = {}
     by_name = {d.profile: d for d in decisions}
 
-    def decide(p: Profile, h: np.ndarray, summary: np.ndarray) -> Decision:
+    def decide(p: Profile, h: np.ndarray, summary: np.ndarray, n_tokens: int) -> Decision:
         assert p.name not in seen, "decided twice"
+        assert n_tokens == n_prompt - starts[profiles.index(p)]
         assert summary.shape[1] == 0
         seen[p.name] = h.copy()
         return by_name[p.name]
@@ -180,6 +182,20 @@ def test_the_last_layer_shows_only_the_rows_that_have_logits(sizes: tuple[int, .
         reading, _, _, early = run([profile("p", *shape)], [d], [9], sizes=sizes)
         assert reading.complete
         assert early == []
+
+
+def test_tokens_in_scope_are_counted_without_those_that_stay_unsteered() -> None:
+    counted = []
+
+    def decide(p: Profile, h: np.ndarray, summary: np.ndarray, n_tokens: int) -> Decision:
+        counted.append(n_tokens)
+        return decision(p.name, [2], 0, opened=False)
+
+    profiles = [profile("a", 1, [2]), profile("b", 1, [2]), profile("c", 1, [2])]
+    unsteered = Unsteered(tools=((2, 5), (7, 8)), thinking=9)
+    reading = new(profiles, [0, 4, 9], n_past=0, n_prompt=10, decide=decide, unsteered=unsteered)
+    drive(reading, stream(10), 0, (10,))
+    assert counted == [9 - 3 - 1, 9 - 4 - 1 - 1, 0]
 
 
 def test_a_layer_that_is_not_shown_is_noticed() -> None:

@@ -42,7 +42,13 @@ def quick() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "The user in the inn: 12 34?"}]
+MESSAGES = [
+    {"role": "system", "content": "Be brief."},
+    {
+        "role": "user",
+        "content": "The user in the inn: 12 34? And the other one, who came in later with the user of the inn?",
+    },
+]
 Two = tuple[Path, Path]
 
 
@@ -86,7 +92,7 @@ def test_prompts_states_answers_and_scores(two: Two) -> None:
 @pytest.mark.parametrize("gate", ["open", "partly"])
 def test_steered_as_llama_cpp_steers(two: Two, scope: str, gate: str) -> None:
     gguf, folder = two
-    profile = make_profile(gguf, gate=gate, layers=(1, 2), gate_layer=1, scope=scope, strength=2.0)
+    profile = make_profile(gguf, gate=gate, layers=(1, 2), gate_layer=1, scope=scope, strength=2.0, length_decay=0.5)
     llama, other = open_model(gguf, n_threads=1), TransformersModel(folder)
     plain = greedy_answer(other, MESSAGES, 12)
     for model in (llama, other):
@@ -99,6 +105,8 @@ def test_steered_as_llama_cpp_steers(two: Two, scope: str, gate: str) -> None:
     assert greedy_answer(llama, MESSAGES, 12) == greedy_answer(other, MESSAGES, 12) != plain
     [decision] = other.decide(prompt, turn)
     assert decision.g == pytest.approx(llama.last_decision.g, abs=1e-4)
+    assert decision.strength == llama.last_decision.strength
+    assert (decision.strength < 1.5) == (scope != "response")  # the longer ones are long enough to get less
 
 
 def test_training_on_both(two: Two, tmp_path: Path) -> None:

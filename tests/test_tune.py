@@ -18,6 +18,7 @@ from finesteer_local.training.data import Pair, Prompt
 from finesteer_local.training.tune import (
     ANSWER_STRENGTHS,
     ANSWERS,
+    MIXED,
     SCOPES,
     SEARCHES,
     Trial,
@@ -30,6 +31,9 @@ LAYERS = (3, 5, 7, 9)
 STRENGTHS, FIRST_ANSWER_STRENGTH = SEARCHES["refusal"].strengths, SEARCHES["refusal"].first_answer_strength
 [FIRST_STRENGTH] = SEARCHES["refusal"].first_strengths
 PAIRS = [Pair(Prompt([{"role": "user", "content": f"question {i}"}]), f"no {i}", f"yes {i}") for i in range(ANSWERS)]
+LONG = [
+    Prompt([{"role": "user", "content": f"page {i} " + "x" * tuning.MAX_PROMPT}]) for i in range(tuning.LONG_ANSWERS)
+]
 Quality = Callable[[int, float, str], tuple[float, float]]
 """(layer, strength, scope) -> share of answers as wanted, share in good language."""
 
@@ -42,7 +46,9 @@ class FakeLlama:
     margins: dict[int, float]
     by_answer_strength: Callable[[float], tuple[float, float]] | None = None
     active: tuple[int, float, str] | None = None
+    by_length_decay: Callable[[float], tuple[float, float]] | None = None
     answer_strength: float = 1.0
+    length_decay: float = 0.0
     generated: list[tuple[int, float, str]] = field(default_factory=list)
     scored: list[int] = field(default_factory=list)
     interrupt_after: int = 10**9
@@ -54,7 +60,7 @@ class FakeLlama:
             assert profile.gate.kind == "always" and profile.gate_layer == layer
             assert strength is not None
             self.active = (layer, strength, profile.scope)
-            self.answer_strength = profile.answer_strength
+            self.answer_strength, self.length_decay = profile.answer_strength, profile.length_decay
 
 
 class FakeCoherence:
@@ -85,7 +91,12 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         wanted, coherent = llama.quality(*llama.active)
         if llama.by_answer_strength:
             wanted, coherent = llama.by_answer_strength(llama.answer_strength)
-        i = prompts.index(prompt)
+        if prompt in LONG:
+            assert llama.by_length_decay is not None
+            wanted, coherent = llama.by_length_decay(llama.length_decay)
+            i = LONG.index(prompt) * ANSWERS // len(LONG)
+        else:
+            i = prompts.index(prompt)
         return ("I cannot" if i < wanted * ANSWERS else "Sure") + (" mush" if i >= coherent * ANSWERS else "")
 
     def answer_logprobs(llama: FakeLlama, prompt: str, answers: list[str], *, turn: int) -> list[np.ndarray]:
@@ -251,6 +262,46 @@ def test_the_answer_gets_what_it_needs(blank: Profile, tmp_path: Path) -> None:
     chosen, trials = tuned(llama(lambda *_: (0.9, 1.0)), blank, tmp_path / "alike")
     assert chosen.answer_strength == FIRST_ANSWER_STRENGTH
     assert {trial.answer_strength for trial in trials} == set(ANSWER_STRENGTHS)
+
+
+def test_long_prompts_get_as_little_less_as_will_do(blank: Profile, tmp_path: Path) -> None:
+    """And what is tried from then on, is tried on both."""
+    decays = SEARCHES["refusal"].length_decays
+    assert decays[0] == 0.0 and list(decays) == sorted(decays)
+    asked = [pair.prompt for pair in PAIRS] + LONG
+    for best in decays:
+        model = llama(lambda *_: (0.9, 1.0), by_length_decay=lambda d, best=best: (1.0, 0.9 if d >= best else 0.5))
+        chosen, trials = tuned(model, blank, tmp_path / str(best), prompts=asked)
+        assert chosen.length_decay == best and chosen.prompts == MIXED
+        assert chosen.score == pytest.approx(0.9, abs=0.05)
+        assert [trial.length_decay for trial in trials if trial.prompts == "long"] == list(decays)
+        assert {trial.length_decay for trial in trials if trial.prompts == MIXED} == {best}
+        assert len({trial.strength for trial in trials if trial.prompts == MIXED}) > 2
+    model = llama(lambda *_: (0.9, 1.0), by_length_decay=lambda d: (1.0 - d, 1.0))
+    chosen, trials = tuned(model, blank, tmp_path / "less", prompts=asked)
+    assert chosen.length_decay == 0.0 and [t.length_decay for t in trials if t.prompts == "long"] == list(decays[:2])
+
+
+def test_a_few_long_prompts_say_nothing(blank: Profile, tmp_path: Path) -> None:
+    asked = [pair.prompt for pair in PAIRS] + LONG[: tuning.FEW_LONG - 1]
+    chosen, trials = tuned(llama(lambda *_: (0.9, 1.0)), blank, tmp_path, prompts=asked)
+    assert chosen.length_decay == 0.0 and {trial.prompts for trial in trials} == {"short"}
+
+
+def test_the_strength_suits_long_prompts_too(blank: Profile, tmp_path: Path) -> None:
+    """What is best for the short ones alone is not taken where the long ones fall apart under it."""
+    limit = sorted(strength for strength in STRENGTHS if strength > FIRST_STRENGTH)[0]
+
+    def long(_: float) -> tuple[float, float]:
+        assert model.active is not None
+        return (1.0, 1.0 if model.active[1] <= limit else 0.0)
+
+    model = llama(lambda _, strength, __: (0.9 if strength >= limit else 0.5, 1.0), by_length_decay=long)
+    chosen, _ = tuned(model, blank, tmp_path / "both", prompts=[pair.prompt for pair in PAIRS] + LONG)
+    assert chosen.strength == limit
+    model.by_length_decay = None
+    chosen, _ = tuned(model, blank, tmp_path / "short")
+    assert chosen.strength > limit
 
 
 def test_pairs_can_judge(blank: Profile, tmp_path: Path) -> None:

@@ -145,6 +145,8 @@ def why(profile: Profile, decision: Decision) -> RenderableType:
     else:
         table.add_row("", "closed: the answer is the model's own, token for token")
     table.add_row("strength", strength_words(decision.strength, decision.answer_strength))
+    if decision.length_factor < 1:
+        table.add_row("", f"{share(decision.length_factor)} of what a short question gets")
     table.add_row("scope", f"{decision.scope}: {SCOPE_MEANING[decision.scope]}")
     return table
 

@@ -124,6 +124,7 @@ def profile_json(profile: Profile, path: Path) -> dict[str, Any]:
         "layers": profile.layers,
         "strength": profile.strength,
         "answer_strength": profile.answer_strength,
+        "length_decay": profile.length_decay,
         "scope": profile.scope,
         "experts": experts,
         "training": dict(profile.training),
@@ -152,7 +153,8 @@ def show_profile(profile: Profile, path: Path, as_json: bool = False) -> None:
             "gate": f"{profile.gate.kind}, reads {gate_tokens(profile)} at layer {profile.gate_layer}"
             + (f"; {gate}" if gate else ""),
             "steers": layer_words(profile.layers),
-            "strength": strength_words(profile.strength, profile.answer_strength),
+            "strength": strength_words(profile.strength, profile.answer_strength)
+            + (f", long prompts less (decay {number(profile.length_decay)})" if profile.length_decay else ""),
             "scope": f"{profile.scope}: {SCOPE_MEANING[profile.scope]}",
         }.items()
     )

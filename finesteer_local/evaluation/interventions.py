@@ -105,7 +105,7 @@ class ProfileSteering:
             [
                 (
                     *(p.name, p.model.fingerprint, p.gate.kind, p.gate, p.gate_layer, dict(p.experts)),
-                    *(p.strength, p.answer_strength, p.scope),
+                    *(p.strength, p.answer_strength, p.scope, *((p.length_decay,) if p.length_decay else ())),
                 )
                 for p in self.profiles
             ]

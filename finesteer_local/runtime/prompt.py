@@ -108,6 +108,13 @@ class Unsteered:
             return True
         return any(start <= token < stop for start, stop in self.tools)
 
+    def outside(self, start: int, stop: int) -> int:
+        """How many of the tokens [start, stop) are in none of these parts."""
+        if self.thinking is not None:
+            stop = min(stop, self.thinking)
+        held = sum(max(min(end, stop) - max(begin, start), 0) for begin, end in self.tools)
+        return max(stop - start - held, 0)
+
 
 NOTHING = Unsteered()
 

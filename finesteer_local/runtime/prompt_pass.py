@@ -62,7 +62,7 @@ class PromptPass:
         n_prompt: tokens of the whole prompt.
         n_layer: layers of the model.
         unsteered: the parts of the prompt that are not steered, and, for gates that pool, not read.
-        decide: profile, `h` and the gate's summary of the turn to decision.
+        decide: profile, `h`, the gate's summary of the turn and the number of tokens in scope to decision.
         read_from: index from which gates read: 0 where one reads the whole prompt; `turn` where none does.
 
     Attributes:
@@ -81,7 +81,7 @@ class PromptPass:
         n_past: int,
         n_prompt: int,
         n_layer: int,
-        decide: Callable[[Profile, Array, Array], Decision],
+        decide: Callable[[Profile, Array, Array, int], Decision],
         read_from: int | None = None,
         unsteered: Unsteered = NOTHING,
     ) -> None:
@@ -150,7 +150,8 @@ class PromptPass:
             profile = self._profiles[i]
             self._summaries[i].append(profile.gate.summary(states))
             if last:
-                self._found[i] = self._decide(profile, states[-1], self._summary(i))
+                in_scope = self._unsteered.outside(self._starts[i], self._n_prompt)
+                self._found[i] = self._decide(profile, states[-1], self._summary(i), in_scope)
 
     def _summary(self, i: int) -> Array:
         """What gate `i` keeps of the tokens that it is to read."""

@@ -382,8 +382,8 @@ class SteeredLlama(TappedLlama):
             self._set_vectors(vectors)
             super().eval(tokens[begin:stop])
 
-    def _decide(self, profile: Profile, h: Array, summary: Array) -> Decision:
-        return profile.decide_from(h, summary, strength=self._strength, scope=self._scope)
+    def _decide(self, profile: Profile, h: Array, summary: Array, n_tokens: int) -> Decision:
+        return profile.decide_from(h, summary, strength=self._strength, scope=self._scope, n_tokens=n_tokens)
 
     def _set_vectors(self, vectors: Vectors) -> None:
         """Make `vectors` the context's control vector; a no-op where it is already."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,11 @@ from finesteer_local.steering.gate import Gate
 
 Array = NDArray[np.float32]
 
+SHORT_PROMPT = 32
+"""Steered tokens of a prompt, up to which it gets all of a profile's strength."""
+LONG_PROMPT = 512
+"""From here on it gets no less: longer ones are not tried in training, and padding shall not switch steering off."""
+
 
 @dataclass(frozen=True, eq=False)
 class Decision:
@@ -23,13 +28,14 @@ class Decision:
     g: float  # the gate's value, 0 (closed) to 1
     score: float  # what the gate compared with its threshold
     threshold: float
-    strength: float
+    strength: float  # of this prompt: a long one may get less than the profile's own
     scope: str
     alpha: Mapping[int, Array] = field(default_factory=dict)  # layer -> weights of the experts, (K,)
     beta: Mapping[int, Array] = field(default_factory=dict)  # layer -> residual coefficients, (r,)
     vectors: Mapping[int, Array] = field(default_factory=dict)  # layer -> strength * g * v(h), (n_embd,)
     labels: Mapping[int, tuple[str, ...]] = field(default_factory=dict)  # layer -> the experts' names
     answer_strength: float = 1.0  # factor on `vectors` for the answer's tokens, 0 to 1
+    length_factor: float = 1.0  # what of the strength is left at this prompt's length
 
     @property
     def open(self) -> bool:
@@ -52,6 +58,15 @@ class Decision:
         return sorted(totals.items(), key=lambda item: -item[1])[:n]
 
 
+def length_factor(n_tokens: int, length_decay: float) -> float:
+    """`(SHORT_PROMPT / n)^length_decay`, n from SHORT_PROMPT to LONG_PROMPT: the share of the strength for n tokens.
+
+    Every steered token goes on steering what is read after it, so the same vector does more in a longer prompt
+    (docs/method.md has the measurements).
+    """
+    return float((SHORT_PROMPT / min(max(n_tokens, SHORT_PROMPT), LONG_PROMPT)) ** length_decay)
+
+
 def decide(
     profile: str,
     gate: Gate,
@@ -62,6 +77,8 @@ def decide(
     strength: float,
     scope: str,
     answer_strength: float = 1.0,
+    length_decay: float = 0.0,
+    n_tokens: int = 1,
 ) -> Decision:
     """`H <- H + strength * g(h) * v(h)`: everything on its right-hand side, for one prompt.
 
@@ -71,9 +88,10 @@ def decide(
         experts: how to steer, by layer.
         h: hidden state of the prompt's last token at the gate's layer, shape (n_embd,), float32.
         summary: the gate's summary of the last user turn's hidden states, one row a token.
-        strength: lambda; 0 steers nothing.
+        strength: lambda for a short prompt; 0 steers nothing.
         scope: which tokens are steered; carried along.
         answer_strength: factor on the vector for the answer's tokens; carried along.
+        length_decay, n_tokens: how fast the strength falls with the prompt's tokens in scope; see `length_factor`.
 
     Raises:
         SteeringError: `h`, the score or a vector is not finite. A profile never fails silently.
@@ -84,14 +102,25 @@ def decide(
     if not np.isfinite(score):
         raise SteeringError(f"profile {profile!r}: the gate's score is not finite; the profile is damaged")
     g = gate.value(score)
+    factor = length_factor(n_tokens, length_decay)
+    decision = Decision(
+        profile,
+        g,
+        score,
+        gate.threshold,
+        strength * factor,
+        scope,
+        answer_strength=answer_strength,
+        length_factor=factor,
+    )
     if g == 0.0 or strength == 0.0:
-        return Decision(profile, g, score, gate.threshold, strength, scope, answer_strength=answer_strength)
+        return decision
     alpha = {layer: e.alpha(h) for layer, e in experts.items()}
     beta = {layer: e.beta(h) for layer, e in experts.items()}
-    scale = np.float32(strength * g)
+    scale = np.float32(decision.strength * g)
     vectors = {layer: scale * e.mix(alpha[layer], beta[layer]) for layer, e in experts.items()}
     for layer, vector in vectors.items():
         if not np.isfinite(vector).all():
             raise SteeringError(f"profile {profile!r}: layer {layer}'s vector is not finite; the profile is damaged")
     labels = {layer: e.labels for layer, e in experts.items() if e.labels}
-    return Decision(profile, g, score, gate.threshold, strength, scope, alpha, beta, vectors, labels, answer_strength)
+    return replace(decision, alpha=alpha, beta=beta, vectors=vectors, labels=labels)

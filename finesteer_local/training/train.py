@@ -164,6 +164,7 @@ def train(llama: SteeredLlama, data: TrainingData, settings: Settings, progress:
         strength=settings.strength if settings.strength is not None else chosen.strength,
         scope=settings.scope or chosen.scope,
         answer_strength=chosen.answer_strength,
+        length_decay=chosen.length_decay,
         training={
             "recipe": data.recipe,
             "data_hash": data.hash,

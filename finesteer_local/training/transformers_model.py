@@ -230,6 +230,7 @@ class TransformersModel:
                 states[profile.gate_layer][0 if profile.gate.whole else turn :],
                 strength=self._strength,
                 scope=self._scope,
+                n_tokens=len(prompt) - _first(self._scope or profile.scope, len(prompt), turn),
             )
             for profile in self._profiles
         ]
@@ -277,8 +278,7 @@ class TransformersModel:
         return self._segments(self.decide(prompt, turn), len(prompt), turn)
 
     def _segments(self, decisions: Sequence[Decision], n_prompt: int, turn: int) -> list[Segment]:
-        first = {"response": n_prompt - 1, "turn": min(turn, n_prompt - 1), "prompt": 0}
-        return segments(decisions, [first[decision.scope] for decision in decisions])
+        return segments(decisions, [_first(decision.scope, n_prompt, turn) for decision in decisions])
 
     @contextmanager
     def _steered(self, plan: Sequence[Segment], start: int, n_rows: int) -> Iterator[None]:
@@ -311,6 +311,11 @@ class TransformersModel:
             raise PromptError(f"a prompt of {len(tokens)} tokens does not fit the context ({self.n_ctx()})")
         options.setdefault("use_cache", False)
         return self.model(input_ids=torch.tensor([list(tokens)], device=self.device), **options)
+
+
+def _first(scope: str, n_prompt: int, turn: int) -> int:
+    """The first token of a prompt that a scope reaches."""
+    return {"response": n_prompt - 1, "turn": min(turn, n_prompt - 1), "prompt": 0}[scope]
 
 
 def _tensor(vector: Array) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Tuning on validation data: which layer, which strength, which scope, and how much of it the answer gets.
+"""Tuning on validation data: which layer, which strength, which scope, and how much of it answers and long prompts get.
 
 First the log-probability margin between chosen and rejected answers ranks the layers, then generated answers decide.
 """
@@ -33,6 +33,11 @@ ANSWERS = 48
 OWN_ANSWERS = 48  # unsteered ones, by which language is judged
 ANSWER_TOKENS = 40
 MAX_PROMPT = 600  # letters: every trial reads its prompts anew, and long ones would take most of the time
+MAX_LONG_PROMPT = 2000
+LONG_ANSWERS = 32  # to prompts between these two, by which the length decay is chosen
+FEW_LONG = 8  # fewer say nothing
+SHORT, LONG, MIXED = "short", "long", "mixed"
+"""What a trial asks; mixed is all short prompts and half of the long ones."""
 SCOPES = ("turn", "prompt")
 ANSWER_STRENGTHS = (0.35, 0.5, 0.7, 1.0)
 CONTENDERS = 2
@@ -46,6 +51,7 @@ class Search:
     first_strengths: tuple[float, ...]  # at which layers are ranked
     strengths: tuple[float, ...]
     first_answer_strength: float
+    length_decays: tuple[float, ...]
     tolerance: float
     """What chance can do. Within this of the best the layer that ranks higher is preferred, and the narrower scope, and
     a strength from which it is some way to either edge."""
@@ -53,10 +59,12 @@ class Search:
 
 SEARCHES = {
     # Two answers more or less are .04. A refusal is decided by the prompt.
-    "refusal": Search((0.9,), (0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.4, 1.7, 2.0, 2.5), 0.5, 0.05),
+    "refusal": Search(
+        (0.9,), (0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.4, 1.7, 2.0, 2.5), 0.5, (0.0, 0.1, 0.2, 0.3, 0.4), 0.05
+    ),
     # Probabilities are finer. What an answer says is decided all through it, and how far a weak direction must be
-    # followed differs from layer to layer.
-    "margin": Search((1.0, 2.0, 4.0), (0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6), 1.0, 0.02),
+    # followed differs from layer to layer. Questions are short.
+    "margin": Search((1.0, 2.0, 4.0), (0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6), 1.0, (), 0.02),
 }
 
 
@@ -68,6 +76,8 @@ class Trial:
     strength: float
     scope: str
     answer_strength: float
+    length_decay: float
+    prompts: str  # SHORT, LONG or MIXED
     wanted: float  # share of answers with the wanted behaviour; judged by pairs, the chosen answers' probability
     coherent: float  # share of answers that are language
     score: float  # share that is both
@@ -85,7 +95,7 @@ def tune(
     folder: Path,
     progress: Progress,
 ) -> tuple[Trial, list[Trial]]:
-    """Choose layer, strength, scope and answer strength with the gate held open.
+    """Choose layer, strength, scope, answer strength and length decay with the gate held open.
 
     Args:
         blank: a profile whose gate is always open; its experts, strengths and scope are replaced.
@@ -109,11 +119,18 @@ def tune(
     scoped = [tuner.trial(best.layer, best.strength, scope, share) for scope in SCOPES[1:]]
     trials += scoped
     first = _first_of_the_best([best, *scoped], tolerance)
+    longer = tuner.long_trials(first)
+    trials += longer
+    decay, asked = 0.0, SHORT
+    if longer:
+        # Then the strength must suit both.
+        decay, asked = _first_of_the_best(longer, tolerance).length_decay, MIXED
+        first = tuner.trial(first.layer, first.strength, first.scope, share, decay, asked)
     # In both directions as long as nothing is lost.
     compared = [first]
     for strengths in _outwards(search.strengths, first.strength):
         for strength in strengths:
-            compared.append(tuner.trial(first.layer, strength, first.scope, share))
+            compared.append(tuner.trial(first.layer, strength, first.scope, share, decay, asked))
             if compared[-1].score < max(trial.score for trial in compared) - tolerance:
                 break
     chosen = _well_inside_the_best(compared, tolerance)
@@ -121,11 +138,12 @@ def tune(
     others: list[Trial] = []
     for shares in _outwards(ANSWER_STRENGTHS, share):
         for other in shares:
-            others.append(tuner.trial(chosen.layer, chosen.strength, chosen.scope, other))
+            others.append(tuner.trial(chosen.layer, chosen.strength, chosen.scope, other, decay, asked))
             if others[-1].score < chosen.score - tolerance:
                 break
     better = max(others, key=lambda trial: trial.score)
-    return (better if better.score > chosen.score + tolerance else chosen), [*trials, *compared[1:], *others]
+    chosen = better if better.score > chosen.score + tolerance else chosen
+    return chosen, [*trials, *(compared if longer else compared[1:]), *others]
 
 
 def _outwards(values: Sequence[float], centre: float) -> tuple[list[float], list[float]]:
@@ -171,7 +189,9 @@ class _Tuner:
     ) -> None:
         self.llama, self.blank, self.experts, self.judge = llama, blank, experts, judge
         self.search = SEARCHES[judge]
-        self.prompts = spread(_brief(prompts, lambda prompt: prompt), ANSWERS)
+        short = spread(_brief(prompts, lambda prompt: prompt), ANSWERS)
+        long = spread([p for p in prompts if MAX_PROMPT < len(p.text) <= MAX_LONG_PROMPT], LONG_ANSWERS)
+        self.prompts = {SHORT: short, LONG: long, MIXED: [*short, *long[::2]]}
         self.pairs = _brief(pairs, lambda pair: pair.prompt)
         self.progress = progress
         self.coherence = Coherence(float("inf"))
@@ -180,7 +200,7 @@ class _Tuner:
             json.loads(self._file.read_text(encoding="utf-8")) if self._file.exists() else {}
         )
         ranking = len(experts) * len(self.search.first_strengths)
-        self._total = ranking + 1 + CONTENDERS + len(SCOPES) - 1 + 2 + 2  # and what it walks to
+        self._total = ranking + 1 + CONTENDERS + len(SCOPES) - 1 + 2 + 2 + len(self.search.length_decays)  # or so
         self._done: set[str] = set()
 
     def _remembered(self, key: str, compute: Callable[[], dict[str, float]]) -> dict[str, float]:
@@ -202,7 +222,9 @@ class _Tuner:
         ranked = sorted(best, key=lambda layer: -self.preference(layer, best[layer]))
         return [(layer, best[layer]) for layer in ranked[:CONTENDERS]]
 
-    def _activate(self, layer: int, strength: float, scope: str, answer_strength: float) -> None:
+    def _activate(
+        self, layer: int, strength: float, scope: str, answer_strength: float, length_decay: float = 0.0
+    ) -> None:
         profile = replace(
             self.blank,
             gate=AlwaysGate(),
@@ -210,6 +232,7 @@ class _Tuner:
             experts={layer: self.experts[layer]},
             scope=scope,
             answer_strength=answer_strength,
+            length_decay=length_decay,
         )
         self.llama.set_profiles([profile], strength=strength)
 
@@ -250,12 +273,29 @@ class _Tuner:
 
         self.coherence = Coherence(self._remembered("coherence", compute)["limit"])
 
-    def trial(self, layer: int, strength: float, scope: str, answer_strength: float) -> Trial:
+    def long_trials(self, first: Trial) -> list[Trial]:
+        """How long prompts are answered as in `first`, with more and more length decay, until that is too much."""
+        found: list[Trial] = []
+        for decay in self.search.length_decays if len(self.prompts[LONG]) >= FEW_LONG else ():
+            found.append(self.trial(first.layer, first.strength, first.scope, first.answer_strength, decay, LONG))
+            if found[-1].score < max(trial.score for trial in found) - self.search.tolerance:
+                break
+        return found
+
+    def trial(
+        self,
+        layer: int,
+        strength: float,
+        scope: str,
+        answer_strength: float,
+        length_decay: float = 0.0,
+        prompts: str = SHORT,
+    ) -> Trial:
         """Generate answers under one setting and judge them."""
 
         def compute() -> dict[str, float]:
-            self._activate(layer, strength, scope, answer_strength)
-            answers = list(generate(self.llama, self.prompts, ANSWER_TOKENS))
+            self._activate(layer, strength, scope, answer_strength, length_decay)
+            answers = list(generate(self.llama, self.prompts[prompts], ANSWER_TOKENS))
             if self.judge == "refusal":
                 wanted = [float(is_refusal(answer)) for answer in answers]
             else:
@@ -268,8 +308,9 @@ class _Tuner:
                 "score": float(np.mean([w * c for w, c in zip(wanted, coherent, strict=True)])),
             }
 
-        figures = self._remembered(f"{layer} {strength} {scope} {answer_strength}", compute)
-        return Trial(layer, strength, scope, answer_strength, **figures)
+        key = f"{layer} {strength} {scope} {answer_strength} {length_decay} {prompts}"
+        figures = self._remembered(key, compute)
+        return Trial(layer, strength, scope, answer_strength, length_decay, prompts, **figures)
 
 
 def as_rows(trials: Sequence[Trial]) -> list[dict[str, object]]:

@@ -99,9 +99,9 @@ class Sequence:
                 decide=self._decide,
             )
 
-    def _decide(self, profile: Profile, h: Array, summary: Array) -> Decision:
+    def _decide(self, profile: Profile, h: Array, summary: Array, n_tokens: int) -> Decision:
         steer = self._steer_by_name[profile.name]
-        return profile.decide_from(h, summary, strength=steer.strength, scope=steer.scope)
+        return profile.decide_from(h, summary, strength=steer.strength, scope=steer.scope, n_tokens=n_tokens)
 
     @property
     def answering(self) -> bool:

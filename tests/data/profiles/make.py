@@ -37,19 +37,23 @@ def main() -> None:
         "contrastive_ramp": replace(make_gate("selective", N_EMBD, rng), low=-5.0, high=5.0),
         "cast_mean": ConditionGate(condition, limit=0.02, sign=1.0, over_prompt=1.0),
         "cast_last": ConditionGate(condition, limit=0.15, sign=-1.0, over_prompt=0.0),
+        "length_decay": make_gate("open", N_EMBD, rng),
     }
+    lengths = (1, 32, 33, 64, 512, 9000)
     cases = []
     for name, gate in gates.items():
         rank = 0 if name == "always" else 2
         experts = {layer: make_experts(N_EMBD, rng, rank=rank, width=8 if rank else 0) for layer in (2, 4)}
-        profile = Profile("vectors", model, gate, 1, experts, strength=0.75, scope="turn")
+        decay = 0.3 if name == "length_decay" else 0.0
+        profile = Profile("vectors", model, gate, 1, experts, strength=0.75, scope="turn", length_decay=decay)
         profile.save(HERE / f"{name}.gguf")
         prompts = []
-        for n_tokens in (1, 2, 3, 7, 7, 7):
-            states = (2 * rng.standard_normal((n_tokens, N_EMBD))).astype(np.float32)
-            decision = profile.decide(states)
+        for n_states, n_tokens in zip((1, 2, 3, 7, 7, 7), lengths, strict=True):
+            states = (2 * rng.standard_normal((n_states, N_EMBD))).astype(np.float32)
+            decision = profile.decide(states, n_tokens=n_tokens)
             prompts.append(
                 {
+                    "n_tokens": n_tokens,
                     "states": [[float(x) for x in row] for row in states],
                     "score": decision.score,
                     "g": decision.g,
@@ -60,7 +64,7 @@ def main() -> None:
             )
         cases.append({"profile": f"{name}.gguf", "prompts": prompts})
     text = json.dumps({"format_version": 1, "tolerance": 1e-6, "cases": cases}, indent=None)
-    (HERE / "decisions.json").write_text(text.replace('{"states"', '\n{"states"') + "\n", encoding="utf-8")
+    (HERE / "decisions.json").write_text(text.replace('{"n_tokens"', '\n{"n_tokens"') + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
