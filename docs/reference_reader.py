@@ -55,7 +55,7 @@ class Profile:
         score, g = self.gate(states)
         if g == 0 or self.strength == 0:
             return score, g, {}
-        factor = (32 / min(max(n_tokens, 32), 512)) ** self.length_decay
+        factor = (64 / min(max(n_tokens, 64), 512)) ** self.length_decay
         h, scale = states[-1], np.float32(self.strength * factor * g)
         return score, g, {layer: scale * self.vector(layer, h) for layer in self.layers}
 

@@ -115,6 +115,16 @@ def test_together_they_are_answered_as_alone(
     assert len(done) >= len(requests)
 
 
+@pytest.mark.parametrize("gate", ["none", "selective"])
+def test_where_nobody_asks_how_long_it_takes_none_is_alone(tiny: Path, asked: list[tuple[str, int]], gate: str) -> None:
+    steering = UNSTEERED if gate == "none" else ProfileSteering((make_profile(tiny, gate=gate, strength=3, seed=3),))
+    apart = answer_all(steered_llama(tiny), steering, REQUESTS, Journal())
+    asked.clear()
+    found = answer_all(steered_llama(tiny), steering, REQUESTS, Journal(), timed=False)
+    assert [a.text for a in found] == [a.text for a in apart]
+    assert not asked and all(a.seconds is None for a in found)
+
+
 def test_an_interrupted_run_of_many_goes_on(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "TIMED", 10**30)
     requests = [Request([{"role": "user", "content": str(i)}], 8) for i in range(40)]

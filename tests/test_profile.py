@@ -248,14 +248,9 @@ class TestDecide:
 
     def test_a_long_prompt_gets_less(self) -> None:
         made = profile(strength=2.0, length_decay=0.5)
-        short = made.decide(self.states())
-        for n_tokens, wanted in (
-            (1, 2.0),
-            (SHORT_PROMPT, 2.0),
-            (4 * SHORT_PROMPT, 1.0),
-            (LONG_PROMPT, 0.5),
-            (9999, 0.5),
-        ):
+        short, least = made.decide(self.states()), 2 * (SHORT_PROMPT / LONG_PROMPT) ** 0.5
+        lengths = {1: 2.0, SHORT_PROMPT: 2.0, 4 * SHORT_PROMPT: 1.0, LONG_PROMPT: least, 9999: least}
+        for n_tokens, wanted in lengths.items():
             found = made.decide(self.states(), n_tokens=n_tokens)
             assert found.strength == wanted and found.g == short.g
             np.testing.assert_allclose(found.vectors[2], wanted / 2 * short.vectors[2], rtol=1e-6)

@@ -18,7 +18,6 @@ from finesteer_local.training.data import Pair, Prompt
 from finesteer_local.training.tune import (
     ANSWER_STRENGTHS,
     ANSWERS,
-    MIXED,
     SCOPES,
     SEARCHES,
     Trial,
@@ -265,19 +264,16 @@ def test_the_answer_gets_what_it_needs(blank: Profile, tmp_path: Path) -> None:
 
 
 def test_long_prompts_get_as_little_less_as_will_do(blank: Profile, tmp_path: Path) -> None:
-    """And what is tried from then on, is tried on both."""
     decays = SEARCHES["refusal"].length_decays
     assert decays[0] == 0.0 and list(decays) == sorted(decays)
     asked = [pair.prompt for pair in PAIRS] + LONG
     for best in decays:
         model = llama(lambda *_: (0.9, 1.0), by_length_decay=lambda d, best=best: (1.0, 0.9 if d >= best else 0.5))
         chosen, trials = tuned(model, blank, tmp_path / str(best), prompts=asked)
-        assert chosen.length_decay == best and chosen.prompts == MIXED
-        assert chosen.score == pytest.approx(0.9, abs=0.05)
+        assert chosen.length_decay == best and chosen.prompts == "short"
+        assert chosen.score == pytest.approx(0.9, abs=0.05)  # that of the short prompts
         assert [trial.length_decay for trial in trials if trial.prompts == "long"] == list(decays)
-        assert {trial.length_decay for trial in trials if trial.prompts == MIXED} == {best}
-        assert len({trial.strength for trial in trials if trial.prompts == MIXED}) > 2
-    model = llama(lambda *_: (0.9, 1.0), by_length_decay=lambda d: (1.0 - d, 1.0))
+    model = llama(lambda *_: (0.9, 1.0), by_length_decay=lambda d: (1.0 - 2 * d, 1.0))
     chosen, trials = tuned(model, blank, tmp_path / "less", prompts=asked)
     assert chosen.length_decay == 0.0 and [t.length_decay for t in trials if t.prompts == "long"] == list(decays[:2])
 
@@ -286,22 +282,6 @@ def test_a_few_long_prompts_say_nothing(blank: Profile, tmp_path: Path) -> None:
     asked = [pair.prompt for pair in PAIRS] + LONG[: tuning.FEW_LONG - 1]
     chosen, trials = tuned(llama(lambda *_: (0.9, 1.0)), blank, tmp_path, prompts=asked)
     assert chosen.length_decay == 0.0 and {trial.prompts for trial in trials} == {"short"}
-
-
-def test_the_strength_suits_long_prompts_too(blank: Profile, tmp_path: Path) -> None:
-    """What is best for the short ones alone is not taken where the long ones fall apart under it."""
-    limit = sorted(strength for strength in STRENGTHS if strength > FIRST_STRENGTH)[0]
-
-    def long(_: float) -> tuple[float, float]:
-        assert model.active is not None
-        return (1.0, 1.0 if model.active[1] <= limit else 0.0)
-
-    model = llama(lambda _, strength, __: (0.9 if strength >= limit else 0.5, 1.0), by_length_decay=long)
-    chosen, _ = tuned(model, blank, tmp_path / "both", prompts=[pair.prompt for pair in PAIRS] + LONG)
-    assert chosen.strength == limit
-    model.by_length_decay = None
-    chosen, _ = tuned(model, blank, tmp_path / "short")
-    assert chosen.strength > limit
 
 
 def test_pairs_can_judge(blank: Profile, tmp_path: Path) -> None:

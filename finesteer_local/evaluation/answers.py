@@ -63,18 +63,20 @@ def answer_all(
     requests: Sequence[Request],
     journal: Journal,
     *,
+    timed: bool = True,
     on_answer: Callable[[], None] = lambda: None,
 ) -> list[Answer]:
     """Answer every request under `intervention`, greedily, each from an empty cache.
 
     Profiles, and the unsteered model, answer several requests at a time; the first and every TIMED-th is asked alone
-    and timed.
+    and timed, unless nobody asks how long it takes.
     Where the method leaves a prompt untouched its answer is the unsteered one (rule 2 of the runtime) and is not
     generated again. What the journal knows is not generated at all.
     """
     keys = [digest("answer", intervention.digest, vars(request)) for request in requests]
     missing = [i for i, key in enumerate(keys) if key not in journal]
-    alone = {i for i in missing if i == 0 or _timed(requests[i]) or not isinstance(intervention, ProfileSteering)}
+    one_by_one = not isinstance(intervention, ProfileSteering)
+    alone = {i for i in missing if one_by_one or (timed and (i == 0 or _timed(requests[i])))}
     with intervention.applied(llama):
         for i in sorted(alone):
             journal[keys[i]] = _ask(llama, intervention, requests[i])
@@ -90,7 +92,7 @@ def answer_all(
     untouched = [i for i, answer in enumerate(found) if answer is None]
     if not untouched:
         return [answer for answer in found if answer is not None]
-    plain = answer_all(llama, UNSTEERED, [requests[i] for i in untouched], journal)
+    plain = answer_all(llama, UNSTEERED, [requests[i] for i in untouched], journal, timed=timed)
     own = dict(zip(untouched, plain, strict=True))
     return [answer or _borrowed(own[i], journal[keys[i]]) for i, answer in enumerate(found)]
 

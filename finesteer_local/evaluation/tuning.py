@@ -63,7 +63,7 @@ class Tuner:
         self.judge = material.data.judge
         self.pairs = _spread([material.pairs[i] for i in material.held], PROMPTS)
         self.contrast = _spread([material.contrast.prompts[i] for i in material.contrast.held], PROMPTS)
-        plain = [a.text for a in answer_all(llama, UNSTEERED, self._requests(PROMPTS), journal)]
+        plain = [a.text for a in answer_all(llama, UNSTEERED, self._requests(PROMPTS), journal, timed=False)]
         self.plain = plain[len(self.pairs) :]
         self.coherence = Coherence.of_unsteered([self._fluency(text) for text in plain])
 
@@ -102,7 +102,7 @@ class Tuner:
     def trial(self, intervention: Intervention, strength: float, n: int) -> Trial:
         """Answer `n` prompts of each kind and judge the answers."""
         pairs, n_contrast = self.pairs[:n], len(self.contrast[:n])
-        answers = [a.text for a in answer_all(self.llama, intervention, self._requests(n), self.journal)]
+        answers = [a.text for a in answer_all(self.llama, intervention, self._requests(n), self.journal, timed=False)]
         coherent = [self.coherence.accepts(self._fluency(text)) for text in answers]
         if self.judge == "refusal":
             wanted = [is_refusal(text) for text in answers[: len(pairs)]]

@@ -14,7 +14,7 @@ from finesteer_local.steering.gate import Gate
 
 Array = NDArray[np.float32]
 
-SHORT_PROMPT = 32
+SHORT_PROMPT = 64
 """Steered tokens of a prompt, up to which it gets all of a profile's strength."""
 LONG_PROMPT = 512
 """From here on it gets no less: longer ones are not tried in training, and padding shall not switch steering off."""

@@ -36,8 +36,8 @@ MAX_PROMPT = 600  # letters: every trial reads its prompts anew, and long ones w
 MAX_LONG_PROMPT = 2000
 LONG_ANSWERS = 32  # to prompts between these two, by which the length decay is chosen
 FEW_LONG = 8  # fewer say nothing
-SHORT, LONG, MIXED = "short", "long", "mixed"
-"""What a trial asks; mixed is all short prompts and half of the long ones."""
+SHORT, LONG = "short", "long"
+"""What a trial asks."""
 SCOPES = ("turn", "prompt")
 ANSWER_STRENGTHS = (0.35, 0.5, 0.7, 1.0)
 CONTENDERS = 2
@@ -60,7 +60,7 @@ class Search:
 SEARCHES = {
     # Two answers more or less are .04. A refusal is decided by the prompt.
     "refusal": Search(
-        (0.9,), (0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.4, 1.7, 2.0, 2.5), 0.5, (0.0, 0.1, 0.2, 0.3, 0.4), 0.05
+        (0.9,), (0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.4, 1.7, 2.0, 2.5), 0.5, (0.0, 0.1, 0.2, 0.3, 0.4, 0.5), 0.05
     ),
     # Probabilities are finer. What an answer says is decided all through it, and how far a weak direction must be
     # followed differs from layer to layer. Questions are short.
@@ -77,7 +77,7 @@ class Trial:
     scope: str
     answer_strength: float
     length_decay: float
-    prompts: str  # SHORT, LONG or MIXED
+    prompts: str  # SHORT or LONG
     wanted: float  # share of answers with the wanted behaviour; judged by pairs, the chosen answers' probability
     coherent: float  # share of answers that are language
     score: float  # share that is both
@@ -119,18 +119,11 @@ def tune(
     scoped = [tuner.trial(best.layer, best.strength, scope, share) for scope in SCOPES[1:]]
     trials += scoped
     first = _first_of_the_best([best, *scoped], tolerance)
-    longer = tuner.long_trials(first)
-    trials += longer
-    decay, asked = 0.0, SHORT
-    if longer:
-        # Then the strength must suit both.
-        decay, asked = _first_of_the_best(longer, tolerance).length_decay, MIXED
-        first = tuner.trial(first.layer, first.strength, first.scope, share, decay, asked)
     # In both directions as long as nothing is lost.
     compared = [first]
     for strengths in _outwards(search.strengths, first.strength):
         for strength in strengths:
-            compared.append(tuner.trial(first.layer, strength, first.scope, share, decay, asked))
+            compared.append(tuner.trial(first.layer, strength, first.scope, share))
             if compared[-1].score < max(trial.score for trial in compared) - tolerance:
                 break
     chosen = _well_inside_the_best(compared, tolerance)
@@ -138,12 +131,15 @@ def tune(
     others: list[Trial] = []
     for shares in _outwards(ANSWER_STRENGTHS, share):
         for other in shares:
-            others.append(tuner.trial(chosen.layer, chosen.strength, chosen.scope, other, decay, asked))
+            others.append(tuner.trial(chosen.layer, chosen.strength, chosen.scope, other))
             if others[-1].score < chosen.score - tolerance:
                 break
     better = max(others, key=lambda trial: trial.score)
     chosen = better if better.score > chosen.score + tolerance else chosen
-    return chosen, [*trials, *(compared if longer else compared[1:]), *others]
+    longer = tuner.long_trials(chosen)
+    if longer:
+        chosen = replace(chosen, length_decay=_first_of_the_best(longer, tuner.long_tolerance).length_decay)
+    return chosen, [*trials, *compared[1:], *others, *longer]
 
 
 def _outwards(values: Sequence[float], centre: float) -> tuple[list[float], list[float]]:
@@ -189,9 +185,12 @@ class _Tuner:
     ) -> None:
         self.llama, self.blank, self.experts, self.judge = llama, blank, experts, judge
         self.search = SEARCHES[judge]
-        short = spread(_brief(prompts, lambda prompt: prompt), ANSWERS)
-        long = spread([p for p in prompts if MAX_PROMPT < len(p.text) <= MAX_LONG_PROMPT], LONG_ANSWERS)
-        self.prompts = {SHORT: short, LONG: long, MIXED: [*short, *long[::2]]}
+        self.prompts = {
+            SHORT: spread(_brief(prompts, lambda prompt: prompt), ANSWERS),
+            LONG: spread([p for p in prompts if MAX_PROMPT < len(p.text) <= MAX_LONG_PROMPT], LONG_ANSWERS),
+        }
+        # As many answers as among the short ones: fewer prompts, more chance.
+        self.long_tolerance = self.search.tolerance * ANSWERS / LONG_ANSWERS
         self.pairs = _brief(pairs, lambda pair: pair.prompt)
         self.progress = progress
         self.coherence = Coherence(float("inf"))
@@ -273,12 +272,12 @@ class _Tuner:
 
         self.coherence = Coherence(self._remembered("coherence", compute)["limit"])
 
-    def long_trials(self, first: Trial) -> list[Trial]:
-        """How long prompts are answered as in `first`, with more and more length decay, until that is too much."""
+    def long_trials(self, chosen: Trial) -> list[Trial]:
+        """How long prompts are answered as in `chosen`, with more and more length decay, until that is too much."""
         found: list[Trial] = []
         for decay in self.search.length_decays if len(self.prompts[LONG]) >= FEW_LONG else ():
-            found.append(self.trial(first.layer, first.strength, first.scope, first.answer_strength, decay, LONG))
-            if found[-1].score < max(trial.score for trial in found) - self.search.tolerance:
+            found.append(self.trial(chosen.layer, chosen.strength, chosen.scope, chosen.answer_strength, decay, LONG))
+            if found[-1].score < max(trial.score for trial in found) - self.long_tolerance:
                 break
         return found
 

@@ -39,7 +39,7 @@ def main() -> None:
         "cast_last": ConditionGate(condition, limit=0.15, sign=-1.0, over_prompt=0.0),
         "length_decay": make_gate("open", N_EMBD, rng),
     }
-    lengths = (1, 32, 33, 64, 512, 9000)
+    lengths = (1, 64, 65, 128, 512, 9000)
     cases = []
     for name, gate in gates.items():
         rank = 0 if name == "always" else 2
