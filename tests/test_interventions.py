@@ -112,6 +112,7 @@ def test_a_digest_is_of_what_decides(tiny: Path) -> None:
         ProfileSteering((make_profile(tiny, seed=1),)),
         ProfileSteering((make_profile(tiny, scope="turn"),)),
         ProfileSteering((replace(profile, answer_strength=0.5),)),
+        ProfileSteering((replace(profile, length_decay=0.5),)),
         ProfileSteering((make_profile(tiny, gate="closed"),)),
         ProfileSteering((make_profile(tiny, layers=(3,)),)),
         ProfileSteering((profile, make_profile(tiny, name="other"))),

@@ -16,7 +16,7 @@ from finesteer_local.evaluation.journal import digest
 from finesteer_local.profile import MAX_STRENGTH, Profile
 from finesteer_local.runtime import SteeredLlama
 from finesteer_local.runtime.tap import Rows
-from finesteer_local.steering import Decision
+from finesteer_local.steering import LONG_PROMPT, SHORT_PROMPT, Decision
 
 Array = NDArray[np.float32]
 
@@ -92,6 +92,11 @@ class Intervention(Protocol):
         """
 
 
+def _decay(profile: Profile) -> tuple[float, ...]:
+    """Nothing without a length decay: answers that were kept before there was one hold."""
+    return (profile.length_decay, SHORT_PROMPT, LONG_PROMPT) if profile.length_decay else ()
+
+
 @dataclass(frozen=True, eq=False)
 class ProfileSteering:
     """Profiles in the runtime that everybody uses; none of them is the unsteered model."""
@@ -105,7 +110,7 @@ class ProfileSteering:
             [
                 (
                     *(p.name, p.model.fingerprint, p.gate.kind, p.gate, p.gate_layer, dict(p.experts)),
-                    *(p.strength, p.answer_strength, p.scope, *((p.length_decay,) if p.length_decay else ())),
+                    *(p.strength, p.answer_strength, p.scope, *_decay(p)),
                 )
                 for p in self.profiles
             ]
