@@ -23,6 +23,11 @@ class Segment:
     vectors: Vectors
 
 
+def first_in_scope(scope: str, n_prompt: int, turn: int) -> int:
+    """The first of a prompt's tokens that a scope reaches; the last user message starts at `turn`."""
+    return {"response": n_prompt - 1, "turn": min(turn, n_prompt - 1), "prompt": 0}[scope]
+
+
 def segments(decisions: Sequence[Decision], starts: Sequence[int], unsteered: Unsteered = NOTHING) -> list[Segment]:
     """Where the prompt's steering changes, ascending; `starts[i]` is the first token that `decisions[i]` steers.
 

@@ -21,7 +21,7 @@ from finesteer_local.profile import MAX_STRENGTH, SCOPES, Profile
 from finesteer_local.runtime.control import Vectors, same_vectors, set_control_vector
 from finesteer_local.runtime.probe import steerable_layers
 from finesteer_local.runtime.prompt import NOTHING, Unsteered, token_text, turn_start, unsteered_parts
-from finesteer_local.runtime.prompt_pass import PromptPass, segments, summed
+from finesteer_local.runtime.prompt_pass import PromptPass, first_in_scope, segments, summed
 from finesteer_local.runtime.rpc import check_workers
 from finesteer_local.runtime.tap import Array
 from finesteer_local.runtime.tapped import TappedLlama
@@ -336,8 +336,7 @@ class SteeredLlama(TappedLlama):
         turn = min(turn, n_prompt - 1)
         read_from, known_from = self._read_from(turn), self._summaries.turn
         known = slice(read_from - known_from, n_past - known_from) if read_from < n_past else slice(0)
-        first = {"response": n_prompt - 1, "turn": turn, "prompt": 0}
-        starts = [first[self._scope or profile.scope] for profile in self._profiles]
+        starts = [first_in_scope(self._scope or profile.scope, n_prompt, turn) for profile in self._profiles]
         reading = PromptPass(
             self._profiles,
             starts,

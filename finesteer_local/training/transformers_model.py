@@ -23,7 +23,7 @@ from finesteer_local.profile import Profile
 from finesteer_local.runtime.harvest import Reader
 from finesteer_local.runtime.packing import Request
 from finesteer_local.runtime.prompt import _plain_format, chat_prompt, turn_start
-from finesteer_local.runtime.prompt_pass import Segment, segments
+from finesteer_local.runtime.prompt_pass import Segment, first_in_scope, segments
 from finesteer_local.runtime.tap import Handler, Rows
 from finesteer_local.steering import Decision
 
@@ -230,7 +230,7 @@ class TransformersModel:
                 states[profile.gate_layer][0 if profile.gate.whole else turn :],
                 strength=self._strength,
                 scope=self._scope,
-                n_tokens=len(prompt) - _first(self._scope or profile.scope, len(prompt), turn),
+                n_tokens=len(prompt) - first_in_scope(self._scope or profile.scope, len(prompt), turn),
             )
             for profile in self._profiles
         ]
@@ -278,7 +278,7 @@ class TransformersModel:
         return self._segments(self.decide(prompt, turn), len(prompt), turn)
 
     def _segments(self, decisions: Sequence[Decision], n_prompt: int, turn: int) -> list[Segment]:
-        return segments(decisions, [_first(decision.scope, n_prompt, turn) for decision in decisions])
+        return segments(decisions, [first_in_scope(decision.scope, n_prompt, turn) for decision in decisions])
 
     @contextmanager
     def _steered(self, plan: Sequence[Segment], start: int, n_rows: int) -> Iterator[None]:
@@ -311,11 +311,6 @@ class TransformersModel:
             raise PromptError(f"a prompt of {len(tokens)} tokens does not fit the context ({self.n_ctx()})")
         options.setdefault("use_cache", False)
         return self.model(input_ids=torch.tensor([list(tokens)], device=self.device), **options)
-
-
-def _first(scope: str, n_prompt: int, turn: int) -> int:
-    """The first token of a prompt that a scope reaches."""
-    return {"response": n_prompt - 1, "turn": min(turn, n_prompt - 1), "prompt": 0}[scope]
 
 
 def _tensor(vector: Array) -> torch.Tensor:

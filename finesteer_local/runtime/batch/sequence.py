@@ -16,7 +16,7 @@ from finesteer_local.runtime.batch.request import Request
 from finesteer_local.runtime.batch.sampler import Sampler
 from finesteer_local.runtime.batch.text import AnswerText
 from finesteer_local.runtime.control import Vectors
-from finesteer_local.runtime.prompt_pass import PromptPass, Segment, segments, summed
+from finesteer_local.runtime.prompt_pass import PromptPass, Segment, first_in_scope, segments, summed
 from finesteer_local.runtime.tap import Addition, Array
 from finesteer_local.runtime.thinking import Thinking
 from finesteer_local.steering import Decision
@@ -50,8 +50,7 @@ class Sequence:
         self.turn = min(self.request.turn, self.n_prompt - 1)
         scopes = [steer.effective_scope for steer in self.request.steer]
         self.ends = cuts(self.n_prompt, self.turn, sizes=sizes, shares="prompt" not in scopes)
-        first = {"response": self.n_prompt - 1, "turn": self.turn, "prompt": 0}
-        self._starts = [first[scope] for scope in scopes]
+        self._starts = [first_in_scope(scope, self.n_prompt, self.turn) for scope in scopes]
         self.n_past = self.n_cached = 0
         self.clean: list[int] = []  # cuts up to which the cache holds what any request would put there
         self.decisions: tuple[Decision, ...] = ()
