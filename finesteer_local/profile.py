@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from finesteer_local.steering import (
     decide,
 )
 
-__all__ = ["SCOPES", "ModelIdentity", "Profile", "read_model_identity"]
+__all__ = ["SCOPES", "ModelIdentity", "Profile", "layer_words", "read_model_identity"]
 
 Array = NDArray[np.float32]
 
@@ -187,6 +187,12 @@ class Profile:
 
     def training_json(self) -> str:
         return json.dumps(self.training, sort_keys=True, ensure_ascii=False, allow_nan=False)
+
+
+def layer_words(layers: Iterable[int]) -> str:
+    """`layer 13`, `layers 8, 13`."""
+    names = [str(layer) for layer in layers]
+    return f"layer{'s' if len(names) > 1 else ''} {', '.join(names)}"
 
 
 def _require(condition: bool, name: str, what: str) -> None:

@@ -31,7 +31,8 @@ STRENGTHS, FIRST_ANSWER_STRENGTH = SEARCHES["refusal"].strengths, SEARCHES["refu
 [FIRST_STRENGTH] = SEARCHES["refusal"].first_strengths
 PAIRS = [Pair(Prompt([{"role": "user", "content": f"question {i}"}]), f"no {i}", f"yes {i}") for i in range(ANSWERS)]
 LONG = [
-    Prompt([{"role": "user", "content": f"page {i} " + "x" * tuning.MAX_PROMPT}]) for i in range(tuning.LONG_ANSWERS)
+    Prompt([{"role": "user", "content": f"page {i} ".ljust(tuning.MAX_PROMPT + 1, "x")}])
+    for i in range(tuning.LONG_ANSWERS)
 ]
 Quality = Callable[[int, float, str], tuple[float, float]]
 """(layer, strength, scope) -> share of answers as wanted, share in good language."""
@@ -109,6 +110,7 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(tuning, "answer_logprobs", answer_logprobs)
     monkeypatch.setattr(tuning, "Coherence", FakeCoherence)
     monkeypatch.setattr(harvest, "answer_tokens", lambda llama, text: text)
+    monkeypatch.setattr(tuning, "answer_tokens", lambda llama, text: text[::4])
     monkeypatch.setattr(harvest, "chat_prompt", lambda llama, messages: messages[-1]["content"])
     monkeypatch.setattr(harvest, "turn_start", lambda llama, messages, prompt: 5)
     yield

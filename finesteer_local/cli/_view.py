@@ -69,12 +69,6 @@ def one_line(text: str, width: int = 200) -> str:
     return line if len(line) <= width else line[: width - 1] + "…"
 
 
-def layer_words(layers: Iterable[int]) -> str:
-    """`layer 13`, `layers 8, 13`."""
-    names = [str(layer) for layer in layers]
-    return f"layer{'s' if len(names) > 1 else ''} {', '.join(names)}"
-
-
 def number(value: float) -> str:
     """A score or strength with three significant digits, without an exponent."""
     text = f"{value:.3g}"

@@ -76,7 +76,8 @@ def _show(llama: SteeredLlama, model: str, console: _Both, sampling: Sampling) -
 
     from finesteer_local.cli import _progress
     from finesteer_local.cli._open import short_name
-    from finesteer_local.cli._view import layer_words, number
+    from finesteer_local.cli._view import number
+    from finesteer_local.profile import layer_words
 
     (profile,) = llama.profiles
     about = f"{short_name(model)} with profile {profile.name}: gate at layer {profile.gate_layer}, "

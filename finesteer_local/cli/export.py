@@ -34,9 +34,8 @@ def command(profile: str, kind: str, output: Path, model: str | None, prompt: st
     \b
     llama-cli -m model.gguf --control-vector out.gguf
     """
-    from finesteer_local.cli._view import layer_words
     from finesteer_local.converters import controlvector, ours
-    from finesteer_local.profile import Profile
+    from finesteer_local.profile import Profile, layer_words
 
     if prompt is not None:
         checked_text(prompt)

@@ -130,11 +130,11 @@ def command(
     if output and output.exists() and not force:
         raise StorageError(f"{output} exists; choose another name or add --force")
     paths.check_writable(output or paths.profiles_dir() / "new.gguf")
-    from finesteer_local.cli._view import layer_words
     from finesteer_local.converters import assemble, cast, recognise
     from finesteer_local.converters.arrays import Hints
     from finesteer_local.fetch import sha256_of
     from finesteer_local.identity import read_model_identity
+    from finesteer_local.profile import layer_words
     from finesteer_local.training.recipes import profile_name
 
     path = fetch_model(model)

@@ -136,8 +136,9 @@ def show_profile(profile: Profile, path: Path, as_json: bool = False) -> None:
     if as_json:
         click.echo(json.dumps(profile_json(profile, path), ensure_ascii=False, indent=2))
         return
-    from finesteer_local.cli._view import SCOPE_MEANING, gate_tokens, layer_words, number, strength_words
+    from finesteer_local.cli._view import SCOPE_MEANING, gate_tokens, number, strength_words
     from finesteer_local.cli.models import size
+    from finesteer_local.profile import layer_words
 
     model = profile.model
     gate = ", ".join(f"{name} {number(value)}" for name, value in _gate_parameters(profile.gate).items())

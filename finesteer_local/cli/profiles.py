@@ -120,8 +120,9 @@ def add(source: str, replace: bool, sha256: str | None) -> None:
 
 def _show(profile: Profile, n_bytes: int, digest: str) -> None:
     """What a profile does and for which model, on stderr: a user decides by it."""
-    from finesteer_local.cli._view import gate_tokens, layer_words, one_line
+    from finesteer_local.cli._view import gate_tokens, one_line
     from finesteer_local.cli.models import size
+    from finesteer_local.profile import layer_words
 
     model = profile.model
     gate = (

@@ -137,7 +137,7 @@ def command(
 
 
 def _tell(profile: Profile, kept: Path, model: str, chat_with: str, reference: str) -> None:
-    from finesteer_local.cli._view import layer_words
+    from finesteer_local.profile import layer_words
 
     figures = profile.training["figures"]
     answers = figures["answers"]

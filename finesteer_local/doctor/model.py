@@ -139,6 +139,8 @@ def _steering(llama: SteeredLlama) -> Iterator[Finding]:
 
 
 def _profiles(llama: SteeredLlama, identity: ModelIdentity, given: Sequence[Path]) -> Iterator[Finding]:
+    from finesteer_local.profile import layer_words
+
     named = [(ref.name, ref.path) for ref in catalog.available_profiles(identity.fingerprint) if not ref.problem]
     if not named and not given:
         remedy = "train one: finesteer-local train MODEL --recipe safety"
@@ -150,8 +152,8 @@ def _profiles(llama: SteeredLlama, identity: ModelIdentity, given: Sequence[Path
             yield Finding("steering", f"profile {name}", "does not fit", BROKEN, str(error))
             continue
         profile, problem = llama.profiles[0], _decide(llama)
-        layers = ", ".join(map(str, profile.layers))
-        says = f"fits: steers layer {layers}, scope {profile.scope}; its gate reads layer {profile.gate_layer}"
+        steered = f"steers {layer_words(profile.layers)}, scope {profile.scope}"
+        says = f"fits: {steered}; its gate reads layer {profile.gate_layer}"
         if problem:
             yield Finding("steering", f"profile {name}", str(problem), BROKEN, "train it again, or leave it out")
         else:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from finesteer_local.errors import SteeringError
 from finesteer_local.evaluation.journal import digest
-from finesteer_local.profile import MAX_STRENGTH, Profile
+from finesteer_local.profile import MAX_STRENGTH, Profile, layer_words
 from finesteer_local.runtime import SteeredLlama
 from finesteer_local.runtime.tap import Rows
 from finesteer_local.steering import LONG_PROMPT, SHORT_PROMPT, Decision
@@ -118,9 +118,7 @@ class ProfileSteering:
 
     @property
     def summary(self) -> str:
-        return "; ".join(
-            f"layer {', '.join(map(str, p.layers))}, strength {p.strength:.3g}, scope {p.scope}" for p in self.profiles
-        )
+        return "; ".join(f"{layer_words(p.layers)}, strength {p.strength:.3g}, scope {p.scope}" for p in self.profiles)
 
     def scaled(self, factor: float) -> ProfileSteering:
         return ProfileSteering(
@@ -174,7 +172,7 @@ class MapSteering:
     @property
     def summary(self) -> str:
         tokens = "every token" if self.every_token else "the prompt's tokens"
-        return f"layer {', '.join(map(str, sorted(self.maps)))}, strength {self.strength:.3g}, {tokens}"
+        return f"{layer_words(sorted(self.maps))}, strength {self.strength:.3g}, {tokens}"
 
     def scaled(self, factor: float) -> MapSteering:
         return MapSteering(self.maps, self.strength * factor, self.every_token)

@@ -19,9 +19,9 @@ from finesteer_local.evaluation.judges import Coherence, is_refusal
 from finesteer_local.profile import Profile
 from finesteer_local.runtime import SteeredLlama
 from finesteer_local.runtime.score import answer_logprobs
-from finesteer_local.steering import AlwaysGate, Experts
+from finesteer_local.steering import LONG_PROMPT, SHORT_PROMPT, AlwaysGate, Experts
 from finesteer_local.training.data import Pair, Prompt, spread
-from finesteer_local.training.harvest import Progress, generate, pair_tokens
+from finesteer_local.training.harvest import Progress, answer_tokens, generate, pair_tokens
 
 _Item = TypeVar("_Item")
 
@@ -33,8 +33,8 @@ ANSWERS = 48
 OWN_ANSWERS = 48  # unsteered ones, by which language is judged
 ANSWER_TOKENS = 40
 MAX_PROMPT = 600  # letters: every trial reads its prompts anew, and long ones would take most of the time
-MAX_LONG_PROMPT = 2000
-LONG_ANSWERS = 32  # to prompts between these two, by which the length decay is chosen
+LONG_TOKENS = range(2 * SHORT_PROMPT, LONG_PROMPT + 1)  # letters say little: what is encoded has a token for every two
+LONG_ANSWERS = 64  # to prompts of so many tokens, by which the length decay is chosen
 FEW_LONG = 8  # fewer say nothing
 SHORT, LONG = "short", "long"
 """What a trial asks."""
@@ -60,7 +60,7 @@ class Search:
 SEARCHES = {
     # Two answers more or less are .04. A refusal is decided by the prompt.
     "refusal": Search(
-        (0.9,), (0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.4, 1.7, 2.0, 2.5), 0.5, (0.0, 0.1, 0.2, 0.3, 0.4, 0.5), 0.05
+        (0.9,), (0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.4, 1.7, 2.0, 2.5), 0.5, (0.0, 0.15, 0.3, 0.45), 0.05
     ),
     # Probabilities are finer. What an answer says is decided all through it, and how far a weak direction must be
     # followed differs from layer to layer. Questions are short.
@@ -187,10 +187,10 @@ class _Tuner:
         self.search = SEARCHES[judge]
         self.prompts = {
             SHORT: spread(_brief(prompts, lambda prompt: prompt), ANSWERS),
-            LONG: spread([p for p in prompts if MAX_PROMPT < len(p.text) <= MAX_LONG_PROMPT], LONG_ANSWERS),
+            LONG: spread([p for p in prompts if len(answer_tokens(llama, p.text)) in LONG_TOKENS], LONG_ANSWERS),
         }
-        # As many answers as among the short ones: fewer prompts, more chance.
-        self.long_tolerance = self.search.tolerance * ANSWERS / LONG_ANSWERS
+        # As many answers as among the short ones: more prompts, less chance.
+        self.long_tolerance = self.search.tolerance * ANSWERS / max(len(self.prompts[LONG]), 1)
         self.pairs = _brief(pairs, lambda pair: pair.prompt)
         self.progress = progress
         self.coherence = Coherence(float("inf"))
