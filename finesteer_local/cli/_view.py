@@ -151,6 +151,13 @@ def strength_words(strength: float, answer_strength: float) -> str:
     return number(strength) + less
 
 
+def steering_words(profile: Profile) -> str:
+    """Where and how a profile steers: `layer 13, strength 1.1, scope turn`."""
+    from finesteer_local.profile import layer_words
+
+    return f"{layer_words(profile.layers)}, strength {profile.strength:g}, scope {profile.scope}"
+
+
 def gate_tokens(profile: Profile) -> str:
     """Which tokens the gate looks at."""
     if profile.gate.whole:

@@ -130,11 +130,11 @@ def command(
     if output and output.exists() and not force:
         raise StorageError(f"{output} exists; choose another name or add --force")
     paths.check_writable(output or paths.profiles_dir() / "new.gguf")
+    from finesteer_local.cli._view import steering_words
     from finesteer_local.converters import assemble, cast, recognise
     from finesteer_local.converters.arrays import Hints
     from finesteer_local.fetch import sha256_of
     from finesteer_local.identity import read_model_identity
-    from finesteer_local.profile import layer_words
     from finesteer_local.training.recipes import profile_name
 
     path = fetch_model(model)
@@ -195,7 +195,7 @@ def command(
     kept = output or keep_profile(profile)
     click.echo(f"Imported {profile.name} for {short_name(model)}: {foreign.format}")
     click.echo(f"  profile   {kept}")
-    click.echo(f"  steering  {layer_words(profile.layers)}, strength {profile.strength:g}, scope {profile.scope}")
+    click.echo(f"  steering  {steering_words(profile)}")
     click.echo(f"  gate      {_about_gate(profile.gate.kind, gate_at, figures)}")
     for note in (*_warnings(foreign.model_hint, identity, gate_at if figures else None), *foreign.notes):
         click.echo(f"Note: {note}", err=True)

@@ -120,9 +120,8 @@ def add(source: str, replace: bool, sha256: str | None) -> None:
 
 def _show(profile: Profile, n_bytes: int, digest: str) -> None:
     """What a profile does and for which model, on stderr: a user decides by it."""
-    from finesteer_local.cli._view import gate_tokens, one_line
+    from finesteer_local.cli._view import gate_tokens, one_line, steering_words
     from finesteer_local.cli.models import size
-    from finesteer_local.profile import layer_words
 
     model = profile.model
     gate = (
@@ -135,7 +134,7 @@ def _show(profile: Profile, n_bytes: int, digest: str) -> None:
         "": one_line(profile.description),
         "for": one_line(f"{model.name} ({model.architecture}, {model.n_layer} layers, {model.n_embd} wide)"),
         "gate": gate,
-        "steers": f"{layer_words(profile.layers)}, strength {profile.strength:g}, scope {profile.scope}",
+        "steers": steering_words(profile),
         "license": one_line(profile.license),
         "file": f"{size(n_bytes)}, SHA-256 {digest}",
     }.items():

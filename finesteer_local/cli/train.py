@@ -137,15 +137,14 @@ def command(
 
 
 def _tell(profile: Profile, kept: Path, model: str, chat_with: str, reference: str) -> None:
-    from finesteer_local.profile import layer_words
+    from finesteer_local.cli._view import steering_words
 
     figures = profile.training["figures"]
     answers = figures["answers"]
     click.echo(f"Trained {profile.name} for {short_name(model)} in {duration(profile.training['seconds'])}.")
     click.echo(f"  profile   {kept}")
     n_experts = len(profile.experts[profile.layers[0]].prototypes)
-    steered = f"{layer_words(profile.layers)}, strength {profile.strength:g}, scope {profile.scope}"
-    click.echo(f"  steering  {steered}, {n_experts} experts")
+    click.echo(f"  steering  {steering_words(profile)}, {n_experts} experts")
     click.echo(
         f"  answers   {answers['score']:.0%} of held-out prompts steered as wanted and in good language "
         f"({answers['wanted']:.0%} as wanted, {answers['coherent']:.0%} in good language)"

@@ -185,12 +185,12 @@ class _Tuner:
     ) -> None:
         self.llama, self.blank, self.experts, self.judge = llama, blank, experts, judge
         self.search = SEARCHES[judge]
+        # Only a length decay asks how long prompts are.
+        counted = prompts if self.search.length_decays else ()
         self.prompts = {
             SHORT: spread(_brief(prompts, lambda prompt: prompt), ANSWERS),
-            LONG: spread([p for p in prompts if len(answer_tokens(llama, p.text)) in LONG_TOKENS], LONG_ANSWERS),
+            LONG: spread([p for p in counted if len(answer_tokens(llama, p.text)) in LONG_TOKENS], LONG_ANSWERS),
         }
-        # As many answers as among the short ones: more prompts, less chance.
-        self.long_tolerance = self.search.tolerance * ANSWERS / max(len(self.prompts[LONG]), 1)
         self.pairs = _brief(pairs, lambda pair: pair.prompt)
         self.progress = progress
         self.coherence = Coherence(float("inf"))
@@ -271,6 +271,11 @@ class _Tuner:
             return {"limit": Coherence.calibrate(self.llama, own).limit}
 
         self.coherence = Coherence(self._remembered("coherence", compute)["limit"])
+
+    @property
+    def long_tolerance(self) -> float:
+        """As many answers as among the short ones: more prompts, less chance."""
+        return self.search.tolerance * ANSWERS / len(self.prompts[LONG])
 
     def long_trials(self, chosen: Trial) -> list[Trial]:
         """How long prompts are answered as in `chosen`, with more and more length decay, until that is too much."""
