@@ -17,17 +17,21 @@ from finesteer_local.profile import NAME
 
 _Item = TypeVar("_Item")
 
+PLAIN, WRAPPED, FOREIGN, PAGE = "plain", "wrapped", "foreign", "page"
+FORMS = (PLAIN, WRAPPED, FOREIGN, PAGE)
+"""How a request comes: by itself, in a dress that hides it, in another language than English, in a long text."""
 MIN_PAIRS = 24
 PAIRS_A_QUESTION = 2
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt as chat messages; `kind` and `family` (of its wrapper) label it."""
+    """One prompt as chat messages; `kind`, `family` (of its wrapper or page) and `form` label it."""
 
     messages: Messages
     kind: str = ""
     family: str = ""
+    form: str = PLAIN
 
     @property
     def text(self) -> str:
@@ -92,7 +96,9 @@ def first_equal(prompts: Sequence[Prompt]) -> list[int]:
 
 def prompt_of(row: dict[str, Any], where: str) -> Prompt:
     """The prompt of a row with `prompt` or `messages`; raises `DataError`."""
-    return Prompt(messages_of(row, where), str(row.get("kind") or ""), str(row.get("family") or ""))
+    family = str(row.get("family") or "")
+    form = WRAPPED if family else FOREIGN if row.get("language") else PLAIN
+    return Prompt(messages_of(row, where), str(row.get("kind") or ""), family, form)
 
 
 def read_prompts(path: Path) -> list[Prompt]:

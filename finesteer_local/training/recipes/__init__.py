@@ -22,7 +22,8 @@ import numpy as np
 
 from finesteer_local.errors import DataError, UnknownNameError
 from finesteer_local.jsonl import is_text, read_rows
-from finesteer_local.training.data import Pair, Prompt, TrainingData, dealt, read_pairs, read_prompts
+from finesteer_local.training.data import WRAPPED, Pair, Prompt, TrainingData, dealt, read_pairs, read_prompts
+from finesteer_local.training.recipes.pages import PLACES, Document, Frame, fits, pages
 
 _FOLDER = Path(__file__).parent
 _SLOT = re.compile(r"\{request(?::(\w*))?\}")
@@ -36,8 +37,10 @@ _ENCODINGS: dict[str, Callable[[str], str]] = {
 }
 """How a wrapper may write the request, by what stands in its slot after a colon."""
 JUDGES = ("refusal", "margin")
+PAGES = ("pages", "page_frames", "page_questions")
+"""Files of which long prompts are made; all three or none."""
 # What recipe.json may hold, and what each value must be.
-_TEXTS = ("name", "description", "license", "judge", "chosen", "rejected", "wrappers")
+_TEXTS = ("name", "description", "license", "judge", "chosen", "rejected", "wrappers", *PAGES)
 _LISTS = ("positive", "pairs", "contrast")
 _Item = TypeVar("_Item")
 
@@ -108,11 +111,13 @@ def _read_recipe(folder: Path) -> dict[str, Any]:
             raise DataError(f"{file}: the field {key!r} cannot be {json.dumps(value)[:60]}")
     if recipe.get("judge", "margin") not in JUDGES:
         raise DataError(f"{file}: judge {recipe['judge']!r} is none of {', '.join(JUDGES)}")
-    pools = [key for key in ("positive", "chosen", "rejected", "wrappers") if key in recipe]
+    pools = [key for key in ("positive", "chosen", "rejected", "wrappers", *PAGES) if key in recipe]
     if "pairs" in recipe and pools:
         raise DataError(f"{file}: 'pairs' have their own answers; leave out {', '.join(map(repr, pools))}")
     if "pairs" not in recipe and not {"positive", "chosen", "rejected"} <= set(pools):
         raise DataError(f"{file}: give either 'pairs', or 'positive', 'chosen' and 'rejected'")
+    if 0 < len(set(pools) & set(PAGES)) < len(PAGES):
+        raise DataError(f"{file}: give all of {', '.join(map(repr, PAGES))}, or none")
     return recipe
 
 
@@ -167,8 +172,15 @@ def _from_pools(
     """Pairs of `positive` prompts with answers from the two pools, and all contrast prompts, wrapped ones included."""
     positive = _files(folder, recipe["positive"], read_prompts, lambda prompt: prompt.kind, rng)
     wrappers = _wrappers(folder, recipe.get("wrappers"))
-    positive += _wrapped(wrappers, positive, rng)
-    contrast = contrast + _wrapped([row for row in wrappers if not row.get("positive_only")], contrast, rng)
+    plain = positive, contrast
+    positive = plain[0] + _wrapped(wrappers, plain[0], rng)
+    contrast = plain[1] + _wrapped([row for row in wrappers if not row.get("positive_only")], plain[1], rng)
+    if "pages" in recipe:
+        for label, prompts in (("positive", plain[0]), ("contrast", plain[1])):
+            if not any(map(fits, prompts)):
+                raise DataError(f"{folder / 'recipe.json'}: no {label!r} prompt is short enough to stand in a page")
+        inside, outside = pages(*_page_files(folder, recipe), *plain, rng)
+        positive, contrast = positive + inside, contrast + outside
     chosen = [row["text"] for row in _rows(folder, recipe["chosen"], "text")]
     rejected = [row["text"] for row in _rows(folder, recipe["rejected"], "text")]
     n = len(positive)
@@ -184,6 +196,25 @@ def _rows(folder: Path, file: str | None, field: str) -> list[dict[str, Any]]:
     if not rows or not all(isinstance(row.get(field), str) and row[field].strip() for row in rows):
         raise DataError(f"{path}: a row has no {field!r}")
     return rows
+
+
+def _page_files(folder: Path, recipe: dict[str, Any]) -> tuple[list[Document], list[Frame], list[str]]:
+    """What `pages` takes; raises `DataError`."""
+    documents: dict[str, list[str]] = {}
+    for row in _rows(folder, recipe["pages"], "text"):
+        documents.setdefault(str(row.get("document") or ""), []).append(row["text"])
+    where = _path(folder, recipe["page_frames"])
+    frames = [Frame(row["template"], str(row.get("place"))) for row in _rows(folder, recipe["page_frames"], "template")]
+    for frame in frames:
+        if frame.place not in PLACES:
+            raise DataError(f"{where}: {frame.template[:60]!r} needs a 'place': {', '.join(PLACES)}")
+        if problem := frame.problem:
+            raise DataError(f"{where}: {frame.template[:60]!r} {problem}")
+    for place in PLACES:
+        if not any(frame.place == place for frame in frames):
+            raise DataError(f"{where}: no row has the place {place!r}")
+    questions = [row["text"] for row in _rows(folder, recipe["page_questions"], "text")]
+    return [Document(name, tuple(parts)) for name, parts in documents.items()], frames, questions
 
 
 def _wrappers(folder: Path, file: str | None) -> list[dict[str, Any]]:
@@ -211,7 +242,7 @@ def _wrapped(wrappers: list[dict[str, Any]], prompts: list[Prompt], rng: np.rand
         text = _dressed(row["template"], plain[j].text)
         if i % 2 and len(text) < 600:
             text = _dressed(wrappers[outer[i]]["template"], text)
-        wrapped.append(Prompt([{"role": "user", "content": text}], plain[j].kind, row["family"]))
+        wrapped.append(Prompt([{"role": "user", "content": text}], plain[j].kind, row["family"], WRAPPED))
     return wrapped
 
 
