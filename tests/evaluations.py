@@ -11,6 +11,7 @@ from finesteer_local.evaluation.judges import Coherence
 from finesteer_local.evaluation.measure import Evaluation, Method, Outcome
 from finesteer_local.evaluation.results import Results, Setting
 from finesteer_local.evaluation.suites import Case, Choices, Suite
+from finesteer_local.evaluation.whole import Verdict
 
 SETTING = Setting(
     model="some <model>",
@@ -19,7 +20,9 @@ SETTING = Setting(
     versions={"finesteer-local": "0.1.0"},
     command="finesteer-local eval model.gguf --profile safety",
     date="2026-11-24 12:00 UTC",
-    max_tokens=48,
+    max_tokens=400,
+    temperature=0.8,
+    seeds=(0, 1),
 )
 QUESTION = Case([{"role": "user", "content": "is it?"}], choices=Choices("yes.", ("yes.",), ("no.",)), kind="myths")
 
@@ -44,6 +47,10 @@ def outcome(
     threshold: float | None = 0.0,
     unsteered: str = "answered",
     seconds: float = 1.0,
+    ends: bool = True,
+    circles: bool = False,
+    tokens: int = 5,
+    seed: int | None = None,
     **experts: float,
 ) -> Outcome:
     """`what` it says: answered, refused, mush (no language), refused mush, or anything else literally."""
@@ -52,12 +59,11 @@ def outcome(
     return Outcome(
         of,
         plain,
-        Answer(text, 0.1, seconds, reading(score, threshold, **experts)),
-        refused="sorry" in text,
+        Answer(text, ends, tokens, 0.1, seconds, reading(score, threshold, **experts)),
+        Verdict("sorry" in text, ends, circles, "zq" not in text),
         phrases="sorry" in text,
-        coherent="zq" not in text,
-        refused_unsteered="sorry" in plain,
-        coherent_unsteered="zq" not in plain,
+        declined_unsteered="sorry" in plain,
+        seed=seed,
     )
 
 
@@ -66,9 +72,11 @@ def evaluation(
     scores: Mapping[str, Mapping[str, Sequence[Score]]] | None = None,
     sweeps: Mapping[str, Mapping[float, Sequence[Outcome]]] | None = None,
     interventions: Mapping[str, Intervention] | None = None,
+    sampled: Mapping[str, Mapping[str, Sequence[Outcome]]] | None = None,
+    repeats: int = 0,
 ) -> Evaluation:
     """From outcomes (and scores) by method and suite; every method has the same suites."""
-    scores = scores or {}
+    scores, sampled = scores or {}, sampled or {}
     first = next(iter(outcomes))
     names = dict.fromkeys([*outcomes[first], *scores.get(first, {})])
     suites = [
@@ -91,6 +99,8 @@ def evaluation(
         {(m, s): list(outcomes[m].get(s, [])) for m in outcomes for s in names},
         {(m, s): [(QUESTION, x) for x in scores.get(m, {}).get(s, [])] for m in outcomes for s in names},
         {m: {f: list(o) for f, o in sweep.items()} for m, sweep in (sweeps or {}).items()},
+        {(m, s): list(sampled.get(m, {}).get(s, [])) for m in outcomes for s in names},
+        repeats,
     )
 
 

@@ -40,11 +40,13 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """(last words, max_tokens) of every generation; one token is only a look at the gate."""
     seen: list[tuple[str, int]] = []
 
-    def counting(llama: Any, messages: Any, max_tokens: int) -> str:
-        seen.append((messages[-1]["content"], max_tokens))
-        return greedy_answer(llama, messages, max_tokens)
+    chat = module._chat
 
-    monkeypatch.setattr(module, "greedy_answer", counting)
+    def counting(llama: Any, request: Request, max_tokens: int | None = None) -> dict[str, Any]:
+        seen.append((request.messages[-1]["content"], max_tokens or request.max_tokens))
+        return chat(llama, request, max_tokens)
+
+    monkeypatch.setattr(module, "_chat", counting)
     return seen
 
 
@@ -198,6 +200,56 @@ def test_other_settings_are_other_answers(tiny: Path) -> None:
     assert long.text.startswith(short.text) and len(long.text) > len(short.text)
     weak, strong = (ProfileSteering((make_profile(tiny, strength=s),)) for s in (1, 3))
     assert answer_all(llama, weak, REQUESTS, journal) != answer_all(llama, strong, REQUESTS, journal)
+
+
+def sampled(n: int, temperature: float = 0.8) -> list[Request]:
+    return [Request(talk, 8, temperature, seed) for talk in TALKS for seed in range(n)]
+
+
+@pytest.mark.parametrize("gate", ["none", "selective", "open"])
+def test_sampled_answers_are_the_runtimes_own(tiny: Path, monkeypatch: pytest.MonkeyPatch, gate: str) -> None:
+    profile = None if gate == "none" else make_profile(tiny, gate=gate, strength=3, seed=3)
+    steering = UNSTEERED if profile is None else ProfileSteering((profile,))
+    found = answer_all(steered_llama(tiny), steering, sampled(3), Journal())
+    assert not any(answer.seconds for answer in found)  # nobody times what chance makes longer or shorter
+    llama: Any = steered_llama(tiny, profiles=[profile] if profile else [])
+    for answer, request in zip(found, sampled(3), strict=True):
+        llama.forget()
+        own = llama.create_chat_completion(
+            request.messages, max_tokens=8, temperature=0.8, repeat_penalty=1.0, seed=request.drawn
+        )
+        assert answer.text == own["choices"][0]["message"]["content"]
+        assert answer.ended == (own["choices"][0]["finish_reason"] == "stop")
+        assert answer.n_tokens == own["usage"]["completion_tokens"]
+    assert len({answer.text for answer in found}) > 3
+    assert [a.text for a in answer_all(steered_llama(tiny), steering, sampled(3), Journal())] == [a.text for a in found]
+
+
+def test_methods_that_answer_one_by_one_sample_too(tiny: Path) -> None:
+    rng, llama = np.random.default_rng(0), steered_llama(tiny)
+    w, r = (rng.standard_normal(llama.n_embd()).astype(np.float32) for _ in range(2))
+    nothing = MapSteering({2: (w, 0 * r)}, 1.0)
+    plain = answer_all(llama, UNSTEERED, sampled(2), Journal())
+    assert [a.text for a in answer_all(llama, nothing, sampled(2), Journal())] == [a.text for a in plain]
+
+
+def test_seeds_are_each_prompts_own() -> None:
+    drawn = [request.drawn for request in sampled(3)]
+    assert len(set(drawn)) == 9 and all(seed is not None and 0 <= seed < 1 << 32 for seed in drawn)
+    assert drawn == [request.drawn for request in sampled(3)] and Request(TALKS[0], 8).drawn is None
+    assert Request(TALKS[0], 99, 0.5, 1).drawn == Request(TALKS[0], 8, 0.8, 1).drawn
+
+
+def test_who_ended_an_answer(smollm2: Path) -> None:
+    talks = ("Say only the word yes.", "Write a long story about a lighthouse.")
+    requests = [Request([{"role": "user", "content": talk}], 24) for talk in talks]
+    llama, shut = steered_llama(smollm2), ProfileSteering((make_profile(smollm2, gate="closed", strength=5),))
+    found = answer_all(llama, UNSTEERED, requests, Journal(), timed=False)
+    assert [answer.ended for answer in found] == [True, False]
+    assert [answer.n_tokens == 24 for answer in found] == [False, True]
+    for steering in (UNSTEERED, shut):  # alone, and borrowed
+        alone = answer_all(llama, steering, requests, Journal())
+        assert [(a.text, a.ended, a.n_tokens) for a in alone] == [(a.text, a.ended, a.n_tokens) for a in found]
 
 
 def test_the_order_changes_nothing(tiny: Path) -> None:

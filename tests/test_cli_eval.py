@@ -53,7 +53,7 @@ def profile(model: Path, folder: Path, gate: str = "open", **options: Any) -> Pa
 
 
 def evaluated(model: Path, *arguments: str | Path) -> Any:
-    return json.loads(good("eval", model, "--max-tokens", "4", "--json", *arguments).stdout)
+    return json.loads(good("eval", model, "--max-tokens", "4", "--samples", "0", "--json", *arguments).stdout)
 
 
 def answers_of(path: Path) -> list[dict[str, Any]]:
@@ -76,6 +76,29 @@ def test_json(tiny: Path, suite: Path, conversation: Path, tmp_path: Path, gate:
     assert ours["over_refusal"] == {"value": 0.0, "low": 0.0, "high": 0.0, "n": 4}
 
 
+def test_answers_are_greedy_and_sampled(tiny: Path, suite: Path, tmp_path: Path) -> None:
+    path, arguments = tmp_path / "answers.jsonl", ("eval", tiny, "--max-tokens", "4", "--json", "--suite", suite)
+    steering = ("-p", profile(tiny, tmp_path))
+    made = json.loads(good(*arguments, *steering, "--answers", path).stdout)
+    assert [(f["method"], f["decoding"], f["n"]) for f in made["totals"]] == [
+        (method, decoding, 6) for method in ("none", "ours") for decoding in ("greedy", "sampled")
+    ]
+    assert (made["setting"]["temperature"], made["setting"]["seeds"]) == (0.8, [0, 1, 2])
+    rows = answers_of(path)
+    assert [row["decoding"] for row in rows].count("sampled") == 3 * 2 * 6
+    one = next(row for row in rows if row["method"] == "ours" and row["decoding"] == "sampled")
+    asked = ("run", tiny, one["messages"][0]["content"], "--max-tokens", "4", *steering, "--json")
+    own = json.loads(good(*asked, "--temperature", "0.8", "--seed", str(one["seed"])).stdout)
+    assert own["answer"] == one["answer"]
+    made = json.loads(good(*arguments, *steering, "--samples", "2", "--first-seed", "1", "--answers", path).stdout)
+    again = [row for row in answers_of(path) if row["decoding"] == "sampled"]
+    assert made["setting"]["seeds"] == [1, 2]
+    assert {row["seed"] for row in again} < {row["seed"] for row in rows if row["seed"] is not None}
+    made = json.loads(good(*arguments, *steering, "--samples", "1", "--temperature", "3", "--answers", path).stdout)
+    assert made["setting"]["temperature"] == 3
+    assert [r["answer"] for r in answers_of(path)] != [r["answer"] for r in rows if r["seed"] != rows[-1]["seed"]]
+
+
 def tables(model: Path, folder: Path, *suites: Path, options: tuple[str, ...] = ()) -> list[str]:
     named = [argument for suite in suites for argument in ("--suite", suite)]
     return good("eval", model, "--max-tokens", "4", "-p", profile(model, folder), *named, *options).stdout.splitlines()
@@ -92,15 +115,20 @@ def test_tables(
     monkeypatch.setenv("COLUMNS", "100")  # a busy machine's seconds take more room
     lines = tables(tiny, tmp_path, suite, conversation, questions)
     text = "\n".join(lines)
-    overall, by_suite, solved, notes = text.split("\n\n")
-    assert "defended" in overall and "identical" in overall and "AUROC" not in overall  # the gate is always open
-    assert [line.split()[0] for line in overall.splitlines()[-2:]] == ["none", "ours"]
+    overall, by_suite, beside, others, solved, notes = text.split("\n\n")
+    for word in ("defended", "declined", "ends", "tokens", "circles", "language", "refusal"):
+        assert word in overall
+    assert "identical" in beside and "phrases" in beside and "AUROC" not in beside  # the gate is always open
+    rows = ["none, greedy", "none, sampled", "ours, greedy", "ours, sampled"]
+    for table in (overall, beside):
+        assert [" ".join(line.split()[:2]) for line in table.splitlines()[-4:]] == rows
+    assert "gate" in others and "phrases" in others
     heads = [line.strip() for line in by_suite.splitlines() if "." not in line]
     assert heads[-3:] == ["mine, harmful (3)", "mine, benign (3)", "talk (1)"]
     rows = [line.split() for line in by_suite.splitlines() if line.startswith("  ")]
-    assert [row[0] for row in rows if row[0] in ("none", "ours")] == ["none", "ours"] * 3
+    assert [row[0] for row in rows if row[0] in ("none,", "ours,")] == ["none,", "none,", "ours,", "ours,"] * 3
     assert "MC1" in solved and "truthfulqa" in solved and "mine" not in solved
-    assert "AdvBench phrases" in notes and "nats a token" in notes
+    assert "whole answers" in notes and "nats a token" in notes and "temperature 0.8" in notes
 
 
 @pytest.mark.parametrize("width", ["80", None])
@@ -122,6 +150,7 @@ def test_nothing_of_the_tables_is_cut(
         assert word in text
     assert "…" not in text
     shown = lines[: next(i for i, line in enumerate(lines) if line.startswith("defended: "))]
+    assert not width or all(len(line) <= int(width) for line in shown)
     figures = [cell for line in shown for cell in line.split() if "." in cell]
     assert figures and all(re.fullmatch(r"\d+\.\d\d|\d\.\d\d\d", cell) for cell in figures)
     assert name in "".join(line.strip() for line in lines) or name in "".join(line.split()[0] for line in lines if line)
@@ -249,7 +278,9 @@ def test_what_was_answered_is_kept_and_can_be_forgotten(tiny: Path, suite: Path,
         (["-p", "safety", "--suite", "x", "--limit", "0"], "0"),
         (["-p", "safety", "--suite", "x", "--max-tokens", "0"], "0"),
         (["-p", "safety", "--suite", "x", "--scope", "all"], "'all' is not one of"),
-        (["-p", "safety", "--judge", "somebody"], "`phrases` or a URL, not 'somebody'"),
+        (["-p", "safety", "--suite", "x", "--samples", "-1"], "-1"),
+        (["-p", "safety", "--suite", "x", "--temperature", "0"], "0"),
+        (["-p", "safety", "--judge", "somebody"], "`whole`, `phrases` or a URL, not 'somebody'"),
         (["-p", "safety", "--judge", "http://x/v1"], "--judge URL and --judge-model go together"),
         (["-p", "safety", "--judge-model", "m"], "--judge URL and --judge-model go together"),
     ],

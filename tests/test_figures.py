@@ -33,8 +33,45 @@ def test_a_refusal_counts_only_if_it_is_language() -> None:
         outcome(BAD, "refused", unsteered="refused"),
     ]
     f = of_outcomes("ours", "some", "harmful", outcomes)
-    assert (f.n, value(f.refused), value(f.phrases), value(f.defended), value(f.incoherent)) == (5, 0.6, 0.6, 0.4, 0.4)
+    assert (f.n, value(f.declined), value(f.phrases), value(f.defended), value(f.language)) == (5, 0.6, 0.6, 0.4, 0.6)
     assert (f.over_refusal, f.identical, f.accuracy, f.mc1, f.auroc) == (None,) * 5  # nothing harmless among them
+
+
+def test_a_defence_is_good_to_its_last_word() -> None:
+    outcomes = [
+        outcome(BAD, "refused", tokens=10),
+        outcome(BAD, "refused", ends=False, tokens=400),
+        outcome(BAD, "refused", circles=True, tokens=30),
+        outcome(BAD, "answered", tokens=20),
+    ]
+    f = of_outcomes("ours", "some", "harmful", outcomes)
+    assert (value(f.declined), value(f.ends), value(f.circles), value(f.defended)) == (0.75, 0.75, 0.25, 0.25)
+    assert f.tokens == 25 and f.decoding == "greedy"
+
+
+def test_answers_under_an_open_gate() -> None:
+    outcomes = [
+        outcome(BAD, "refused", score=1.0, tokens=10),
+        outcome(GOOD, "refused", score=1.0, tokens=20, ends=False, circles=True),
+        outcome(BAD, score=-1.0, tokens=400, ends=False),
+    ]
+    f = of_outcomes("ours", "", "", outcomes)
+    assert (value(f.steered_ends), f.steered_tokens, value(f.steered_circles)) == (0.5, 15, 0.5)
+    assert (f.n, value(f.ends), f.tokens) == (3, 0.5, 205)  # of harmful requests
+    none = of_outcomes("none", "", "", [outcome(BAD)])
+    assert (none.steered_ends, none.steered_tokens, none.steered_circles) == (None, None, None)
+
+
+def test_sampled_answers_of_a_prompt_are_no_prompts_of_their_own() -> None:
+    outcomes = [outcome(BAD, what, seed=i) for i, what in enumerate(("refused", "answered", "refused", "refused"))]
+    f = of_outcomes("ours", "some", "harmful", outcomes, "sampled", 2)
+    alone = of_outcomes("ours", "some", "harmful", outcomes[:2])
+    assert f.n == 2 and f.defended and (f.defended.value, f.defended.n) == (0.75, 2)
+    assert alone.defended and f.defended.high - f.defended.low > 0.6
+    assert f.seconds is None and alone.seconds == 1.0
+    harmless = [outcome(GOOD, "refused"), outcome(GOOD)] * 3
+    f = of_outcomes("ours", "some", "benign", harmless, "sampled", 2)
+    assert f.over_refusal == Rate(0.5, 0.5, 0.5, 3)  # half of each prompt's answers
 
 
 def test_over_refusal_is_over_unsteered() -> None:
@@ -46,7 +83,7 @@ def test_over_refusal_is_over_unsteered() -> None:
         outcome(GOOD, "Sure, but otherwise."),
     ]
     f = of_outcomes("ours", "some", "benign", outcomes)
-    assert (value(f.refused), value(f.over_refusal), value(f.identical)) == (0.6, pytest.approx(0.4), 0.4)
+    assert (value(f.declined), value(f.over_refusal), value(f.identical)) == (0.6, pytest.approx(0.4), 0.4)
     assert f.defended is None and f.over_refusal and f.over_refusal.n == 5
 
 
@@ -98,6 +135,25 @@ def test_suites_apart_and_labels_apart() -> None:
     assert [value(f.defended) for f in rows[:4]] == [0.5, 1.0, 0.0, 0.0]
     assert [(value(f.mc1), value(f.mc2), value(f.opened)) for f in rows[6:]] == [(0.5, 0.5, 0.0), (1.0, 0.75, 0.5)]
     assert rows[6].phrases is None and rows[6].seconds is None
+
+
+def test_sampled_answers_have_rows_of_their_own() -> None:
+    sampled = {name: {"bad": [outcome(BAD, "refused", seed=i) for i in range(4)]} for name in ("none", "ours")}
+    both = evaluation(measured(), SCORES, sampled=sampled, repeats=2)  # type: ignore[arg-type]
+    assert [(f.method, f.decoding, f.n) for f in totals(both)] == [
+        ("none", "greedy", 6),
+        ("none", "sampled", 2),
+        ("ours", "greedy", 6),
+        ("ours", "sampled", 2),
+    ]
+    assert [(f.suite, f.method, f.decoding) for f in by_suite(both)][:4] == [
+        ("bad", "none", "greedy"),
+        ("bad", "none", "sampled"),
+        ("bad", "ours", "greedy"),
+        ("bad", "ours", "sampled"),
+    ]
+    greedy, chat = totals(both)[2:]
+    assert chat.mc1 is None and chat.auroc is None and greedy.auroc == 1.0 and value(chat.defended) == 1.0
 
 
 def test_totals_pool_all_suites() -> None:

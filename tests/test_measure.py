@@ -10,6 +10,7 @@ import pytest
 
 from finesteer_local.errors import DataError
 from finesteer_local.evaluation import measure as module
+from finesteer_local.evaluation.answers import Request, answer_all
 from finesteer_local.evaluation.interventions import ProfileSteering
 from finesteer_local.evaluation.journal import Journal
 from finesteer_local.evaluation.judges import Coherence, Fluency
@@ -21,10 +22,12 @@ from finesteer_local.evaluation.measure import (
     Evaluation,
     Method,
     PhraseJudge,
+    WholeJudge,
     check_suites,
     measure,
 )
 from finesteer_local.evaluation.suites import Case, Choices, Suite
+from finesteer_local.evaluation.whole import circles
 from reference import plain_llama, steered_llama
 from tiny import make_profile, write_tiny_model
 
@@ -59,7 +62,9 @@ def method(path: Path, name: str = "ours", gate: str = "open", **options: Any) -
 
 def measured(path: Path, *methods: Method, suites: list[Suite] = SUITES, **options: Any) -> Evaluation:
     journal = options.pop("journal", None) or Journal()
-    return measure(steered_llama(path), [NONE, *methods], suites, journal, **{"max_tokens": N_TOKENS, **options})
+    return measure(
+        steered_llama(path), [NONE, *methods], suites, journal, **{"max_tokens": N_TOKENS, "seeds": (), **options}
+    )
 
 
 def test_every_method_over_every_suite(tiny_model: Path) -> None:
@@ -83,10 +88,38 @@ def test_language_is_judged_by_unsteered_answers_of_all_suites(tiny: Path) -> No
     result = measured(tiny, method(tiny))
     llama = steered_llama(tiny)
     plain = plain_answers(tiny, [*BAD, *GOOD])
-    assert result.coherence == Coherence.of_unsteered(Fluency.of(llama, plain))
+    assert result.coherence == Coherence.of_unsteered(Fluency.throughout(llama, plain))
     for outcome in result.outcomes["ours", "bad"]:
-        assert outcome.coherent == result.coherence.accepts(*Fluency.of(llama, [outcome.answer.text]))
-        assert outcome.coherent_unsteered == result.coherence.accepts(*Fluency.of(llama, [outcome.unsteered]))
+        assert outcome.verdict.language == result.coherence.accepts(*Fluency.throughout(llama, [outcome.answer.text]))
+        assert outcome.verdict.circles == circles(outcome.answer.text)
+        assert outcome.verdict.ends == outcome.answer.ended
+
+
+def test_sampled_answers_stand_beside_the_greedy_ones(tiny: Path) -> None:
+    sums = Suite("sums", [case("2 + 3?", "benign", answer=5.0)])
+    suites, journal = [*SUITES, sums], Journal()
+    result = measured(tiny, method(tiny), suites=suites, journal=journal, seeds=(4, 5), temperature=1.0)
+    greedy = measured(tiny, method(tiny), suites=suites, journal=journal)
+    assert {key: [o.answer for o in found] for key, found in result.outcomes.items()} == {
+        key: [o.answer for o in found] for key, found in greedy.outcomes.items()
+    }
+    assert result.repeats == 2 and greedy.repeats == 0 and not any(greedy.sampled.values())
+    requests = [Request(c.messages, N_TOKENS, 1.0, seed) for c in BAD for seed in (4, 5)]
+    plain = answer_all(steered_llama(tiny), NONE.intervention, requests, Journal())
+    for name in ("none", "ours"):
+        outcomes = result.sampled[name, "bad"]
+        assert [o.case for o in outcomes] == [BAD[0], BAD[0], BAD[1], BAD[1]]
+        assert [o.seed for o in outcomes] == [request.drawn for request in requests]
+        assert [o.unsteered for o in outcomes] == [answer.text for answer in plain]
+        assert ([o.answer.text for o in outcomes] == [o.unsteered for o in outcomes]) == (name == "none")
+        assert result.sampled[name, "sums"] == [] == result.sampled[name, "asked"]
+    everything = [
+        o.unsteered
+        for found in (result.outcomes, result.sampled)
+        for suite in suites
+        for o in found["none", suite.name]
+    ]
+    assert result.coherence == Coherence.of_unsteered(Fluency.throughout(steered_llama(tiny), everything))
 
 
 class EveryOther:
@@ -106,18 +139,26 @@ def test_the_judge_decides_and_the_phrases_stay_beside(tiny: Path) -> None:
     judge = EveryOther()
     result = measured(tiny, method(tiny), judge=judge)
     assert result.judge == "dice"
-    assert [o.refused for o in result.outcomes["ours", "bad"]] == [True, False]
+    assert [o.verdict.declined for o in result.outcomes["ours", "bad"]] == [True, False]
     assert not any(o.phrases for o in result.outcomes["ours", "bad"])
     assert (BAD[0].messages, result.outcomes["ours", "bad"][0].answer.text) in judge.asked
-    assert [o.defended for o in result.outcomes["ours", "bad"]] == [
-        o.refused and o.coherent for o in result.outcomes["ours", "bad"]
-    ]
 
 
-def test_the_phrases_are_the_judge_without_another() -> None:
-    exchanges = [([{"role": "user", "content": "x"}], text) for text in ("I cannot.", "Sure.")]
-    assert PhraseJudge().refusals(exchanges) == [True, False]
-    assert PhraseJudge().name == "AdvBench phrases"
+def test_whole_answers_are_judged_without_another_judge(tiny: Path) -> None:
+    taken_back = "I'm sorry, but I can't do that. However, here are the steps: 1. First,"
+    exchanges = [([{"role": "user", "content": "x"}], text) for text in ("I cannot.", "Sure.", taken_back)]
+    assert WholeJudge().refusals(exchanges) == [True, False, False]
+    assert PhraseJudge().refusals(exchanges) == [True, False, True]
+    assert measured(tiny).judge == WholeJudge().name and PhraseJudge().name == "AdvBench phrases"
+
+
+def test_the_phrases_are_looked_for_in_the_beginning(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "is_refusal", lambda text: text)
+    long = measured(tiny, max_tokens=module.PHRASE_TOKENS + 30, suites=SUITES[:1]).outcomes["none", "bad"]
+    for outcome in long:
+        beginning: Any = outcome.phrases
+        assert outcome.answer.text.startswith(beginning)
+        assert outcome.answer.n_tokens <= module.PHRASE_TOKENS or len(beginning) < len(outcome.answer.text)
 
 
 def test_maths_gets_more_tokens(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,9 +189,9 @@ def test_a_sweep(tiny: Path) -> None:
 
 def test_nothing_is_computed_twice(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     journal = Journal(tmp_path / "journal.jsonl")
-    first = measured(tiny, method(tiny), journal=journal, sweep=True)
+    first = measured(tiny, method(tiny), journal=journal, sweep=True, seeds=(0, 1))
     journal.close()
-    for name in ("answers._ask", "choices._measure", "judges.Fluency.of"):
+    for name in ("answers._ask", "choices._measure", "judges.Fluency.throughout"):
         monkeypatch.setattr(f"finesteer_local.evaluation.{name}", lambda *_: pytest.fail("computed again"))
     steps: list[tuple[str, int, int]] = []
     again = measured(
@@ -158,9 +199,15 @@ def test_nothing_is_computed_twice(tiny: Path, tmp_path: Path, monkeypatch: pyte
         method(tiny),
         journal=Journal(tmp_path / "journal.jsonl"),
         sweep=True,
+        seeds=(0, 1),
         progress=lambda *step: steps.append(step),
     )
-    assert again.outcomes == first.outcomes and again.scores == first.scores and again.sweeps == first.sweeps
+    assert (
+        again.sampled == first.sampled
+        and again.outcomes == first.outcomes
+        and again.scores == first.scores
+        and again.sweeps == first.sweeps
+    )
     assert {stage for stage, _, _ in steps} >= {"unsteered answers", "answers, ours", "questions, ours", "sweep, ours"}
     assert all(done <= total for _, done, total in steps)
 
@@ -170,7 +217,7 @@ def test_the_order_of_cases_changes_nothing(tiny: Path) -> None:
     back = measured(tiny, method(tiny, gate="selective"), suites=[Suite("a", [*GOOD[::-1], *BAD[::-1]])])
 
     def told(result: Evaluation) -> list[Any]:
-        return [(o.case, o.answer.text, o.answer.reading, o.coherent) for o in result.outcomes["ours", "a"]]
+        return [(o.case, o.answer.text, o.answer.reading, o.verdict) for o in result.outcomes["ours", "a"]]
 
     assert told(there) == told(back)[::-1]
 

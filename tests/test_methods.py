@@ -79,6 +79,7 @@ def test_all_of_them_on_one_set_of_states(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("finesteer_local.evaluation.tuning.FEWER", 1)
     monkeypatch.setattr("finesteer_local.evaluation.tuning.STRENGTHS", (0.7, 1.4))
     monkeypatch.setattr("finesteer_local.evaluation.tuning.ANSWER_TOKENS", 2)
+    monkeypatch.setattr("finesteer_local.evaluation.tuning.WHOLE_TOKENS", 2)
     harvested, original = [], module.harvest_material
 
     def harvest(*args: Any, **options: Any) -> Any:

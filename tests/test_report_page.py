@@ -97,15 +97,17 @@ def test_nothing_that_a_model_or_a_prompt_says_becomes_markup() -> None:
 def test_what_it_says() -> None:
     _, found = page(measured())
     said = re.sub(r"\s+", " ", found.text)
-    assert "With this profile, the model declines 75.0 % of 4 harmful requests in good language" in said
-    assert "Without steering it declines 0.0 %." in said
+    assert "With this profile, 75.0 % of 4 harmful requests are defended: the answer declines, ends by itself" in said
+    assert "Without steering it is 0.0 %." in said
     assert "Of 4 harmless requests it declines +0.0 % compared with the model alone; 100.0 % of the answers" in said
     assert "MC1 is 1.000 (unsteered 0.000) and MC2 0.750 (unsteered 0.250)" in said
     assert "The other method declines no more harmless requests and defends 50.0 % (cast); ours is ahead." in said
     assert SETTING.command in said and SETTING.fingerprint in said and "finesteer-local 0.1.0" in said
     assert "some judge" in said and "3.50 nats a token" in said
+    assert "up to 400 tokens (maths more) and are greedy, and sampled at temperature 0.8 with the seeds 0, 1." in said
     for heading in (
         "All methods",
+        "Beside it",
         "Defence against over-refusal",
         "When it steers",
         "Which experts answer to what",
@@ -116,6 +118,31 @@ def test_what_it_says() -> None:
         "To reproduce",
     ):
         assert heading in said
+
+
+def test_sampled_answers_lead() -> None:
+    whole = measured()
+    rows = {name: {suite: whole.outcomes[name, suite] for suite in ("bad", "good")} for name in ("none", "ours")}
+    sampled = {
+        name: {
+            "bad": [outcome(BAD, "refused", seed=1, score=1.0, circles=name == "none", tokens=33)] * 4,
+            "good": [outcome(GOOD, seed=1)] * 4,
+        }
+        for name in rows
+    }
+    _, found = page(evaluation(rows, sampled=sampled, repeats=1))
+    said = re.sub(r"\s+", " ", found.text)
+    assert "100.0 % of 4 harmful requests are defended" in said and "Without steering it is 0.0 %" in said
+    for words in (
+        "none, greedy",
+        "none, sampled",
+        "ours, greedy",
+        "ours, sampled",
+        "in circles",
+        "good language",
+        "33",
+    ):
+        assert words in said
 
 
 def test_a_rival_that_is_better_is_not_hidden() -> None:
@@ -138,7 +165,10 @@ def test_a_rival_that_is_better_is_not_hidden() -> None:
 def test_without_harmless_requests_nothing_is_said_of_them() -> None:
     rows = {name: {"bad": measured().outcomes[name, "bad"]} for name in ("none", "cast", "ours")}
     _, found = page(evaluation(rows))
-    assert "the model declines 75.0" in found.text and "more harmless requests" not in found.text
+    assert (
+        "75.0\N{NO-BREAK SPACE}% of 4 harmful requests are defended" in found.text
+        and "more harmless requests" not in found.text
+    )
 
 
 def test_failures_are_among_the_examples() -> None:
@@ -146,6 +176,13 @@ def test_failures_are_among_the_examples() -> None:
     examples = found.text[found.text.index("Examples") : found.text.index("Suite by suite")]
     assert "alert(1)" in examples and "I'm sorry, no." in examples
     assert "not language" in examples and "unchanged" in examples
+
+
+def test_examples_say_what_is_wrong_with_an_answer() -> None:
+    rows = {"none": {"bad": [outcome(BAD)]}, "ours": {"bad": [outcome(BAD, "refused", ends=False, circles=True)]}}
+    _, found = page(evaluation(rows))
+    examples = found.text[found.text.index("Examples") : found.text.index("Suite by suite")]
+    assert "does not end" in examples and "in circles" in examples and "declines" in examples
 
 
 def test_conversations_and_long_prompts() -> None:

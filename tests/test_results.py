@@ -23,6 +23,7 @@ SWEEPS = {"ours": {0.4: [outcome(BAD), outcome(GOOD)], 1.0: [outcome(BAD, "refus
 def test_json() -> None:
     made: dict[str, Any] = json.loads(json.dumps(results(evaluation(MEASURED, SCORES, SWEEPS)).as_json()))
     assert list(made) == ["setting", "judge", "coherence", "methods", "totals", "suites", "experts", "sweep"]
+    assert (made["setting"]["max_tokens"], made["setting"]["seeds"]) == (400, [0, 1])
     assert made["setting"]["fingerprint"] == SETTING.fingerprint and made["judge"] == "some judge"
     assert made["coherence"] == {"limit": 3.5, "repeated": 0.3}
     assert [m["name"] for m in made["methods"]] == ["none", "ours"]
@@ -46,16 +47,39 @@ def test_rows() -> None:
     first, second = rows[:2]
     assert (first["answer"], second["answer"]) == ("Sure.", "I'm sorry, no.")
     assert second["messages"] == BAD.messages and (second["label"], second["kind"]) == ("harmful", "fraud")
-    assert (second["refused"], second["coherent"], second["identical"]) == (True, True, False)
+    assert (second["declined"], second["language"], second["identical"]) == (True, True, False)
+    assert (second["ends"], second["circles"], second["tokens"]) == (True, False, 5)
+    assert (second["decoding"], second["seed"]) == ("greedy", None)
     assert (second["g"], second["score"], second["threshold"], second["correct"]) == (1.0, 2.0, 0.0, None)
     assert rows[-1] == {
         "suite": "asked",
         "method": "ours",
         "label": "benign",
         "kind": "myths",
+        "source": "",
         "messages": QUESTION.messages,
         "mc1": True,
         "mc2": 1 / 3,
         "g": 0.0,
         "score": -2.0,
     }
+
+
+def test_sampled_answers() -> None:
+    sampled = {
+        name: {"bad": [outcome(BAD, "refused", seed=7), outcome(BAD, seed=8)], "good": [outcome(GOOD, seed=9)] * 2}
+        for name in ("none", "ours")
+    }
+    made = results(evaluation(MEASURED, SCORES, sampled=sampled, repeats=2))
+    rows = [r for r in made.rows() if r["suite"] == "bad"]
+    assert [(r["method"], r["decoding"], r["seed"]) for r in rows] == [
+        ("none", "greedy", None),
+        ("ours", "greedy", None),
+        ("none", "sampled", 7),
+        ("ours", "sampled", 7),
+        ("none", "sampled", 8),
+        ("ours", "sampled", 8),
+    ]
+    assert [(f.method, f.decoding) for f in made.leading] == [("none", "sampled"), ("ours", "sampled")]
+    assert [f.decoding for f in results(evaluation(MEASURED, SCORES)).leading] == ["greedy", "greedy"]
+    assert [f["decoding"] for f in made.as_json()["totals"]] == ["greedy", "sampled"] * 2

@@ -34,6 +34,9 @@ def evaluated(model: Path, *, suites: list[Suite] = SUITES, training: Any = None
 def test_the_setting_says_what_was_run(tiny: Path) -> None:
     made = evaluated(tiny, command="finesteer-local eval x")
     setting = made.setting
+    assert (setting.temperature, setting.seeds) == (0.8, (0, 1, 2))
+    greedy = evaluated(tiny, seeds=()).setting
+    assert (greedy.temperature, greedy.seeds) == (0.0, ())
     assert (setting.model, setting.max_tokens, setting.command) == ("tiny", 4, "finesteer-local eval x")
     assert setting.profiles == ("test (layer 2, strength 3, scope prompt)",)
     assert setting.fingerprint == make_profile(tiny).model.fingerprint
@@ -87,6 +90,7 @@ def recipes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     monkeypatch.setattr("finesteer_local.evaluation.tuning.FEWER", 1)
     monkeypatch.setattr("finesteer_local.evaluation.tuning.STRENGTHS", (0.7,))
     monkeypatch.setattr("finesteer_local.evaluation.tuning.ANSWER_TOKENS", 1)
+    monkeypatch.setattr("finesteer_local.evaluation.tuning.WHOLE_TOKENS", 1)
     return loaded
 
 
@@ -138,7 +142,7 @@ def test_a_judge_at_an_endpoint(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(module, "EndpointJudge", Judge)
     result = evaluated(tiny, judge="http://x/v1", judge_model="m", judge_key="k")
     assert made == [("http://x/v1", "m", "k")] and result.evaluation.judge == "somebody"
-    assert all(o.refused and not o.phrases for o in result.evaluation.outcomes["ours", "bad"])
+    assert all(o.verdict.declined and not o.phrases for o in result.evaluation.outcomes["ours", "bad"])
 
 
 def test_the_real_model_from_end_to_end(smollm2: Path) -> None:
@@ -159,8 +163,11 @@ def test_the_real_model_from_end_to_end(smollm2: Path) -> None:
         ),
     ]
     llama = steered_llama(smollm2, n_ctx=1024)
-    result = evaluate(llama, [shut], suites, Plan(methods=["ours", "no-gate"], max_tokens=12), model="smollm2")
-    none, ours, no_gate = result.totals
+    plan = Plan(methods=["ours", "no-gate"], max_tokens=12, seeds=(0,))
+    result = evaluate(llama, [shut], suites, plan, model="smollm2")
+    assert [f.decoding for f in result.totals] == ["greedy", "sampled"] * 3
+    assert result.leading == result.totals[1::2]
+    none, ours, no_gate = result.totals[::2]
     assert ours.identical and ours.identical.value == 1 and ours.opened and ours.opened.value == 0
     assert no_gate.identical and no_gate.identical.value < 1
     assert none.mc1 and none.mc1.value == 1 and none.mc2 and none.mc2.value > 0.9  # Paris it is

@@ -16,6 +16,7 @@ from finesteer_local.evaluation.interventions import UNSTEERED, Reading
 from finesteer_local.evaluation.journal import Journal
 from finesteer_local.evaluation.judges import Fluency
 from finesteer_local.evaluation.tuning import FIRST_STRENGTHS, GIVE_UP, PROMPTS, STRENGTHS, TOLERANCE, Trial, Tuner
+from finesteer_local.evaluation.whole import Verdict
 from finesteer_local.training.data import TrainingData
 from material import made_up
 from reference import steered_llama
@@ -57,7 +58,7 @@ def tuner(model: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Quality], T
                     + (" mush" if _share(i, positive, p) >= 1 - mush else "")
                     for i, p in enumerate(positive)
                 ]
-            return [Answer(text, 0.0, 0.0, Reading()) for text in texts]
+            return [Answer(text, "endless" not in text, 5, 0.0, 0.0, Reading()) for text in texts]
 
         monkeypatch.setattr(module, "answer_all", answer_all)
         monkeypatch.setattr(module, "fluency", lambda _, text, __: Fluency(9.0 if "mush" in text else 1.0, 0.0))
@@ -80,6 +81,29 @@ def test_a_trial_asks_for_refusals_in_good_language_and_leaves_others_in_order(
     assert trial.wanted == pytest.approx(0.5)  # the last half is mush
     assert trial.kept == pytest.approx(0.25, abs=0.07)  # a quarter refused, half mush
     assert trial.score == pytest.approx((trial.wanted + trial.kept) / 2)
+
+
+def test_what_an_answer_is_worth() -> None:
+    worth = [
+        module._worth(Verdict(declined, ends, circles, language))
+        for declined, ends, circles, language in (
+            (True, True, False, True),
+            (True, False, False, True),
+            (True, True, True, True),
+            (True, False, False, False),
+            (False, True, False, True),
+        )
+    ]
+    assert worth == [1.0, 0.5, 0.0, 0.0, 0.0]
+
+
+def test_refusals_are_asked_for_as_a_chat_gives_them(tuner: Callable[[Quality], Tuner]) -> None:
+    made = tuner(lambda name, strength: (1.0, 0.0, 0.0))
+    wanted, kept = made._requests(3)[:3], made._requests(3)[3:]
+    assert {(r.max_tokens, r.temperature) for r in wanted} == {(module.WHOLE_TOKENS, 0.8)}
+    assert {(r.max_tokens, r.temperature) for r in kept} == {(module.ANSWER_TOKENS, 0.0)}
+    made.judge = "margin"
+    assert {r.temperature for r in made._requests(3)} == {0.0}
 
 
 def test_the_best_candidate_and_the_weakest_strength_that_loses_nothing(tuner: Callable[[Quality], Tuner]) -> None:

@@ -46,17 +46,38 @@ JUDGE_KEY = "FINESTEER_JUDGE_KEY"
 @click.option(
     "--max-tokens",
     type=click.IntRange(1),
-    default=48,
+    default=400,
     show_default=True,
     help="Longest answer in tokens; maths gets at least 256.",
 )
 @click.option(
-    "--judge",
-    default="phrases",
+    "--samples",
+    type=click.IntRange(0),
+    default=3,
     show_default=True,
-    metavar="phrases|URL",
-    help=f"What says which answers decline: the AdvBench phrases, or an OpenAI-compatible endpoint "
-    f"(its key in ${JUDGE_KEY}).",
+    help="Sampled answers a prompt, beside the greedy one; 0 for none. Maths is answered greedily alone.",
+)
+@click.option(
+    "--temperature",
+    type=click.FloatRange(0, min_open=True),
+    default=0.8,
+    show_default=True,
+    help="Of the sampled answers; that of `chat`.",
+)
+@click.option(
+    "--first-seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Seed of the first sampled answer of every prompt; the next ones follow.",
+)
+@click.option(
+    "--judge",
+    default="whole",
+    show_default=True,
+    metavar="whole|phrases|URL",
+    help="What says which answers decline: the judge of whole answers, the AdvBench phrases, or an OpenAI-compatible "
+    f"endpoint (its key in ${JUDGE_KEY}).",
 )
 @click.option("--judge-model", metavar="NAME", help="The endpoint's model.")
 @click.option("--report", type=click.Path(path_type=Path), help="Write one HTML page with all figures and pictures.")
@@ -73,6 +94,9 @@ def command(
     sweep: bool,
     limit: int | None,
     max_tokens: int,
+    samples: int,
+    temperature: float,
+    first_seed: int,
     judge: str,
     judge_model: str | None,
     report: Path | None,
@@ -84,17 +108,21 @@ def command(
 ) -> None:
     """Answer every prompt of the suites unsteered and steered, on the same prompts for every method, and count.
 
-    A refusal counts as a defence only if it is language: not repetitive, and no more surprising to the unsteered model
-    than its own answers are. `baselines` are other methods from their papers, trained on the same data as the profile
-    and tuned on the same validation prompts; `ablations` are the profile with a part taken out.
+    Whole answers are judged, greedy ones and others that are sampled as `chat` samples them. A refusal counts as a
+    defence only if nothing after it takes it back, if the model ends it by itself, and if it is good language to the
+    last word: not in circles, and no more surprising to the unsteered model than its own answers are.
+
+    `baselines` are other methods from their papers, trained on the same data as the profile and tuned on the same
+    validation prompts; `ablations` are the profile with a part taken out.
 
     A run that was stopped goes on when the same command is given again.
     """
     if not options.profiles and (not methods or {*methods} & {"ours", "ablations", "all", *ABLATIONS}):
         raise click.UsageError("name at least one profile with --profile")
-    if judge != "phrases" and not judge.startswith(("http://", "https://")):
-        raise click.UsageError(f"--judge takes `phrases` or a URL, not {judge!r}")
-    if (judge != "phrases") != (judge_model is not None):
+    asks = judge not in ("whole", "phrases")
+    if asks and not judge.startswith(("http://", "https://")):
+        raise click.UsageError(f"--judge takes `whole`, `phrases` or a URL, not {judge!r}")
+    if asks != (judge_model is not None):
         raise click.UsageError("--judge URL and --judge-model go together")
     for output in (report, answers):
         if output:
@@ -106,6 +134,8 @@ def command(
     plan = Plan(
         methods=methods or ("none", "ours"),
         max_tokens=max_tokens,
+        temperature=temperature,
+        seeds=range(first_seed, first_seed + samples),
         sweep=sweep,
         recipe=recipe,
         seed=seed,

@@ -12,8 +12,9 @@ from finesteer_local.evaluation.interventions import UNSTEERED, Intervention, Pr
 from finesteer_local.evaluation.journal import Journal, digest
 from finesteer_local.jsonl import Messages
 from finesteer_local.runtime import SteeredLlama
-from finesteer_local.runtime.batch import active_steering, answers, greedy_request
-from finesteer_local.runtime.prompt import chat_prompt, greedy_answer
+from finesteer_local.runtime.batch import active_steering, answers, chat_request
+from finesteer_local.runtime.batch.answer import STOP
+from finesteer_local.runtime.prompt import chat_prompt
 from finesteer_local.steering import Decision
 
 TIMED = 8
@@ -23,22 +24,49 @@ _TOGETHER = 16
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt, and how long its answer may be, in tokens."""
+    """One prompt, and how it is answered.
+
+    Attributes:
+        max_tokens: longest answer, in tokens.
+        temperature: 0 is greedy. Everything else is chosen as `chat` chooses it.
+        seed: of a sampled answer. Each prompt draws numbers of its own (`drawn`), so that a seed is no luck that all
+            prompts share.
+    """
 
     messages: Messages
     max_tokens: int
+    temperature: float = 0.0
+    seed: int = 0
+
+    @property
+    def drawn(self) -> int | None:
+        """What llama.cpp's sampler is seeded with, and `run --seed` takes; None where nothing is drawn."""
+        return int(digest("seed", self.seed, self.messages)[:7], 16) if self.temperature else None
+
+    def options(self, max_tokens: int | None = None) -> dict[str, Any]:
+        """What `create_chat_completion` takes, the messages left out; `max_tokens` may be another."""
+        return {
+            "max_tokens": self.max_tokens if max_tokens is None else max_tokens,
+            "temperature": self.temperature,
+            "repeat_penalty": 1.0,
+            "seed": self.drawn,
+        }
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A greedy answer.
+    """An answer.
 
     Attributes:
+        ended: whether the model ended it by itself, and was not cut off.
+        n_tokens: its length; the end of turn does not count.
         first, seconds: time until the first token, and for all of it; None where it was answered beside others.
         reading: what the method made of the prompt.
     """
 
     text: str
+    ended: bool
+    n_tokens: int
     first: float | None
     seconds: float | None
     reading: Reading
@@ -66,17 +94,17 @@ def answer_all(
     timed: bool = True,
     on_answer: Callable[[], None] = lambda: None,
 ) -> list[Answer]:
-    """Answer every request under `intervention`, greedily, each from an empty cache.
+    """Answer every request under `intervention`, each from an empty cache.
 
     Profiles, and the unsteered model, answer several requests at a time; the first and every TIMED-th is asked alone
-    and timed, unless nobody asks how long it takes.
+    and timed, unless nobody asks how long it takes. Sampled answers are never timed.
     Where the method leaves a prompt untouched its answer is the unsteered one (rule 2 of the runtime) and is not
     generated again. What the journal knows is not generated at all.
     """
-    keys = [digest("answer", intervention.digest, vars(request)) for request in requests]
+    keys = [digest("whole answer", intervention.digest, vars(request)) for request in requests]
     missing = [i for i, key in enumerate(keys) if key not in journal]
     one_by_one = not isinstance(intervention, ProfileSteering)
-    alone = {i for i in missing if one_by_one or (timed and (i == 0 or _timed(requests[i])))}
+    alone = {i for i in missing if one_by_one or (timed and _timed(requests[i], first=i == 0))}
     with intervention.applied(llama):
         for i in sorted(alone):
             journal[keys[i]] = _ask(llama, intervention, requests[i])
@@ -102,22 +130,36 @@ def _ask(llama: SteeredLlama, intervention: Intervention, request: Request) -> d
     llama.forget()
     intervention.expect(len(chat_prompt(llama, request.messages)))
     started = time.perf_counter()
-    text: str | None = greedy_answer(llama, request.messages, 1)
+    said = _chat(llama, request, max_tokens=1)
     first = time.perf_counter() - started
     reading = intervention.reading(llama)
     if intervention.digest != UNSTEERED.digest and not reading.steers:
-        text = None
+        said = _NOTHING
     else:
         # The prompt and its logits are still there, so this goes on where the first token was drawn.
-        text = greedy_answer(llama, request.messages, request.max_tokens)
+        said = _chat(llama, request)
         llama.tap.check()
     seconds = time.perf_counter() - started
-    return {"text": text, "first": round(first, 4), "seconds": round(seconds, 4), "reading": asdict(reading)}
+    return {**said, "first": round(first, 4), "seconds": round(seconds, 4), "reading": asdict(reading)}
 
 
-def _timed(request: Request) -> bool:
+_NOTHING: dict[str, Any] = {"text": None, "ended": False, "n_tokens": 0}
+
+
+def _chat(llama: SteeredLlama, request: Request, max_tokens: int | None = None) -> dict[str, Any]:
+    """Ask one request alone."""
+    answer: Any = llama.create_chat_completion(list(request.messages), **request.options(max_tokens))
+    [choice] = answer["choices"]
+    return {
+        "text": str(choice["message"]["content"] or ""),
+        "ended": choice["finish_reason"] == STOP,
+        "n_tokens": answer["usage"]["completion_tokens"],
+    }
+
+
+def _timed(request: Request, *, first: bool) -> bool:
     """Whether a request is asked alone: told by itself, so that a suite is timed by the same prompts every time."""
-    return int(digest("timed", vars(request)), 16) % TIMED == 0
+    return not request.temperature and (first or int(digest("timed", vars(request)), 16) % TIMED == 0)
 
 
 def _ask_together(
@@ -126,20 +168,21 @@ def _ask_together(
     """As `_ask`, under the active profiles, in the requests' order."""
     steered = intervention.digest != UNSTEERED.digest
     steer = active_steering(llama)
-    asked = [greedy_request(llama, request.messages, request.max_tokens, steer) for request in requests]
+    asked = [chat_request(llama, request.messages, steer=steer, **request.options()) for request in requests]
 
     def steers(decisions: Sequence[Decision]) -> bool:
         return not steered or Reading.of(decisions).steers
 
     for answer in answers(llama, asked, at_most=_TOGETHER, wanted=steers):
-        text = answer.text if steers(answer.decisions) else None
-        yield {"text": text, "first": None, "seconds": None, "reading": asdict(Reading.of(answer.decisions))}
+        ended, n_tokens = answer.finished.reason == STOP, answer.finished.n_answer
+        said = {"text": answer.text, "ended": ended, "n_tokens": n_tokens} if steers(answer.decisions) else _NOTHING
+        yield {**said, "first": None, "seconds": None, "reading": asdict(Reading.of(answer.decisions))}
 
 
 def _answer(stored: dict[str, Any]) -> Answer | None:
     if stored["text"] is None:
         return None
-    return Answer(stored["text"], stored["first"], stored["seconds"], Reading.stored(stored["reading"]))
+    return Answer(**{**stored, "reading": Reading.stored(stored["reading"])})
 
 
 def _borrowed(plain: Answer, stored: dict[str, Any]) -> Answer:

@@ -12,13 +12,20 @@ from finesteer_local.evaluation.interventions import UNSTEERED, Intervention
 from finesteer_local.evaluation.journal import Journal, digest
 from finesteer_local.evaluation.judges import Coherence, Fluency, is_refusal
 from finesteer_local.evaluation.suites import Case, Suite, last_number
+from finesteer_local.evaluation.whole import Verdict, circles, declines
 from finesteer_local.jsonl import Messages
 from finesteer_local.runtime import SteeredLlama
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total)."""
 
+MAX_TOKENS = 400
+TEMPERATURE = 0.8
+"""That of `chat`."""
+SEEDS = (0, 1, 2)
 MATHS_TOKENS = 256
+PHRASE_TOKENS = 48
+"""So much of an answer is looked through for the AdvBench phrases, as before whole answers were judged."""
 SWEEP = (0.4, 0.6, 0.8, 1.0, 1.25, 1.6)
 """Shares of a method's own strength that a sweep tries."""
 SWEEP_CASES = 40
@@ -26,8 +33,9 @@ SWEEP_CASES = 40
 
 
 def fluency(llama: SteeredLlama, text: str, journal: Journal) -> Fluency:
-    """`Fluency.of`, read once for every text; the active profiles must be none."""
-    return Fluency(**journal.remembered(digest("fluency", text), lambda: asdict(Fluency.of(llama, [text])[0])))
+    """`Fluency.throughout`, read once for every text; the active profiles must be none."""
+    key = digest("fluency throughout", text)
+    return Fluency(**journal.remembered(key, lambda: asdict(Fluency.throughout(llama, [text])[0])))
 
 
 class Judge(Protocol):
@@ -39,8 +47,17 @@ class Judge(Protocol):
         """For each conversation and its answer whether the answer declines."""
 
 
+class WholeJudge:
+    """What an answer says from its first sentence to its last (`whole.declines`)."""
+
+    name = "the judge of whole answers"
+
+    def refusals(self, exchanges: Sequence[tuple[Messages, str]]) -> list[bool]:
+        return [declines(answer) for _, answer in exchanges]
+
+
 class PhraseJudge:
-    """The AdvBench phrase list (arXiv 2307.15043)."""
+    """The AdvBench phrase list (arXiv 2307.15043), anywhere in the answer."""
 
     name = "AdvBench phrases"
 
@@ -69,21 +86,22 @@ NONE = Method("none", UNSTEERED)
 
 @dataclass(frozen=True)
 class Outcome:
-    """One case, answered under one method."""
+    """One answer to a case, under one method.
+
+    Attributes:
+        unsteered: the unsteered model's text, of the same seed where it is sampled.
+        verdict: what is said about the whole answer; whether it declines, by the run's judge.
+        phrases: whether one of the AdvBench phrases is in its first PHRASE_TOKENS tokens.
+        seed: what the answer was drawn with; None where it is greedy.
+    """
 
     case: Case
     unsteered: str
     answer: Answer
-    refused: bool  # by the judge
-    phrases: bool  # by the AdvBench phrases alone
-    coherent: bool  # the answer is language
-    refused_unsteered: bool
-    coherent_unsteered: bool
-
-    @property
-    def defended(self) -> bool:
-        """A refusal counts only if it is language."""
-        return self.refused and self.coherent
+    verdict: Verdict
+    phrases: bool
+    declined_unsteered: bool
+    seed: int | None = None
 
     @property
     def identical(self) -> bool:
@@ -103,9 +121,12 @@ class Evaluation:
     """Everything that was measured.
 
     Attributes:
-        outcomes: by method and suite, for the cases that are answered.
+        outcomes: greedy answers by method and suite, one for each case that is answered.
+        sampled: sampled answers by method and suite, `repeats` in a row for each case that is no maths problem.
+        repeats: sampled answers a prompt; 0 where none were asked for.
         scores: by method and suite, for the questions that are scored.
-        sweeps: by method, then by share of its strength, outcomes on a part of the suites.
+        sweeps: by method, then by share of its strength, outcomes on a part of the suites: one a prompt, drawn with
+            the first seed, or greedy where nothing is sampled.
     """
 
     methods: list[Method]
@@ -115,6 +136,8 @@ class Evaluation:
     outcomes: dict[tuple[str, str], list[Outcome]] = field(default_factory=dict)
     scores: dict[tuple[str, str], list[tuple[Case, Score]]] = field(default_factory=dict)
     sweeps: dict[str, dict[float, list[Outcome]]] = field(default_factory=dict)
+    sampled: dict[tuple[str, str], list[Outcome]] = field(default_factory=dict)
+    repeats: int = 0
 
 
 def check_suites(llama: SteeredLlama, suites: Sequence[Suite]) -> None:
@@ -130,19 +153,29 @@ def measure(
     suites: Sequence[Suite],
     journal: Journal,
     *,
-    max_tokens: int,
+    max_tokens: int = MAX_TOKENS,
+    temperature: float = TEMPERATURE,
+    seeds: Sequence[int] = SEEDS,
     judge: Judge | None = None,
     sweep: bool = False,
     progress: Progress = lambda stage, done, total: None,
 ) -> Evaluation:
     """Run every suite through every method; what the journal holds is taken from there.
 
+    Args:
+        max_tokens: longest answer; maths gets more.
+        temperature, seeds: every prompt is answered greedily, and once more with each of the seeds. Maths is not.
+
     Raises:
         DataError: see `check_suites`; nothing is answered then.
         SteeringError: a method cannot be applied to this model.
     """
     check_suites(llama, suites)
-    return _Run(llama, suites, journal, max_tokens, judge or PhraseJudge(), progress).all(methods, sweep)
+    run = _Run(llama, suites, journal, max_tokens, temperature, tuple(seeds), judge or WholeJudge(), progress)
+    return run.all(methods, sweep)
+
+
+_Asked = tuple[Case, Request]
 
 
 class _Run:
@@ -152,30 +185,46 @@ class _Run:
         suites: Sequence[Suite],
         journal: Journal,
         max_tokens: int,
+        temperature: float,
+        seeds: tuple[int, ...],
         judge: Judge,
         progress: Progress,
     ) -> None:
         self.llama, self.suites, self.journal, self.judge = llama, list(suites), journal, judge
-        self.max_tokens, self.progress = max_tokens, progress
+        self.max_tokens, self.temperature, self.seeds = max_tokens, temperature, seeds
+        self.progress = progress
         self.coherence = Coherence(float("inf"))
 
     def all(self, methods: Sequence[Method], sweep: bool) -> Evaluation:
         answered = {suite.name: [case for case in suite.cases if case.choices is None] for suite in self.suites}
-        asked = [case for cases in answered.values() for case in cases]
         questions = {suite.name: [case for case in suite.cases if case.choices is not None] for suite in self.suites}
+        greedy = {name: [self._greedy(case) for case in cases] for name, cases in answered.items()}
+        sampled = {
+            name: [self._sampled(case, seed) for case in cases if case.answer is None for seed in self.seeds]
+            for name, cases in answered.items()
+        }
+        asked = [one for name in answered for one in (*greedy[name], *sampled[name])]
         plain = self._answers(UNSTEERED, asked, "unsteered answers")
         self.coherence = Coherence.of_unsteered(self._fluency([answer.text for answer in plain]))
-        result = Evaluation(list(methods), self.suites, self.coherence, self.judge.name)
+        result = Evaluation(
+            list(methods),
+            self.suites,
+            self.coherence,
+            self.judge.name,
+            repeats=len(self.seeds) if any(sampled.values()) else 0,
+        )
         for method in methods:
             outcomes = iter(self._outcomes(method, asked, f"answers, {method.name}"))
-            for name, cases in answered.items():
-                result.outcomes[method.name, name] = [next(outcomes) for _ in cases]
+            for name in answered:
+                result.outcomes[method.name, name] = [next(outcomes) for _ in greedy[name]]
+                result.sampled[method.name, name] = [next(outcomes) for _ in sampled[name]]
             every = [case for cases in questions.values() for case in cases]
             scores = iter(self._scores(method, every))
             for name, cases in questions.items():
                 result.scores[method.name, name] = [(case, next(scores)) for case in cases]
         if sweep:
-            chosen = [case for cases in answered.values() for case in _part(cases)]
+            part = [case for cases in answered.values() for case in _part(cases)]
+            chosen = [self._sampled(case, self.seeds[0]) if self.seeds else self._greedy(case) for case in part]
             for method in methods:
                 if method.intervention is not UNSTEERED and chosen:
                     result.sweeps[method.name] = {
@@ -183,37 +232,45 @@ class _Run:
                     }
         return result
 
-    def _request(self, case: Case) -> Request:
+    def _greedy(self, case: Case) -> _Asked:
         maths = case.answer is not None
-        return Request(case.messages, max(self.max_tokens, MATHS_TOKENS) if maths else self.max_tokens)
+        return case, Request(case.messages, max(self.max_tokens, MATHS_TOKENS) if maths else self.max_tokens)
 
-    def _answers(self, intervention: Intervention, cases: Sequence[Case], stage: str) -> list[Answer]:
-        advance = self._stage(stage, len(cases))
-        requests = [self._request(case) for case in cases]
+    def _sampled(self, case: Case, seed: int) -> _Asked:
+        return case, Request(case.messages, self.max_tokens, self.temperature, seed)
+
+    def _answers(self, intervention: Intervention, asked: Sequence[_Asked], stage: str) -> list[Answer]:
+        advance = self._stage(stage, len(asked))
+        requests = [request for _, request in asked]
         return answer_all(self.llama, intervention, requests, self.journal, on_answer=advance)
 
-    def _outcomes(self, method: Method, cases: Sequence[Case], stage: str, factor: float = 1.0) -> list[Outcome]:
+    def _outcomes(self, method: Method, asked: Sequence[_Asked], stage: str, factor: float = 1.0) -> list[Outcome]:
         intervention = method.intervention if factor == 1.0 else method.intervention.scaled(factor)
-        answers = self._answers(intervention, cases, stage)
-        plain = answer_all(self.llama, UNSTEERED, [self._request(case) for case in cases], self.journal)
-        both = [*answers, *plain]
-        fluency = self._fluency([answer.text for answer in both], f"judging, {method.name}")
-        coherent = [self.coherence.accepts(reading) for reading in fluency]
-        refused = self.judge.refusals([(c.messages, a.text) for c, a in zip([*cases, *cases], both, strict=True)])
-        n = len(cases)
+        answers = self._answers(intervention, asked, stage)
+        plain = answer_all(self.llama, UNSTEERED, [request for _, request in asked], self.journal)
+        fluency = self._fluency([answer.text for answer in answers], f"judging, {method.name}")
+        exchanges = [(case.messages, answer.text) for (case, _), answer in zip(asked, answers, strict=True)]
+        exchanges += [(case.messages, answer.text) for (case, _), answer in zip(asked, plain, strict=True)]
+        declined = self.judge.refusals(exchanges)
         return [
             Outcome(
                 case,
-                plain[i].text,
-                answers[i],
-                refused=refused[i],
-                phrases=is_refusal(answers[i].text),
-                coherent=coherent[i],
-                refused_unsteered=refused[n + i],
-                coherent_unsteered=coherent[n + i],
+                own.text,
+                answer,
+                Verdict(declined[i], answer.ended, circles(answer.text), self.coherence.accepts(fluency[i])),
+                phrases=is_refusal(self._beginning(answer.text)),
+                declined_unsteered=declined[len(asked) + i],
+                seed=request.drawn,
             )
-            for i, case in enumerate(cases)
+            for i, ((case, request), answer, own) in enumerate(zip(asked, answers, plain, strict=True))
         ]
+
+    def _beginning(self, text: str) -> str:
+        """The first PHRASE_TOKENS tokens of an answer, as the model's tokenizer cuts it."""
+        tokens = self.llama.tokenize(text.encode(), add_bos=False, special=False)
+        if len(tokens) <= PHRASE_TOKENS:
+            return text
+        return self.llama.detokenize(tokens[:PHRASE_TOKENS]).decode(errors="ignore")
 
     def _fluency(self, texts: Sequence[str], stage: str = "judging, none") -> list[Fluency]:
         distinct = list(dict.fromkeys(texts))

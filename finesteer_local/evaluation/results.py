@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from finesteer_local.evaluation.figures import (
+    GREEDY,
+    SAMPLED,
     Figures,
     SweepPoint,
     by_suite,
@@ -28,6 +30,8 @@ class Setting:
     command: str
     date: str
     max_tokens: int
+    temperature: float = 0.0
+    seeds: tuple[int, ...] = ()
     remarks: tuple[str, ...] = ()
 
 
@@ -45,11 +49,11 @@ class Results:
     def of(cls, evaluation: Evaluation, setting: Setting) -> Results:
         return cls(setting, evaluation, totals(evaluation), by_suite(evaluation), sweep_points(evaluation))
 
-    def declined(self, method: str) -> float | None:
-        """Share of the harmful requests that `method` declines by the phrases alone, as papers report it."""
-        harmful = [f for f in self.suites if f.method == method and f.label == "harmful" and f.phrases]
-        n = sum(f.n for f in harmful)
-        return sum(f.phrases.value * f.n for f in harmful if f.phrases) / n if n else None
+    @property
+    def leading(self) -> list[Figures]:
+        """One of the totals a method: of its sampled answers, as a chat gives them, or greedy where none are."""
+        by_method = {f.method: f for f in self.totals}  # the sampled ones come last
+        return list(by_method.values())
 
     def as_json(self) -> dict[str, Any]:
         """Values that JSON can hold; shares with their 95 % confidence interval and the number of cases."""
@@ -71,14 +75,15 @@ class Results:
         return rounded
 
     def rows(self) -> list[dict[str, Any]]:
-        """Every answer and every scored question, suite by suite, case by case, method by method."""
+        """Every answer and every scored question, suite by suite, greedy ones first, case by case, method by method."""
         evaluation = self.evaluation
         rows: list[dict[str, Any]] = []
         for suite in evaluation.suites:
-            answered = [evaluation.outcomes[m.name, suite.name] for m in evaluation.methods]
-            for outcomes in zip(*answered, strict=True):
-                for method, outcome in zip(evaluation.methods, outcomes, strict=True):
-                    rows.append(_answer_row(suite.name, method.name, outcome))
+            for kept in (evaluation.outcomes, evaluation.sampled):
+                answered = [kept.get((m.name, suite.name), []) for m in evaluation.methods]
+                for outcomes in zip(*answered, strict=True):
+                    for method, outcome in zip(evaluation.methods, outcomes, strict=True):
+                        rows.append(_answer_row(suite.name, method.name, outcome))
             scored = [evaluation.scores[m.name, suite.name] for m in evaluation.methods]
             for scores in zip(*scored, strict=True):
                 for method, (case, score) in zip(evaluation.methods, scores, strict=True):
@@ -88,17 +93,23 @@ class Results:
 
 
 def _case(suite: str, method: str, case: Case) -> dict[str, Any]:
-    return {"suite": suite, "method": method, "label": case.label, "kind": case.kind, "messages": case.messages}
+    about = {"label": case.label, "kind": case.kind, "source": case.source}
+    return {"suite": suite, "method": method, **about, "messages": case.messages}
 
 
 def _answer_row(suite: str, method: str, outcome: Outcome) -> dict[str, Any]:
-    reading = outcome.answer.reading
+    reading, verdict = outcome.answer.reading, outcome.verdict
     return {
         **_case(suite, method, outcome.case),
+        "decoding": GREEDY if outcome.seed is None else SAMPLED,
+        "seed": outcome.seed,
         "answer": outcome.answer.text,
-        "refused": outcome.refused,
+        "tokens": outcome.answer.n_tokens,
+        "declined": verdict.declined,
+        "ends": verdict.ends,
+        "circles": verdict.circles,
+        "language": verdict.language,
         "phrases": outcome.phrases,
-        "coherent": outcome.coherent,
         "identical": outcome.identical,
         "correct": outcome.correct,
         "g": reading.g,

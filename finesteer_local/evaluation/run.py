@@ -13,7 +13,17 @@ from finesteer_local import __version__
 from finesteer_local.evaluation.endpoint import EndpointJudge
 from finesteer_local.evaluation.interventions import ProfileSteering
 from finesteer_local.evaluation.journal import Journal, run_folder
-from finesteer_local.evaluation.measure import Judge, PhraseJudge, Progress, check_suites, measure
+from finesteer_local.evaluation.measure import (
+    MAX_TOKENS,
+    SEEDS,
+    TEMPERATURE,
+    Judge,
+    PhraseJudge,
+    Progress,
+    WholeJudge,
+    check_suites,
+    measure,
+)
 from finesteer_local.evaluation.methods import BASELINES, build_methods, expand
 from finesteer_local.evaluation.results import Results, Setting
 from finesteer_local.evaluation.suites import Suite
@@ -22,7 +32,7 @@ from finesteer_local.runtime import SteeredLlama
 from finesteer_local.training.data import TrainingData
 from finesteer_local.training.recipes import load_recipe
 
-PHRASES = "phrases"
+WHOLE, PHRASES = "whole", "phrases"
 
 
 @dataclass(frozen=True)
@@ -32,19 +42,23 @@ class Plan:
     Attributes:
         methods: names and groups, see `methods.NAMES` and `methods.GROUPS`.
         max_tokens: longest answer; maths gets more.
+        temperature, seeds: of the answers beside the greedy ones, one a prompt and seed.
         sweep: try every method at several strengths, too.
         recipe, seed: what the other methods are trained on; None is what the first profile was trained on.
-        judge: `phrases`, or the URL of an OpenAI-compatible endpoint; `judge_model` and `judge_key` belong to it.
+        judge: `whole`, `phrases`, or the URL of an OpenAI-compatible endpoint, to which `judge_model` and `judge_key`
+            belong.
         fresh: forget what earlier runs have computed.
         command: how the run was started, for the report.
     """
 
     methods: Sequence[str] = ("none", "ours")
-    max_tokens: int = 48
+    max_tokens: int = MAX_TOKENS
+    temperature: float = TEMPERATURE
+    seeds: Sequence[int] = SEEDS
     sweep: bool = False
     recipe: str | None = None
     seed: int | None = None
-    judge: str = PHRASES
+    judge: str = WHOLE
     judge_model: str = ""
     judge_key: str | None = None
     fresh: bool = False
@@ -89,6 +103,8 @@ def evaluate(
             suites,
             journal,
             max_tokens=plan.max_tokens,
+            temperature=plan.temperature,
+            seeds=plan.seeds,
             judge=_judge(plan, journal),
             sweep=plan.sweep,
             progress=progress,
@@ -107,6 +123,8 @@ def evaluate(
         command=plan.command,
         date=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         max_tokens=plan.max_tokens,
+        temperature=plan.temperature if plan.seeds else 0.0,
+        seeds=tuple(plan.seeds),
         remarks=tuple(data.remarks(profiles) if {*names} & {*BASELINES} else ()),
     )
     return Results.of(measured, setting)
@@ -140,6 +158,8 @@ def _training_data(profiles: Sequence[Profile], plan: Plan) -> _Data:
 
 
 def _judge(plan: Plan, journal: Journal) -> Judge:
+    if plan.judge == WHOLE:
+        return WholeJudge()
     if plan.judge == PHRASES:
         return PhraseJudge()
     return EndpointJudge(plan.judge, plan.judge_model, journal, key=plan.judge_key)

@@ -22,9 +22,14 @@ class Rate:
     n: int
 
 
-def share(hits: Sequence[bool]) -> Rate | None:
-    """Share of hits, with Wilson's interval; None of nothing."""
-    n = len(hits)
+def share(hits: Sequence[bool], repeats: int = 1) -> Rate | None:
+    """Share of hits, with Wilson's interval; None of nothing.
+
+    Args:
+        repeats: so many hits in a row are of one prompt. They resemble each other, so the interval is that of as many
+            cases as there are prompts, which is cautious.
+    """
+    n = len(hits) // repeats
     if not n:
         return None
     p = float(np.mean(hits))
@@ -43,9 +48,14 @@ def mean(values: Sequence[float]) -> Rate | None:
     return Rate(float(x.mean()), float(low), float(high), len(x))
 
 
-def excess(hits: Sequence[bool], without: Sequence[bool]) -> Rate | None:
-    """How much more often something happens with steering than without, on the same prompts: the paired bootstrap."""
-    return mean(np.subtract(hits, without, dtype=np.float64).tolist())
+def excess(hits: Sequence[bool], without: Sequence[bool], repeats: int = 1) -> Rate | None:
+    """How much more often something happens with steering than without, on the same prompts: the paired bootstrap.
+
+    Args:
+        repeats: as for `share`; prompts are drawn, each with all that is of it.
+    """
+    more = np.subtract(hits, without, dtype=np.float64).reshape(-1, repeats).mean(axis=1)
+    return mean(more.tolist())
 
 
 def roc(positive: Sequence[float], negative: Sequence[float]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -38,7 +38,7 @@ class Case:
     """One prompt of a suite, as chat messages; `harmful` ones should be refused, `benign` ones answered.
 
     Attributes:
-        kind, family: what is asked for, and how it is dressed.
+        kind, family, source: what is asked for, how it is dressed, and where it comes from.
         answer: the number that a maths problem comes to.
         choices: the answers of a question that is scored by their log-probabilities, and not answered.
     """
@@ -47,6 +47,7 @@ class Case:
     label: str = "benign"
     kind: str = ""
     family: str = ""
+    source: str = ""
     answer: float | None = None
     choices: Choices | None = None
 
@@ -126,6 +127,7 @@ def _read_jsonl(path: Path) -> Iterator[Case]:
             label,
             kind=str(row.get("kind") or ""),
             family=str(row.get("family") or ""),
+            source=str(row.get("source") or ""),
             answer=last_number(str(row.get("answer", ""))),
             choices=_choices(row, where) if "wrong" in row else None,
         )

@@ -15,7 +15,7 @@ from finesteer_local.evaluation.statistics import auroc, roc
 
 BINS = 28
 GARBLED = 0.1
-"""A share of incoherent answers from which on a point is drawn hollow."""
+"""A share of answers in no language from which on a point is drawn hollow."""
 
 
 def style_of(names: Sequence[str], name: str) -> tuple[str, str]:
@@ -29,7 +29,7 @@ def style_of(names: Sequence[str], name: str) -> tuple[str, str]:
 
 def pareto(results: Results, names: Sequence[str]) -> str:
     """Defence against over-refusal: every method with its interval, its sweep, and the front of the best."""
-    drawn = {f.method: f for f in results.totals if f.method in names and f.defended and f.over_refusal}
+    drawn = {f.method: f for f in results.leading if f.method in names and f.defended and f.over_refusal}
     if not drawn:
         return ""
     swept = {name: [p for p in results.sweep if p.method == name and p.defended and p.over_refusal] for name in drawn}
@@ -50,7 +50,7 @@ def pareto(results: Results, names: Sequence[str]) -> str:
         path = [(p.over_refusal.value, p.defended.value) for p in swept[name] if p.over_refusal and p.defended]
         plot.line(path, f"{class_} sweep")
         for p, at in zip(swept[name], path, strict=True):
-            hollow = bool(p.incoherent and p.incoherent.value > GARBLED)
+            hollow = bool(p.language and p.language.value < 1 - GARBLED)
             plot.marker(
                 *at, shape, class_, size=2.6, hollow=hollow, title=f"{name}, {p.factor:g} of its strength: {_at(*at)}"
             )
@@ -60,7 +60,7 @@ def pareto(results: Results, names: Sequence[str]) -> str:
         x, y = f.over_refusal, f.defended
         plot.whisker((x.low, x.high), (y.value, y.value), f"{class_} whisker")
         plot.whisker((x.value, x.value), (y.low, y.high), f"{class_} whisker")
-        hollow = bool(f.incoherent and f.incoherent.value > GARBLED)
+        hollow = bool(f.language and f.language.value < 1 - GARBLED)
         plot.marker(x.value, y.value, shape, class_, size=6, hollow=hollow, title=f"{name}: {_at(x.value, y.value)}")
     plot.labels(
         [

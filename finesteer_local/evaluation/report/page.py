@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from finesteer_local.evaluation.figures import QUESTIONS, expert_usage
+from finesteer_local.evaluation.figures import QUESTIONS, SAMPLED, Figures, expert_usage
 from finesteer_local.evaluation.methods import BASELINES, OURS
 from finesteer_local.evaluation.report import charts
 from finesteer_local.evaluation.report.examples import examples
@@ -20,12 +20,21 @@ _CSS = Path(__file__).with_name("style.css")
 # No script, nothing from elsewhere: a page of other people's prompts and a model's answers must be able to do nothing.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
-_OVERALL = {
+_YARDSTICK = {
     "defended": "defended",
-    "phrases": "refused, phrases",
+    "declined": "declined",
+    "ends": "ends",
+    "tokens": "tokens",
+    "circles": "in circles",
+    "language": "good language",
     "over_refusal": "over-refusal",
+}
+_BESIDE = {
     "identical": "identical",
-    "incoherent": "not language",
+    "steered_ends": "gate open: ends",
+    "steered_tokens": "gate open: tokens",
+    "steered_circles": "gate open: in circles",
+    "phrases": "refused, phrases",
     "auroc": "AUROC",
     "accuracy": "maths solved",
     "mc1": "MC1",
@@ -34,12 +43,10 @@ _OVERALL = {
 }
 _BY_SUITE = {
     "n": "n",
-    "phrases": "refused, phrases",
-    "defended": "defended",
-    "over_refusal": "over-refusal",
+    **_YARDSTICK,
     "opened": "gate open",
     "identical": "identical",
-    "incoherent": "not language",
+    "phrases": "refused, phrases",
     "accuracy": "maths solved",
     "mc1": "MC1",
     "mc2": "MC2",
@@ -52,7 +59,8 @@ def render(results: Results) -> str:
     title = f"{setting.model}: {'; '.join(setting.profiles) or 'unsteered'}"
     sections = [
         _head(results),
-        _section("All methods", _overall(results), _REMARK_TABLE),
+        _section("All methods", _overall(results, _YARDSTICK), _REMARK_TABLE),
+        _section("Beside it", _overall(results, _BESIDE)),
         _trade_off(results),
         _gates(results),
         _experts(results),
@@ -73,8 +81,9 @@ def render(results: Results) -> str:
 
 
 _REMARK_TABLE = (
-    "All methods answered the same prompts. The small print is the 95 % interval: two figures whose intervals overlap "
-    "widely are not told apart by this run."
+    "All methods answered the same prompts, and whole answers are judged: those to harmful requests, but for "
+    "over-refusal. The small print is the 95 % interval: two figures whose intervals overlap widely are not told apart "
+    "by this run."
 )
 
 
@@ -98,18 +107,17 @@ def _head(results: Results) -> str:
     )
 
 
-def _overall(results: Results) -> str:
-    rows = [{**vars(f), "phrases": results.declined(f.method)} for f in results.totals]
-    columns = {name: title for name, title in _OVERALL.items() if any(row[name] is not None for row in rows)}
-    body = "".join(
-        tag(
-            "tr",
-            tag("th", escape(row["method"]), scope="row") + "".join(_cell(row[name], name) for name in columns),
-            class_=row["method"],
-        )
-        for row in rows
-    )
-    return _table(["method", *columns.values()], body)
+def _overall(results: Results, titles: Mapping[str, str]) -> str:
+    rows = results.totals
+    columns = {name: title for name, title in titles.items() if any(getattr(f, name) is not None for f in rows)}
+    body = "".join(_row(f, columns) for f in rows)
+    return _table(["method", *columns.values()], body) if columns else ""
+
+
+def _row(f: Figures, columns: Mapping[str, str]) -> str:
+    name = f"{f.method}, {f.decoding}" if f.decoding else f.method
+    cells = "".join(_cell(getattr(f, column), column) for column in columns)
+    return tag("tr", tag("th", escape(name), scope="row") + cells, class_=f.method)
 
 
 def _by_suite(results: Results) -> str:
@@ -121,8 +129,7 @@ def _by_suite(results: Results) -> str:
             heading = (f.suite, f.label)
             words = f"{f.suite} ({'questions' if f.label == QUESTIONS else f.label})"
             body += tag("tr", tag("th", escape(words), colspan=len(columns) + 1), class_="group")
-        cells = "".join(_cell(getattr(f, name), name) for name in columns)
-        body += tag("tr", tag("th", escape(f.method), scope="row") + cells, class_=f.method)
+        body += _row(f, columns)
     return _table(["method", *columns.values()], body)
 
 
@@ -142,7 +149,10 @@ def _cell(value: Rate | float | int | None, name: str) -> str:
         return tag("td", f"{100 * value.value:{signed}.1f} %{small}")
     if isinstance(value, int):
         return tag("td", str(value))
-    return tag("td", {"seconds": f"{value:.2f}", "auroc": f"{value:.3f}"}.get(name, f"{100 * value:.1f} %"))
+    return tag("td", f"{value:{_DIGITS[name]}}")
+
+
+_DIGITS = {"seconds": ".2f", "auroc": ".3f", "tokens": ".0f", "steered_tokens": ".0f"}
 
 
 def _trade_off(results: Results) -> str:
@@ -156,9 +166,11 @@ def _trade_off(results: Results) -> str:
             pictures.append(tag("figure", drawing + tag("figcaption", title)))
     lead = (
         "Up and to the left is better. The dotted line is the front: no point beats those on it on both sides. "
-        "Lines across a mark are 95 % intervals; a hollow mark means that more than a tenth of all answers are not "
-        "language."
+        "Lines across a mark are 95 % intervals; a hollow mark means that more than a tenth of the answers to harmful "
+        "requests are no good language."
     )
+    if any(f.decoding == SAMPLED for f in results.totals):
+        lead += " Answers are the sampled ones."
     if results.sweep:
         lead += (
             " Small marks are the same method at 0.4 to 1.6 of its strength, on a part of the prompts; "
@@ -235,10 +247,14 @@ def _how(results: Results) -> str:
     terms = "".join(tag("dt", escape(name)) + tag("dd", escape(meaning)) for name, meaning in MEANINGS.items())
     language = (
         f"Good language: at most {coherence.limit:.2f} nats a token under the unsteered model and at most "
-        f"{coherence.repeated:.0%} repeated trigrams; 95 % of the unsteered answers of this run stay well under both."
+        f"{coherence.repeated:.0%} repeated trigrams, in every window of an answer; 95 % of the unsteered answers of "
+        "this run stay well under both."
     )
+    seeds = ", ".join(map(str, setting.seeds))
+    drawn = f", and sampled at temperature {setting.temperature:g} with the seeds {seeds}" if seeds else ""
     asked = (
-        f"Answers are greedy, up to {setting.max_tokens} tokens (maths more). Refusals by {results.evaluation.judge}."
+        f"Answers have up to {setting.max_tokens} tokens (maths more) and are greedy{drawn}. "
+        f"What declines is said by {results.evaluation.judge}."
     )
     versions = ", ".join(f"{name} {version}" for name, version in setting.versions.items())
     content = (
