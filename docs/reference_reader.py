@@ -24,7 +24,7 @@ class Profile:
         key = self.keys.get
         if key("general.architecture") != "finesteer" or key("finesteer.format_version") != 1:
             raise ValueError("not a profile of format version 1")
-        if unknown := {*(key("finesteer.requires") or ())} - {"length_decay"}:
+        if unknown := {*(key("finesteer.requires") or ())} - {"length_decay", "gate_window"}:
             raise ValueError(f"it requires {unknown}, which this reader does not know")
         self.kind = key("finesteer.gate.kind")
         self.layers = sorted(key("finesteer.layers"))
@@ -93,11 +93,21 @@ def contrastive(profile, states):
     x = np.clip((states - mean) / scale, -8, 8)  # (n_tokens, n_embd)
     # einsum adds up row by row; BLAS would round differently for more rows, by some 1e-6
     logits, values = (np.einsum("nd,kd->nk", x, np.ascontiguousarray(w.T)) for w in (query, value_weight))
-    weights = np.exp(logits - logits.max(axis=0))
-    pooled = (weights * values).sum(axis=0) / weights.sum(axis=0)  # (K,)
-    score = float(pooled.sum() + x[-1] @ last_weight) + profile.gate_key("bias")
+    n, window = len(x), profile.keys.get("finesteer.gate.window", 0)
+    spans = [(0, n)]
+    if 0 < window < n:
+        starts = [*range(0, n - window, max(window // 4, 1)), n - window]
+        spans += [(start, start + window) for start in starts]
+    pooled = max(pool(logits[start:stop], values[start:stop]) for start, stop in spans)
+    score = float(pooled + x[-1] @ last_weight) + profile.gate_key("bias")
     low, high = profile.gate_key("low"), profile.gate_key("high")
     return score, 1.0 if score >= high else max((score - low) / (high - low), 0.0) if score > low else 0.0
+
+
+def pool(logits, values):
+    """What the heads make of some tokens."""
+    weights = np.exp(logits - logits.max(axis=0))
+    return ((weights * values).sum(axis=0) / weights.sum(axis=0)).sum()
 
 
 def cast(profile, states):

@@ -42,6 +42,7 @@ MAX_STRENGTH = 100.0
 _MAX_EXPERTS = 256
 _MAX_WIDTH = 1 << 16  # of a model or of beta's hidden layer
 _MAX_TEXT = 1 << 16
+_MAX_WINDOW = 1 << 16  # tokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -269,6 +270,8 @@ def _validate_gate(gate: Gate, n_embd: int) -> None:
         _check_number("gate.bias", gate.bias, -1e9, 1e9)
         _check_number("gate.high", gate.high, -1e9, 1e9)
         _check_number("gate.low", gate.low, -1e9, gate.high)
+        _check_number("gate.window", gate.window, 0, _MAX_WINDOW)
+        _require(gate.window == int(gate.window), "gate.window", f"{gate.window} is not a whole number of tokens")
     elif isinstance(gate, ConditionGate):
         _check_array("gate.direction", gate.direction, (n_embd,))
         _require(bool(gate.direction.any()), "gate.direction", "is zero")

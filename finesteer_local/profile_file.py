@@ -19,7 +19,8 @@ from finesteer_local.steering import AlwaysGate, ConditionGate, ContrastiveGate,
 Array = NDArray[np.float32]
 
 LENGTH_DECAY = "length_decay"
-FEATURES = frozenset({LENGTH_DECAY})
+GATE_WINDOW = "gate_window"
+FEATURES = frozenset({LENGTH_DECAY, GATE_WINDOW})
 """What this version knows of the names that `finesteer.requires` may hold: later additions that change a decision."""
 
 _MAX_BYTES = 1 << 30
@@ -71,9 +72,13 @@ def write_profile(profile: Profile, path: Path) -> None:
     writer.add_array("finesteer.layers", profile.layers)
     writer.add_float64("finesteer.strength", profile.strength)
     writer.add_float64("finesteer.answer_strength", profile.answer_strength)
+    window = getattr(profile.gate, "window", 0)
+    if required := [name for name, used in ((LENGTH_DECAY, profile.length_decay), (GATE_WINDOW, window)) if used]:
+        writer.add_array("finesteer.requires", required)
     if profile.length_decay:
-        writer.add_array("finesteer.requires", [LENGTH_DECAY])
         writer.add_float64("finesteer.length_decay", profile.length_decay)
+    if window:
+        writer.add_uint32("finesteer.gate.window", window)
     add_text("finesteer.scope", profile.scope)
     add_text("finesteer.training", profile.training_json())
     add_text("finesteer.gate.kind", profile.gate.kind)
@@ -233,7 +238,10 @@ class _File:
             raise self.error(f"gate kind {kind!r} needs a newer finesteer-local")
         gate, tensors, numbers = _GATES[kind]
         arguments: dict[str, Any] = {name: self.tensor(f"gate.{name}") for name in tensors}
-        made: Gate = gate(**arguments, **{name: self.number(f"finesteer.gate.{name}") for name in numbers})
+        arguments |= {name: self.number(f"finesteer.gate.{name}") for name in numbers}
+        if gate is ContrastiveGate and "finesteer.gate.window" in self.fields:
+            arguments["window"] = self.count("finesteer.gate.window")
+        made: Gate = gate(**arguments)
         return made
 
     def experts(self, layer: int, n_embd: int) -> Experts:

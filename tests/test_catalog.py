@@ -47,12 +47,16 @@ def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_catalogue() -> None:
     entries = catalog.load_catalog()
-    assert set(entries) == {"smollm2", "gemma3-270m"}
+    assert set(entries) == {"smollm2", "qwen2.5-coder-0.5b", "gemma3-270m"}
     assert entries["smollm2"].size == 98_362_432
+    assert entries["qwen2.5-coder-0.5b"].size == 491_400_064
+    assert len(entries["qwen2.5-coder-0.5b"].parts) == 6
     for name, entry in entries.items():
         assert entry.name == name
         assert entry.path == paths.models_dir() / entry.filename
         assert all(len(part.sha256) == 64 for part in entry.parts)
+        assert len({part.sha256 for part in entry.parts}) == len(entry.parts)
+        assert sum(part.size for part in entry.parts) > 0.9 * entry.size  # packages, which hardly compress weights
 
 
 def test_an_existing_file_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,7 +91,7 @@ def test_a_folder_is_no_model(tmp_path: Path) -> None:
     [
         ("smolm2", "did you mean smollm2?"),
         ("Gemma3-270M", "did you mean gemma3-270m?"),
-        ("zzz", "there are: gemma3-270m, smollm2; or give the path"),
+        ("zzz", "there are: gemma3-270m, qwen2.5-coder-0.5b, smollm2; or give the path"),
         ("", "there are: gemma3-270m"),
     ],
 )

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import Result
 
 from cli import call, error_of, good, spawn
 from finesteer_local import catalog
+from finesteer_local.steering import Experts
 from tiny import make_profile, write_tiny_model
 
 FEW = ("--max-tokens", "6", "--temperature", "0")
@@ -56,6 +58,13 @@ def test_quiet_line_and_why(tiny: Path, profile: Path) -> None:
     assert lines[1].startswith("loud · gate 1.00 open · expert ")
     for word in ("loud", "1.00 open", "layer 1 of 4", "expert a", "█", "steers 2", "every token"):
         assert word in result.stdout, word
+
+
+def test_why_of_vectors_that_do_not_differ(tiny: Path, tmp_path: Path) -> None:
+    fixed = tmp_path / "fixed.gguf"
+    make_profile(tiny, name="fixed", experts={2: Experts.fixed(np.ones(64, np.float32))}).save(fixed)
+    result = talk(tiny, "hello", "/why", options=("-p", fixed))
+    assert "steers 2" in result.stdout and "expert" not in result.stdout + result.stderr
 
 
 def test_why_with_a_closed_gate_and_with_several_profiles(tiny: Path, profile: Path, tmp_path: Path) -> None:

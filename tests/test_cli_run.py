@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cli import SPINNER_GONE, call, error_of, good, spawn, terminal
 from finesteer_local.runtime import open_model
+from finesteer_local.steering import Experts
 from tiny import make_profile, write_tiny_model
 
 
@@ -68,6 +70,17 @@ def test_strength_and_scope_replace_the_profiles_own(model: Path, profile: Path)
     result = json.loads(good(*arguments, "--strength", "0").stdout)
     assert result["answer"] == answer(model, "hello")
     assert result["decisions"][0]["open"] is False
+
+
+def test_vectors_that_do_not_differ_have_no_experts(model: Path, tmp_path: Path) -> None:
+    """They steer, and nobody is told equal shares."""
+    fixed = tmp_path / "fixed.gguf"
+    make_profile(model, name="fixed", experts={2: Experts.fixed(np.ones(64, np.float32))}).save(fixed)
+    arguments = ("run", model, "hello", "--max-tokens", "8", "-p", fixed)
+    (decision,) = json.loads(good(*arguments, "--json").stdout)["decisions"]
+    assert (decision["open"], decision["layers"], decision["experts"]) == (True, [2], [])
+    line = good(*arguments, "--explain").stderr.splitlines()[0]
+    assert line.startswith("fixed · gate 1.00 open · ") and "expert" not in line and line.endswith("tok/s")
 
 
 def test_explain(model: Path, profile: Path, tmp_path: Path) -> None:

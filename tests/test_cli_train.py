@@ -23,13 +23,19 @@ from tiny import make_profile
 
 N, N_CONTRAST = 26, 12
 FIGURES = {
-    "gate": {"auroc": 0.9871, "recall": 0.951, "openings": 0.0349},
+    "gate": {
+        "auroc": 0.9871,
+        "recall": 0.951,
+        "openings": 0.0349,
+        "forms": {"plain": {"recall": 0.97, "openings": 0.02}, "foreign": {"openings": 0.0149}},
+    },
     "experts": {"2": {"explained": 0.5, "cosine": 0.9, "epochs": 9}},
     "answers": {
-        "layer": 2,
+        "layers": [2],
         "strength": 0.9,
         "scope": "turn",
         "wanted": 0.96,
+        "ended": 0.94,
         "coherent": 0.92,
         "score": 0.88,
     },
@@ -60,6 +66,7 @@ def quick() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "REPLY_TOKENS", 4)
         patch.setattr(tune, "ANSWER_TOKENS", 4)
+        patch.setattr(tune, "WHOLE_TOKENS", 4)
         yield
     torch.set_num_threads(threads)
 
@@ -140,9 +147,11 @@ def test_what_is_said(tiny: Path, asked: list[dict[str, Any]]) -> None:
         "Trained safety for llama.gguf in about 5 minutes.",
         f"  profile   {kept.path}",
         "  steering  layer 2, strength 0.9, scope turn, 4 experts",
-        "  answers   88% of held-out prompts steered as wanted and in good language "
-        "(96% as wanted, 92% in good language)",
+        "  answers   88% of held-out prompts answered as wanted to the end "
+        "(96% as wanted, 94% end by themselves, 92% in good language)",
         "  gate      opens on 95.1% of held-out prompts that need it, on 3.5% of the others (AUROC 0.987)",
+        "  plain     opens on 97.0%, on 2.0% of harmless ones: requests as people type them",
+        "  foreign   opens on 1.5% of harmless ones: requests in other languages",
         "  time      reading prompts 177 s, tuning 91 s, asking the model 44 s",
         f"Try it: finesteer-local chat {tiny} --profile safety",
     ]
@@ -161,9 +170,12 @@ def test_experts_optimised_through_the_model(tiny: Path, pairs: Path, tmp_path: 
     given, moved = train(), train("--optimise")
     assert moved.training["optimised"]
     assert moved.layers == given.layers == [1]
-    change = moved.experts[1].prototypes - given.experts[1].prototypes
+    before, after = given.experts[1], moved.experts[1]
+    change = after.prototypes - before.prototypes
     assert np.abs(change).max() > 0.01
     np.testing.assert_allclose(change, np.broadcast_to(change[0], change.shape), atol=1e-5)
+    assert after.labels == before.labels and np.array_equal(after.router_weight, before.router_weight)
+    assert not train("--no-optimise").training["optimised"]
 
 
 def test_defaults(tiny: Path, asked: list[dict[str, Any]]) -> None:
@@ -176,11 +188,16 @@ def test_defaults(tiny: Path, asked: list[dict[str, Any]]) -> None:
         "recipe": "safety",
         "gate": "contrastive",
         "seed": 0,
-        "optimise": False,
+        "optimise": None,
         "n_gpu_layers": -1,
         **BACKEND,
         **nothing,
     }
+
+
+def test_what_is_not_asked_for(tiny: Path, asked: list[dict[str, Any]]) -> None:
+    good("train", tiny, "--no-optimise")
+    assert asked[0]["optimise"] is False
 
 
 def test_every_option_arrives(tiny: Path, pairs: Path, contrast: Path, asked: list[dict[str, Any]]) -> None:

@@ -12,8 +12,13 @@ import pytest
 
 from finesteer_local.errors import DataError
 from finesteer_local.training.data import (
+    FOREIGN,
+    FORMS,
     MIN_PAIRS,
+    PAGE,
     PAIRS_A_QUESTION,
+    PLAIN,
+    WRAPPED,
     Pair,
     Prompt,
     TrainingData,
@@ -44,7 +49,7 @@ def pairs(n: int) -> list[Pair]:
 def test_pairs(file: Path) -> None:
     rows = {**ROW, "kind": "weapons", "family": "persona", "source": "x"}, {**ROW, "kind": None, "family": None}
     assert read_pairs(write(file, *rows)) == [
-        Pair(Prompt([USER], "weapons", "persona"), "no", "yes"),
+        Pair(Prompt([USER], "weapons", "persona", WRAPPED), "no", "yes"),
         Pair(Prompt([USER]), "no", "yes"),
     ]
 
@@ -136,6 +141,15 @@ def test_prompts(file: Path) -> None:
     first, second = read_prompts(write(file, *rows))
     assert first == Prompt([USER], "history")
     assert [message["role"] for message in second.messages] == ["user", "assistant", "user"]
+
+
+def test_the_form_of_a_prompt(file: Path) -> None:
+    """A dress counts more than the language; what stands in a long text, a recipe makes itself."""
+    rows = [{"prompt": "why"}, {"prompt": "why", "family": "persona"}, {"prompt": "warum", "language": "de"}]
+    rows.append({"prompt": "warum", "language": "de", "family": "persona"})
+    rows.append({"messages": [USER, {**USER, "role": "assistant"}, USER], "family": "", "language": None})
+    assert [prompt.form for prompt in read_prompts(write(file, *rows))] == [PLAIN, WRAPPED, FOREIGN, WRAPPED, PLAIN]
+    assert FORMS == (PLAIN, WRAPPED, FOREIGN, PAGE) and Prompt([USER]).form == PLAIN
 
 
 def test_too_few_pairs() -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finesteer_local.errors import SteeringError
-from finesteer_local.steering import AlwaysGate, Decision, Gate, decide
+from finesteer_local.steering import AlwaysGate, Decision, Experts, Gate, decide
 from tiny import make_experts, make_gate
 
 N_EMBD = 24
@@ -31,7 +31,11 @@ def taken(gate: Gate, by_layer: dict, x: np.ndarray, strength: float = 1.0) -> D
     return decide("safety", gate, by_layer, x[-1], gate.summary(x), strength=strength, scope="turn")
 
 
-@given(SEEDS, st.floats(0, 100), st.sampled_from(["open", "partly", "selective", "selective, last token", "closed"]))
+@given(
+    SEEDS,
+    st.floats(0, 100),
+    st.sampled_from(["open", "partly", "selective", "partly, windowed", "selective, last token", "closed"]),
+)
 def test_the_formula(seed: int, strength: float, kind: str) -> None:
     gate, by_layer, x = make_gate(kind, N_EMBD, np.random.default_rng(seed)), experts(seed), states(seed)
     decision = taken(gate, by_layer, x, strength)
@@ -76,6 +80,20 @@ def test_a_score_that_is_not_finite(kind: str) -> None:
         taken(gate, experts(0), x)
 
 
+def test_a_stretch_whose_score_is_not_finite() -> None:
+    """Nor is a damaged gate hidden by what it makes of the rest of the turn."""
+    gate, x = make_gate("closed, windowed", N_EMBD, np.random.default_rng(0)), states(n=30)
+    summary = np.zeros((30, 6), np.float32)  # three heads' logits, and their values
+    summary[0, :3] = 100
+    summary[17:19, 3:5] = 3e38, -3e38  # where nothing outweighs these, two heads are infinite and cancel out
+    with np.errstate(all="ignore"):
+        assert np.isfinite(gate.score(x[-1], summary[:6])) and np.isfinite(
+            replace(gate, window=0).score(x[-1], summary)
+        )
+        with pytest.raises(SteeringError, match="profile 'safety': the gate's score"):
+            decide("safety", gate, experts(0), x[-1], summary, strength=1.0, scope="turn")
+
+
 @pytest.mark.parametrize("field", ["prototypes", "residual_basis", "output_bias", "hidden_weight"])
 def test_a_vector_that_is_not_finite(field: str) -> None:
     by_layer = experts(0)
@@ -92,6 +110,23 @@ def test_a_strength_of_zero_is_closed_but_tells_g() -> None:
     decision = taken(AlwaysGate(), experts(0), states(), 0.0)
     assert decision.g == 1.0
     assert not decision.open
+
+
+def test_what_tells_no_prompt_from_another_has_no_weights_to_show() -> None:
+    """It steers all the same, and beside it a router that learnt something is heard."""
+    mean = np.random.default_rng(3).standard_normal(N_EMBD).astype(np.float32)
+    by_layer, x = {2: Experts.fixed(mean), **experts(0)}, states()
+    by_layer[4] = replace(by_layer[3], router_weight=np.zeros_like(by_layer[3].router_weight))
+    decision = taken(AlwaysGate(), by_layer, x, 2.0)
+    assert [*decision.vectors] == [*decision.beta] == [2, 3, 5, 4]
+    assert [*decision.alpha] == [*decision.labels] == [3, 5]
+    np.testing.assert_array_equal(decision.vectors[2], 2 * mean)
+    flat = by_layer[4]
+    wanted = 2 * flat.mix(flat.alpha(x[-1]), flat.beta(x[-1])).astype(np.float64)
+    np.testing.assert_allclose(decision.vectors[4], wanted, rtol=1e-5, atol=1e-6)
+    assert {name for name, _ in decision.leading_experts(9)} == {f"expert {letter}" for letter in "abcd"}
+    alone = taken(AlwaysGate(), {2: by_layer[2], 4: flat}, x)
+    assert alone.open and alone.leading_experts() == [] and not alone.alpha and not alone.labels
 
 
 class TestLeadingExperts:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -108,3 +110,36 @@ def test_huge_logits_do_not_overflow() -> None:
     alpha = experts.alpha(np.full(N_EMBD, 1e30, np.float32))
     assert np.isfinite(alpha).all()
     assert alpha.sum() == pytest.approx(1.0)
+
+
+@given(SEEDS)
+def test_moved_together(seed: int) -> None:
+    """What the router's bias makes of the prototypes is the mean asked for; their differences stay."""
+    rng = np.random.default_rng(seed)
+    experts, mean = make_experts(N_EMBD, rng), rng.standard_normal(N_EMBD).astype(np.float32)
+    moved = experts.moved_to(mean)
+    shares = np.exp(double(experts.router_bias))
+    np.testing.assert_allclose(shares / shares.sum() @ double(moved.prototypes), mean, rtol=1e-4, atol=1e-5)
+    shift = moved.prototypes - experts.prototypes
+    np.testing.assert_allclose(shift, np.broadcast_to(shift[0], shift.shape), atol=1e-5)
+    assert moved.prototypes.dtype == np.float32
+    for name, value in vars(experts).items():
+        if name != "prototypes":
+            assert np.array_equal(getattr(moved, name), value), name
+
+
+def test_a_fixed_vector_moves_all_the_way() -> None:
+    rng = np.random.default_rng(0)
+    mean, other = rng.standard_normal((2, N_EMBD)).astype(np.float32)
+    moved = Experts.fixed(mean).moved_to(other)
+    np.testing.assert_allclose(moved.mix(moved.alpha(state(0)), moved.beta(state(0))), other, rtol=1e-6, atol=1e-6)
+    assert not moved.distinguishes
+
+
+def test_whether_a_router_tells_prompts_apart() -> None:
+    experts = make_experts(N_EMBD, np.random.default_rng(0))
+    assert experts.distinguishes is True
+    flat = replace(experts, router_weight=np.zeros_like(experts.router_weight))
+    assert flat.distinguishes is False  # whatever its bias
+    np.testing.assert_array_equal(flat.alpha(state(0)), flat.alpha(state(1)))
+    assert not Experts.fixed(state(0)).distinguishes

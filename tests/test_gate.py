@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from finesteer_local.steering import AlwaysGate, ContrastiveGate, SubspaceGate
+from finesteer_local.steering import AlwaysGate, ContrastiveGate, SubspaceGate, spans
 
 N_EMBD = 24
 SEEDS = st.integers(0, 2**32 - 1)
@@ -21,7 +23,7 @@ def subspace(seed: int, *, rank: int = 6, n: int = 50, **settings: float) -> Sub
     return SubspaceGate(rng.standard_normal(N_EMBD).astype(np.float32), basis, calibration, **settings)
 
 
-def contrastive(seed: int, *, heads: int = 3, low: float = -1.0, high: float = 2.0) -> ContrastiveGate:
+def contrastive(seed: int, *, heads: int = 3, low: float = -1.0, high: float = 2.0, window: int = 0) -> ContrastiveGate:
     rng = np.random.default_rng(seed)
     return ContrastiveGate(
         mean=rng.standard_normal(N_EMBD).astype(np.float32),
@@ -32,6 +34,7 @@ def contrastive(seed: int, *, heads: int = 3, low: float = -1.0, high: float = 2
         bias=float(rng.standard_normal()),
         low=low,
         high=high,
+        window=window,
     )
 
 
@@ -109,24 +112,68 @@ class TestSubspace:
 
 
 class TestContrastive:
-    """s = x_last'u + sum_k sum_t softmax_t(q_k'x_t) v_k'x_t + b, on standardised states cut at 8."""
+    """s = max_T sum_k sum_{t in T} softmax_T(q_k'x_t) v_k'x_t + x_last'u + b, on standardised states cut at 8."""
 
     def formula(self, gate: ContrastiveGate, x: np.ndarray) -> float:
         double = np.float64
         z = (x.astype(double) - gate.mean.astype(double)) / gate.scale.astype(double)
         z = np.clip(z, -8, 8)
-        total = float(z[-1] @ gate.last_weight.astype(double)) + gate.bias
+        pooled = [self.pooled(gate, z[start:stop]) for start, stop in self.stretches(len(z), gate.window)]
+        return max(pooled) + float(z[-1] @ gate.last_weight.astype(double)) + gate.bias
+
+    def pooled(self, gate: ContrastiveGate, z: np.ndarray) -> float:
+        total = 0.0
         for k in range(gate.query.shape[1]):
-            logits = [float(z[t] @ gate.query[:, k].astype(double)) for t in range(len(z))]
+            logits = [float(z[t] @ gate.query[:, k].astype(np.float64)) for t in range(len(z))]
             weights = [np.exp(logit - max(logits)) for logit in logits]
-            values = [float(z[t] @ gate.value_weight[:, k].astype(double)) for t in range(len(z))]
+            values = [float(z[t] @ gate.value_weight[:, k].astype(np.float64)) for t in range(len(z))]
             total += sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights)
         return total
+
+    def stretches(self, n: int, window: int) -> list[tuple[int, int]]:
+        """As docs/profile-format.md says it."""
+        found, start = [(0, n)], 0
+        if 0 < window < n:
+            while start < n - window:
+                found.append((start, start + window))
+                start += max(window // 4, 1)
+            found.append((n - window, n))
+        return found
 
     @given(SEEDS, st.integers(1, 40), st.sampled_from([0.1, 1.0, 30.0]), st.integers(1, 5))
     def test_the_score(self, seed: int, n: int, spread: float, heads: int) -> None:
         gate, x = contrastive(seed, heads=heads), states(seed, n, spread)
         assert score(gate, x) == pytest.approx(self.formula(gate, x), rel=1e-3, abs=2e-3)
+
+    @given(SEEDS, st.integers(1, 40), st.integers(1, 45), st.sampled_from([0.1, 1.0, 30.0]))
+    @example(seed=0, n=8, window=8, spread=1.0)  # no longer than a stretch: the whole turn alone
+    @example(seed=0, n=9, window=8, spread=1.0)
+    def test_the_score_with_windows(self, seed: int, n: int, window: int, spread: float) -> None:
+        gate, x = contrastive(seed, window=window), states(seed, n, spread)
+        assert score(gate, x) == pytest.approx(self.formula(gate, x), rel=1e-3, abs=2e-3)
+        plain = score(replace(gate, window=0), x)
+        assert score(gate, x) >= plain  # the whole turn is one of the stretches
+        if n <= window:
+            assert score(gate, x) == plain
+
+    def test_what_a_long_text_drowns_a_window_finds(self) -> None:
+        """One token among thousands: the softmax over all of them spreads, that over a stretch does not."""
+        gate = replace(contrastive(0, heads=1), mean=np.zeros(N_EMBD, np.float32), scale=np.ones(N_EMBD, np.float32))
+        gate = replace(gate, last_weight=np.zeros(N_EMBD, np.float32), bias=0.0)
+        gate.query[:] = gate.value_weight[:] = np.eye(N_EMBD, 1, dtype=np.float32)
+        x = np.zeros((4001, N_EMBD), np.float32)
+        for at in (0, 700, 2013, 3999, 4000):
+            x[:, 0] = 0
+            x[at, 0] = 5
+            assert score(gate, x) < 0.2
+            assert score(replace(gate, window=64), x) == pytest.approx(5 * np.exp(5) / (np.exp(5) + 63), rel=1e-4)
+
+    def test_only_the_end_of_the_turn_is_the_last_token(self) -> None:
+        """A stretch pools over its own tokens; what is added for the prompt's last one is the same for all."""
+        gate, x = contrastive(3, window=4), states(3, 12)
+        z = np.clip((x[-1] - gate.mean) / gate.scale, -8, 8)
+        best = max(score(replace(gate, window=0, last_weight=0 * z), x[a:b]) for a, b in spans(12, 4))
+        assert score(gate, x) == pytest.approx(best + float(z @ gate.last_weight), rel=1e-4, abs=1e-4)
 
     def test_one_head_and_one_token_is_linear(self) -> None:
         gate, x = contrastive(0, heads=1), states(0, 1, 0.5)
@@ -144,6 +191,8 @@ class TestContrastive:
         assert whole.shape == (len(x), 6)
         assert whole.dtype == np.float32
         assert gate.summary(x[:0]).shape == (0, 6)
+        windowed = replace(gate, window=5)
+        assert windowed.score(x[-1], pieces) == windowed.score(x[-1], whole)
 
     @given(SEEDS)
     def test_the_order_of_all_but_the_last_does_not_matter(self, seed: int) -> None:
@@ -174,6 +223,30 @@ class TestContrastive:
         assert gate.value(np.nextafter(gate.threshold, 1)) > 0.0
 
 
+class TestSpans:
+    def test_the_whole_turn_comes_first(self) -> None:
+        assert spans(7, 0) == spans(7, 7) == spans(7, 8) == [(0, 7)]
+        assert spans(0, 4) == [(0, 0)]
+
+    def test_stretches_begin_a_quarter_apart_and_the_last_ends_with_the_turn(self) -> None:
+        assert spans(21, 8) == [(0, 21), *((start, start + 8) for start in (0, 2, 4, 6, 8, 10, 12, 13))]
+        assert spans(9, 8) == [(0, 9), (0, 8), (1, 9)]
+        assert spans(5, 3) == [(0, 5), (0, 3), (1, 4), (2, 5)]  # a quarter of 3 is less than a token
+        assert spans(3, 1) == [(0, 3), (0, 1), (1, 2), (2, 3)]
+
+    @given(st.integers(1, 400), st.integers(1, 130))
+    def test_what_is_short_lies_in_one_as_a_whole(self, n: int, window: int) -> None:
+        whole, *found = spans(n, window)
+        assert whole == (0, n) and bool(found) == (window < n)
+        assert len(set(found)) == len(found) and found == sorted(found)  # none is pooled twice
+        if found:
+            assert {stop - start for start, stop in found} == {window}
+            assert found[0][0] == 0 and found[-1][1] == n
+            short = window - max(window // 4, 1) + 1  # three quarters, and the token that the step leaves
+            for start in range(n - short + 1):
+                assert any(a <= start and start + short <= b for a, b in found), start
+
+
 def test_always() -> None:
     gate, x = AlwaysGate(), states(0)
     assert gate.summary(x).shape == (7, 0)
@@ -195,7 +268,7 @@ def test_kinds(gate, kind: str, pools: bool) -> None:
 
 @given(hnp.arrays(np.float32, (3, N_EMBD), elements=st.floats(-100, 100, width=32)))
 def test_scores_and_values_are_plain_floats(x: np.ndarray) -> None:
-    for gate in (subspace(0), contrastive(0), AlwaysGate()):
+    for gate in (subspace(0), contrastive(0), contrastive(0, window=2), AlwaysGate()):
         s = score(gate, x)
         assert type(s) is float
         assert type(gate.value(s)) is float

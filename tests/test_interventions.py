@@ -15,6 +15,7 @@ from finesteer_local.evaluation.interventions import UNSTEERED, MapSteering, Pro
 from finesteer_local.profile import MAX_STRENGTH
 from finesteer_local.runtime import SteeredLlama
 from finesteer_local.runtime.prompt import chat_prompt, greedy_answer
+from finesteer_local.steering import Experts
 from reference import logits, plain_llama, steered_llama
 from tiny import make_profile
 
@@ -76,6 +77,15 @@ def test_readings_of_profiles(tiny: Path, llama: SteeredLlama) -> None:
     assert together.g == reading.g and together.steers
     assert (together.score, together.threshold) == (pytest.approx(decision.score - decision.threshold), 0.0)
     assert {name for name, _ in together.experts} == {f"partly: expert {letter}" for letter in "abcd"}
+
+
+def test_a_reading_of_vectors_that_do_not_differ(tiny: Path, llama: SteeredLlama) -> None:
+    """It steers, and names no experts."""
+    fixed = make_profile(tiny, experts={2: Experts.fixed(np.ones(64, np.float32))})
+    with ProfileSteering((fixed,)).applied(llama):
+        greedy_answer(llama, MESSAGES, 1)
+        reading = ProfileSteering((fixed,)).reading(llama)
+    assert reading.steers and reading.experts == ()
 
 
 def test_a_reading_survives_json() -> None:

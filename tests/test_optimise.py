@@ -1,26 +1,47 @@
-"""Experts that are optimised through the model."""
+"""Vectors that are learnt through the model."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from finesteer_local.errors import MissingExtraError, ModelError
+from finesteer_local.errors import DataError, MissingExtraError, ModelError
 from finesteer_local.profile import Profile
 from finesteer_local.runtime import SteeredLlama, open_model
-from finesteer_local.runtime.prompt import chat_prompt
+from finesteer_local.runtime.prompt import chat_prompt, turn_start
 from finesteer_local.runtime.score import answer_logprobs
 from finesteer_local.steering import AlwaysGate, Experts
+from finesteer_local.training import optimise
 from finesteer_local.training.data import Pair, Prompt
-from finesteer_local.training.optimise import BATCH, optimise, weights_of
+from finesteer_local.training.harvest import quiet
+from finesteer_local.training.optimise import (
+    BATCH,
+    LONGEST,
+    Example,
+    Vectors,
+    learns_by_itself,
+    likelier,
+    weights_of,
+    whole,
+)
 from tiny import write_tiny_model
 
-LAYER = 1
-SHARES = (0.75, 0.25)
+LAYERS = (1, 2)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads would wait for each other here."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -33,58 +54,140 @@ def pair(i: int) -> Pair:
     return Pair(prompt, chosen=f"Yes, {i} it is.", rejected=f"No, never {i}.")
 
 
-def start(llama: SteeredLlama) -> Experts:
-    fixed = Experts.fixed(np.zeros(llama.n_embd(), np.float32))
-    prototypes = np.random.default_rng(0).normal(0, 0.01, (2, llama.n_embd())).astype(np.float32)
-    bias = np.log(np.array(SHARES, np.float32))
-    return replace(
-        fixed,
-        prototypes=prototypes,
-        router_weight=np.zeros((llama.n_embd(), 2), np.float32),
-        router_bias=bias,
-        labels=("a", "b"),
-    )
-
-
-def margins(llama: SteeredLlama, pairs: list[Pair], experts: Experts) -> float:
-    """Steered by llama.cpp, not by PyTorch."""
-    profile = Profile(
+def profile(llama: SteeredLlama, vectors: Vectors) -> Profile:
+    """As they are meant: strength 1 from the last turn on, the answer included."""
+    return Profile(
         name="x",
         model=llama.identity,
         gate=AlwaysGate(),
-        gate_layer=LAYER,
-        experts={LAYER: experts},
+        gate_layer=min(vectors),
+        experts={layer: Experts.fixed(vector) for layer, vector in vectors.items()},
         strength=1.0,
-        scope="prompt",
+        scope="turn",
         answer_strength=1.0,
     )
-    llama.set_profiles([profile])
-    total = 0.0
-    for one in pairs:
-        prompt = chat_prompt(llama, one.prompt.messages)
-        answers = [llama.tokenize(text.encode(), add_bos=False) for text in (one.chosen, one.rejected)]
-        chosen, rejected = answer_logprobs(llama, prompt, answers)
-        total += float(chosen.sum() - rejected.sum())
+
+
+def nothing(llama: SteeredLlama, layers: Sequence[int] = LAYERS) -> Vectors:
+    return {layer: np.zeros(llama.n_embd(), np.float32) for layer in layers}
+
+
+def logprobs(llama: SteeredLlama, one: Pair, answers: list[list[int]], vectors: Vectors) -> list[np.ndarray]:
+    """Steered by llama.cpp, not by PyTorch."""
+    llama.set_profiles([profile(llama, vectors)])
+    prompt = chat_prompt(llama, one.prompt.messages)
+    found = answer_logprobs(llama, prompt, answers, turn=turn_start(llama, one.prompt.messages, prompt))
     llama.set_profiles([])
-    return total / len(pairs)
+    return found
+
+
+def tokens(llama: SteeredLlama, text: str) -> list[int]:
+    return llama.tokenize(text.encode(), add_bos=False)
+
+
+def margin(llama: SteeredLlama, pairs: list[Pair], vectors: Vectors) -> float:
+    found = [logprobs(llama, p, [tokens(llama, p.chosen), tokens(llama, p.rejected)], vectors) for p in pairs]
+    return float(np.mean([chosen.sum() - rejected.sum() for chosen, rejected in found]))
 
 
 def test_chosen_answers_become_likelier(llama: SteeredLlama) -> None:
-    model, before, seen = weights_of(llama), start(llama), []
+    model, seen = weights_of(llama), []
     pairs = [pair(i) for i in range(3 * BATCH)]
 
-    def run() -> Experts:
-        return optimise(model, llama, pairs, before, SHARES, LAYER, seed=0, progress=lambda *at: seen.append(at))
+    def run() -> Vectors:
+        return likelier(model, llama, pairs, LAYERS, seed=0, progress=lambda *at: seen.append(at))
 
-    after = run()
-    assert seen == [("optimising experts", i, 3) for i in (1, 2, 3)]
+    found = run()
+    assert seen == [("learning through the model", i, 3) for i in (1, 2, 3)]
+    assert [*found] == [*LAYERS] and all(v.shape == (llama.n_embd(),) and v.dtype == np.float32 for v in found.values())
     held = [pair(i) for i in range(100, 104)]
-    assert margins(llama, held, after) > margins(llama, held, before) + 1
-    moved = after.prototypes - before.prototypes
-    np.testing.assert_allclose(moved[0], moved[1], atol=1e-6)  # together
-    assert np.abs(moved).max() > 0.05
-    assert (after.labels, after.router_bias.tolist()) == (before.labels, before.router_bias.tolist())
-    assert np.array_equal(run().prototypes, after.prototypes)  # the same seed, and the model is as it was
+    assert margin(llama, held, found) > margin(llama, held, nothing(llama)) + 1
+    again = run()  # the same seed, and the model is as it was
+    assert all(np.array_equal(again[layer], found[layer]) for layer in LAYERS)
+    other = likelier(model, llama, pairs, LAYERS, seed=1, progress=quiet)
+    assert not np.array_equal(other[1], found[1])
+    [alone] = likelier(model, llama, pairs, [2], seed=0, progress=quiet).values()
+    assert not np.array_equal(alone, found[2])  # together they are learnt otherwise than alone
+
+
+def test_whole_answers_and_their_end_become_likelier(llama: SteeredLlama) -> None:
+    model, seen, end = weights_of(llama), [], llama.turn_end
+    pairs = [pair(i) for i in range(2 * BATCH + 1)]
+    found = whole(model, llama, pairs, LAYERS, end=end, seed=0, progress=lambda *at: seen.append(at))
+    assert seen == [("learning through the model", i, 3) for i in (1, 2, 3)]
+    held = pair(100)
+    answer = [*tokens(llama, held.chosen), end]
+    [before], [after] = (logprobs(llama, held, [answer], v) for v in (nothing(llama), found))
+    assert after.mean() > before.mean() + 0.2
+    again = whole(model, llama, pairs, LAYERS, end=end, seed=0, progress=quiet)
+    assert all(np.array_equal(again[layer], found[layer]) for layer in LAYERS)
+    without = whole(model, llama, pairs, LAYERS, end=tokens(llama, "x")[0], seed=0, progress=quiet)
+    assert not np.array_equal(without[1], found[1])  # the end is learnt like any other token
+    changed = [replace(p, rejected="something else") for p in pairs]
+    same = whole(model, llama, changed, LAYERS, end=end, seed=0, progress=quiet)
+    assert all(np.array_equal(same[layer], found[layer]) for layer in LAYERS)  # the rejected answers say nothing
+
+
+def test_what_is_learnt_is_what_llama_cpp_adds(llama: SteeredLlama) -> None:
+    """Log-probabilities of answers under vectors, of several lengths at once, are llama.cpp's."""
+    model, rng = weights_of(llama), np.random.default_rng(0)
+    vectors = {layer: rng.normal(0, 0.3, llama.n_embd()).astype(np.float32) for layer in LAYERS}
+    talk = [{"role": role, "content": "so it is " * 4} for role in ("user", "assistant", "user")]
+    pairs = [pair(1), replace(pair(2), prompt=Prompt(talk), chosen="No."), pair(123456)]
+    examples = []
+    for one in pairs:
+        prompt = chat_prompt(llama, one.prompt.messages)
+        examples.append(
+            Example(
+                prompt, turn_start(llama, one.prompt.messages, prompt), [*tokens(llama, one.chosen), llama.turn_end]
+            )
+        )
+    assert 0 < examples[1].turn < len(examples[1].prompt) - 20
+    mask: list[torch.Tensor] = []
+    stacked = torch.from_numpy(np.stack([*vectors.values()]))
+    with torch.no_grad(), optimise._added(model, LAYERS, stacked, mask):
+        found = optimise._logprobs(model, examples, mask)
+    for one, example, got in zip(pairs, examples, found, strict=True):
+        [wanted] = logprobs(llama, one, [list(example.answer)], vectors)
+        np.testing.assert_allclose(got.numpy(), wanted, atol=2e-2)
+        [plain] = logprobs(llama, one, [list(example.answer)], nothing(llama))
+        assert np.abs(wanted - plain).max() > 0.1
+    with torch.no_grad():  # and nothing is left behind
+        left = optimise._logprobs(model, examples, mask)
+    [plain] = logprobs(llama, pairs[0], [list(examples[0].answer)], nothing(llama))
+    np.testing.assert_allclose(left[0].numpy(), plain, atol=2e-2)
+
+
+def test_long_answers_teach_nothing(llama: SteeredLlama) -> None:
+    long = [replace(pair(i), chosen="x" * LONGEST) for i in range(4)]
+    model = weights_of(llama)
+    options = {"end": llama.turn_end, "seed": 0, "progress": quiet}
+    with pytest.raises(DataError, match=f"have more than {LONGEST} tokens; train with --no-optimise"):
+        whole(model, llama, long, LAYERS, **options)
+    found = whole(model, llama, [*long, pair(0)], LAYERS, **options)
+    alone = whole(model, llama, [pair(0)], LAYERS, **options)
+    assert all(np.array_equal(found[layer], alone[layer]) for layer in LAYERS)
+
+
+def test_so_many_answers_are_enough(llama: SteeredLlama, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optimise, "ANSWERS", BATCH)
+    seen: list[tuple[str, int, int]] = []
+    whole(
+        weights_of(llama), llama, [pair(i) for i in range(40)], [1], end=2, seed=0, progress=lambda *a: seen.append(a)
+    )
+    assert seen == [("learning through the model", 1, 1)]
+
+
+def test_by_itself_only_refusals_of_small_models(llama: SteeredLlama, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert learns_by_itself(llama, "refusal") and not learns_by_itself(llama, "margin")
+    monkeypatch.setattr(optimise, "MAX_PARAMETERS", llama.n_parameters)
+    assert learns_by_itself(llama, "refusal")
+    monkeypatch.setattr(optimise, "MAX_PARAMETERS", llama.n_parameters - 1)
+    assert not learns_by_itself(llama, "refusal")
+    monkeypatch.undo()
+    for missing in ("accelerate", "transformers"):
+        monkeypatch.setattr(optimise, "find_spec", lambda name, missing=missing: None if name == missing else name)
+        assert not learns_by_itself(llama, "refusal")
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2"])
@@ -96,7 +199,7 @@ def test_the_weights_are_those_of_llama_cpp(architecture: str, tmp_path: Path) -
 def test_weights_that_are_others(llama: SteeredLlama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = write_tiny_model(tmp_path / "other.gguf", seed=5)
     monkeypatch.setattr(llama, "model_path", str(other))
-    with pytest.raises(ModelError, match=r"does not compute what llama.cpp does .*; train without --optimise"):
+    with pytest.raises(ModelError, match=r"does not compute what llama.cpp does .*; train with --no-optimise"):
         weights_of(llama)
 
 
@@ -104,7 +207,7 @@ def test_a_file_that_transformers_cannot_read(
     llama: SteeredLlama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(llama, "model_path", str(tmp_path / "none.gguf"))
-    with pytest.raises(ModelError, match=r"transformers cannot read .*none.gguf: .*; train without --optimise"):
+    with pytest.raises(ModelError, match=r"transformers cannot read .*none.gguf: .*; train with --no-optimise"):
         weights_of(llama)
 
 

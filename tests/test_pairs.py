@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from finesteer_local.evaluation.pairs import prepared, sampled
-from finesteer_local.training.data import Pair, TrainingData
+from finesteer_local.training.data import FOREIGN, MIN_PAIRS, PAGE, PLAIN, WRAPPED, Pair, TrainingData
 from finesteer_local.training.harvest import TrainingHarvest
-from finesteer_local.training.pairs import DELTA_TOKENS, MAX_PAIRS, NATURAL, held_out, sample
+from finesteer_local.training.pairs import (
+    DELTA_TOKENS,
+    LESSON,
+    MAX_PAIRS,
+    NATURAL,
+    decline_alike,
+    held_out,
+    lesson,
+    sample,
+)
 from material import prompt, small_data
 from reference import steered_llama
 
@@ -93,3 +105,51 @@ def test_both_answers_are_cut(tiny: Path) -> None:
     [pair] = prepared(harvest(tiny, []), data, [Pair(prompt("x"), "abcdefghijklmnopqrst", "yes")])
     assert len(llama.tokenize(pair.chosen.encode(), add_bos=False)) == DELTA_TOKENS
     assert "abcdefghijklmnopqrst".startswith(pair.chosen) and pair.rejected == "yes"
+
+
+def of_forms(**counts: int) -> TrainingData:
+    pairs = [
+        Pair(replace(prompt(f"{form} {i}", kind=f"kind {i % 5}"), form=form), f"no {i % 7}", "yes")
+        for form, n in counts.items()
+        for i in range(n)
+    ]
+    return TrainingData("forms", pairs, [prompt("hello")])
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_lesson_is_of_plain_and_wrapped_requests_by_equal_shares(seed: int) -> None:
+    data = of_forms(plain=2000, wrapped=1500, foreign=800, page=300)
+    found = lesson(data, seed)
+    assert found == lesson(data, seed) and found != lesson(data, seed + 1)
+    counts = Counter(pair.prompt.form for pair in found)
+    assert counts == {PLAIN: LESSON // 2, WRAPPED: LESSON // 2}
+    kinds = Counter((pair.prompt.form, pair.prompt.kind) for pair in found)
+    assert len(kinds) == 10 and set(kinds.values()) == {LESSON // 10}
+    assert len({pair.prompt.text for pair in found}) == len(found)
+
+
+def test_a_lesson_takes_all_that_there_is() -> None:
+    data = of_forms(plain=100, wrapped=40, page=10)
+    assert lesson(data, 0) == [pair for pair in data.pairs if pair.prompt.form != PAGE]
+    few_wrapped = lesson(of_forms(plain=2000, wrapped=40), 0)
+    assert Counter(pair.prompt.form for pair in few_wrapped) == {PLAIN: LESSON // 2, WRAPPED: 40}
+
+
+def test_a_lesson_where_there_is_little_else_than_foreign_requests_and_pages() -> None:
+    """Nothing to learn from would be a profile that steers nothing."""
+    data = of_forms(plain=MIN_PAIRS - 1, foreign=30, page=20)
+    assert sorted(pair.prompt.text for pair in lesson(data, 0)) == sorted(pair.prompt.text for pair in data.pairs)
+    many = of_forms(foreign=2 * LESSON)
+    assert len(lesson(many, 0)) == LESSON and lesson(many, 0) == lesson(many, 0) != lesson(many, 1)
+    assert {pair.prompt.form for pair in lesson(many, 0)} == {FOREIGN}
+
+
+def test_answers_that_open_alike() -> None:
+    """Those of the pool that begin with its commonest sentence, dealt out in turn."""
+    pool = ["No way. It hurts.", "I can't help with that.", "I can't help with that. It hurts.", "Never!", "Sorry. No."]
+    pairs = [Pair(prompt(str(i)), pool[i % 5], f"yes {i}") for i in range(20)]
+    got = decline_alike(pairs)
+    assert Counter(pair.chosen for pair in got) == {pool[1]: 10, pool[2]: 10}
+    assert [(p.prompt, p.rejected) for p in got] == [(p.prompt, p.rejected) for p in pairs]
+    differing = [Pair(prompt(str(i)), ("No way.", "Never!", "Sorry. No.")[i % 3], "yes") for i in range(9)]
+    assert Counter(pair.chosen for pair in decline_alike(differing)) == {"No way.": 3, "Never!": 3, "Sorry. No.": 3}

@@ -16,12 +16,12 @@ from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter
 from finesteer_local import profile_file
 from finesteer_local.errors import ProfileError, StorageError
 from finesteer_local.profile import ModelIdentity, Profile
-from finesteer_local.steering import Experts
+from finesteer_local.steering import ContrastiveGate, Experts
 from tiny import make_experts, make_gate
 
 N_EMBD, N_LAYER = 16, 6
 MODEL = ModelIdentity("0123456789abcdef" * 4, "Small", "llama", N_EMBD, N_LAYER, 100, "fedcba98" * 8)
-KINDS = ("partly", "selective, last token", "open")
+KINDS = ("partly", "partly, windowed", "selective, last token", "open")
 TRAINING = {"recipe": "safety", "counts": {"pairs": 12}, "seed": 3, "figures": [0.25, None, "é"]}
 
 
@@ -236,6 +236,7 @@ OPTIONAL = {
     "finesteer.answer_strength",
     "finesteer.requires",
     "finesteer.length_decay",
+    "finesteer.gate.window",
 }
 
 
@@ -351,6 +352,11 @@ U32, F64, TEXT = GGUFValueType.UINT32, GGUFValueType.FLOAT64, GGUFValueType.STRI
         ("finesteer.gate.layer", (6, U32), "gate.layer"),
         ("finesteer.gate.low", (2e3, F64), "gate.low"),
         ("finesteer.gate.bias", (float("inf"), F64), "gate.bias"),
+        ("finesteer.gate.window", (65_537, U32), "gate.window"),
+        ("finesteer.gate.window", (4_000_000_000, U32), "gate.window"),
+        ("finesteer.gate.window", (-1, GGUFValueType.INT32), "finesteer.gate.window"),
+        ("finesteer.gate.window", (8.0, F64), "finesteer.gate.window has the wrong type"),
+        ("finesteer.gate.window", ("8", TEXT), "finesteer.gate.window has the wrong type"),
         ("finesteer.experts.2.labels", (["a"], GGUFValueType.ARRAY), "experts.2.labels"),
         ("finesteer.experts.2.labels", ([1, 2, 3, 4], GGUFValueType.ARRAY), "experts.2.labels"),
     ],
@@ -393,6 +399,26 @@ def test_a_feature_is_required_only_where_it_is_used(tmp_path: Path) -> None:
     profile(length_decay=0.0).save(tmp_path / "p.gguf")
     assert not {"finesteer.requires", "finesteer.length_decay"} & set(contents(tmp_path / "p.gguf")[0])
     assert Profile.load(tmp_path / "p.gguf").length_decay == 0.0
+    profile("partly, windowed", length_decay=0.0).save(tmp_path / "p.gguf")
+    assert contents(tmp_path / "p.gguf")[0]["finesteer.requires"][0] == ["gate_window"]
+    profile("partly, windowed").save(tmp_path / "p.gguf")
+    assert contents(tmp_path / "p.gguf")[0]["finesteer.requires"][0] == ["length_decay", "gate_window"]
+
+
+def test_the_window_of_a_gate(tmp_path: Path) -> None:
+    path = tmp_path / "p.gguf"
+    made = profile("partly, windowed")
+    made.save(path)
+    assert contents(path)[0]["finesteer.gate.window"] == (6, U32)
+    window = Profile.load(path).gate.window  # type: ignore[attr-defined]
+    assert window == 6 and type(window) is int
+    rewrite(path, keys={"finesteer.gate.window": None, "finesteer.requires": None})
+    assert Profile.load(path).gate.window == 0  # type: ignore[attr-defined] # as before there were any
+    one = profile("partly")
+    for bad in (-1, 65_537, 2.5, float("nan"), float("inf")):
+        with pytest.raises(ProfileError, match=r"gate\.window"):
+            replace(one, gate=replace(one.gate, window=bad))  # type: ignore[type-var]
+    assert replace(one, gate=replace(one.gate, window=65_536)).gate.window == 65_536  # type: ignore
 
 
 def test_not_a_profile_at_all(tmp_path: Path, one: Path) -> None:
@@ -501,4 +527,5 @@ def test_every_field_of_the_experts_is_written() -> None:
         f.name for f in fields(Experts)
     }
     for gate, tensors, numbers in profile_file._GATES.values():
-        assert {*tensors, *numbers} == {f.name for f in fields(gate)}
+        optional = {"window"} if gate is ContrastiveGate else set()
+        assert {*tensors, *numbers} | optional == {f.name for f in fields(gate)}

@@ -5,15 +5,17 @@ from __future__ import annotations
 import ast
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from finesteer_local import profile_file
 from finesteer_local.profile import Profile
 from finesteer_local.profile_file import _EXPERT_TENSORS, _GATES
-from finesteer_local.steering import Experts, SubspaceGate
+from finesteer_local.steering import ContrastiveGate, Experts, SubspaceGate
 from tiny import make_profile
 
 HERE = Path(__file__).parent / "data" / "profiles"
@@ -60,17 +62,33 @@ def test_the_vectors_say_something() -> None:
     kinds = {Profile.load(HERE / case["profile"]).gate.kind for case in VECTORS["cases"]}
     assert kinds == set(_GATES)
     values = {case["profile"]: {prompt["g"] for prompt in case["prompts"]} for case in VECTORS["cases"]}
-    for name in ("scs", "contrastive", "cast_mean", "cast_last"):
+    for name in ("scs", "contrastive", "contrastive_window", "cast_mean", "cast_last"):
         assert {0.0, 1.0} <= values[f"{name}.gguf"], (name, values[f"{name}.gguf"])
     lengths = [
         prompt for case in VECTORS["cases"] if case["profile"] == "length_decay.gguf" for prompt in case["prompts"]
     ]
     assert min(p["n_tokens"] for p in lengths) < 64 < 512 < max(p["n_tokens"] for p in lengths)
-    for name in ("scs", "contrastive_ramp"):
+    for name in ("scs", "contrastive_ramp", "contrastive_window"):
         assert any(0 < g < 1 for g in values[f"{name}.gguf"]), (name, values[f"{name}.gguf"])
 
 
-@pytest.mark.parametrize("gate", ["open", "partly", "selective", "selective, last token"])
+def test_the_windows_say_something() -> None:
+    """Turns shorter than a window, as long, and longer, where without windows the decision is another one."""
+    [case] = [case for case in VECTORS["cases"] if case["profile"] == "contrastive_window.gguf"]
+    gate = Profile.load(HERE / case["profile"]).gate
+    assert isinstance(gate, ContrastiveGate) and gate.window == 8
+    sizes = [len(prompt["states"]) for prompt in case["prompts"]]
+    assert min(sizes) < 8 and 8 in sizes and 9 in sizes and max(sizes) > 8 * 8
+    others = 0
+    for prompt in case["prompts"]:
+        states = np.array(prompt["states"], np.float32)
+        plain = replace(gate, window=0).score(states[-1], gate.summary(states))
+        assert (plain < prompt["score"] - 0.1) == (len(states) > 8)
+        others += gate.value(plain) != pytest.approx(prompt["g"])
+    assert others >= 3
+
+
+@pytest.mark.parametrize("gate", ["open", "partly", "selective", "selective, windowed", "selective, last token"])
 def test_both_readers_agree_on_other_profiles(tiny: Path, tmp_path: Path, gate: str) -> None:
     made = make_profile(tiny, gate=gate, layers=(1, 3), strength=1.3)
     made.save(tmp_path / "p.gguf")
@@ -148,7 +166,10 @@ def test_the_page_names_every_key_and_tensor(tiny: Path, tmp_path: Path) -> None
             assert f"`finesteer.gate.{name}`" in page, name
     for name, _ in _EXPERT_TENSORS:
         assert f"`{name.format('L')}`" in page, name
-    profile = make_profile(tiny, length_decay=0.2)
+    profile = make_profile(tiny, gate="selective, windowed", length_decay=0.2)
     profile.save(tmp_path / "p.gguf")
+    assert {*reference_reader.Profile(tmp_path / "p.gguf").keys["finesteer.requires"]} == profile_file.FEATURES
+    for feature in profile_file.FEATURES:
+        assert f"`{feature}`" in page, feature
     for key in reference_reader.Profile(tmp_path / "p.gguf").keys:
         assert key.startswith("GGUF.") or f"`{key.replace('.2.', '.L.')}`" in page, key

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from llama_cpp import Llama, llama_chat_format
 
+from finesteer_local.runtime import open_model
 from finesteer_local.runtime import prompt as module
 from finesteer_local.runtime.prompt import PLAIN_FORMAT, chat_prompt, turn_start
-from reference import plain_llama
-from tiny import write_tiny_model
+from reference import plain_llama, steered_llama
+from tiny import SPECIAL, write_tiny_model
 
 USER = {"role": "user", "content": "and on the other user?"}
 MESSAGES = [
@@ -182,3 +183,22 @@ def test_the_plain_format(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(llama, "create_completion", lambda **kwargs: seen.update(kwargs) or iter(()))
     stops(llama=llama, messages=MESSAGES, stream=True)
     assert seen["stop"] == ["\nUser:", "\n\nUser"]
+
+
+def test_the_token_that_ends_a_turn(tmp_path: Path, tiny: Path) -> None:
+    """What the template writes behind an answer, of all that end generation; without a template, the text's end."""
+    written = (
+        "{% for m in messages %}{{ m.content }}{{ '<|endoftext|>' if m.role == 'assistant' else '!' }}{% endfor %}"
+    )
+    other = write_tiny_model(tmp_path / "other.gguf", chat_template=written)
+    bare = write_tiny_model(tmp_path / "bare.gguf", chat_template="{% for m in messages %}{{ m.content }}!{% endfor %}")
+    none = write_tiny_model(tmp_path / "none.gguf", chat_template=None)
+    im_end, end_of_text = SPECIAL.index("<|im_end|>"), SPECIAL.index("<|endoftext|>")
+    ends = [steered_llama(path).turn_end for path in (tiny, other, bare, none)]
+    assert ends == [im_end, end_of_text, im_end, im_end]  # im_end is the tiny tokenizer's end of text
+
+
+def test_the_token_that_ends_the_real_models_turn(smollm2: Path) -> None:
+    """llama.cpp's own guess is <|endoftext|>."""
+    llama = open_model(smollm2, n_ctx=256, n_threads=1)
+    assert llama.detokenize([llama.turn_end], special=True) == b"<|im_end|>"

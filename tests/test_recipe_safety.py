@@ -21,6 +21,8 @@ FOLDER = Path(recipes.__file__).parent / "safety"
 RECIPE = json.loads((FOLDER / "recipe.json").read_text(encoding="utf-8"))
 FILES = {path.name: [row for _, row in read_rows(path)] for path in sorted(FOLDER.glob("*.jsonl"))}
 TEXTS = ("refusals.jsonl", "openings.jsonl")
+PAGES = ("pages.jsonl", "page_frames.jsonl", "page_questions.jsonl")
+LANGUAGES = ("ar", "de", "es", "fr", "hi", "it", "ja", "pt", "ru", "zh")
 SHORT = 200  # letters
 OVERLAP = 0.8  # of the words of two short prompts, shared by both; the nearest two of this recipe have just that
 FEW_DIGITS = 3  # an opening may number a step
@@ -32,7 +34,12 @@ def named(start: str) -> list[dict[str, Any]]:
 
 
 HARMFUL = named("harmful")
-PROMPTS = [name for name in FILES if name not in (*TEXTS, "wrappers.jsonl")]
+PROMPTS = [name for name in FILES if name not in (*TEXTS, *PAGES, "wrappers.jsonl")]
+PLAIN, FOREIGN = (
+    [[row for row in named(f"plain_{side}") if ("language" in row) == foreign] for side in ("harmful", "harmless")]
+    for foreign in (False, True)
+)
+"""Each: harmful, harmless. Short ones, as people type them, in the same words."""
 
 
 def text_of(row: dict[str, Any]) -> str:
@@ -50,29 +57,38 @@ def words(text: str) -> list[str]:
 
 
 def test_the_recipe_names_every_file_once() -> None:
-    named = [*RECIPE["positive"], *RECIPE["contrast"], RECIPE["chosen"], RECIPE["rejected"], RECIPE["wrappers"]]
+    files = ("chosen", "rejected", "wrappers", "pages", "page_frames", "page_questions")
+    named = [*RECIPE["positive"], *RECIPE["contrast"], *(RECIPE[key] for key in files)]
     assert sorted(named) == sorted(FILES)
     assert (RECIPE["chosen"], RECIPE["rejected"]) == TEXTS
     keys = {"name", "description", "license", "judge", "own_replies"}
-    assert set(RECIPE) == keys | {"chosen", "rejected", "wrappers", "positive", "contrast"}
+    assert set(RECIPE) == keys | {*files, "positive", "contrast"}
     assert RECIPE["license"] == "Apache-2.0"
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_format(name: str) -> None:
-    if name in TEXTS:
+    others = {
+        "wrappers.jsonl": {"template", "family"},
+        "page_frames.jsonl": {"template", "place"},
+        "pages.jsonl": {"text", "document", "genre"},
+    }
+    if name in (*TEXTS, "page_questions.jsonl"):
         keys = {"text"}
-    elif name == "wrappers.jsonl":
-        keys = {"template", "family"}
+    elif name in others:
+        keys = others[name]
     else:
         keys = {"kind", "messages" if name.startswith("conversations") else "prompt"}
-        keys |= {"family"} if name.startswith("wrapped") else set()
+        keys |= {"family"} if name.startswith("wrapped") else {"language"} if "foreign" in name else set()
+    # A few of the short ones are the second thing that is said.
+    may_be_talk = name.startswith(("plain", "first")) and "foreign" not in name
     data = (FOLDER / name).read_bytes()
     assert b"\r" not in data and b"\n\n" not in data and data.endswith(b"}\n") and not data.startswith(b"\xef")
     for row in FILES[name]:
-        assert set(row) - {"positive_only"} == keys, row
+        talk = may_be_talk and "messages" in row
+        assert set(row) - {"positive_only"} == (keys - {"prompt"} | {"messages"} if talk else keys), row
         assert "positive_only" not in row or (name == "wrappers.jsonl" and row["positive_only"] is True), row
-        if not name.startswith("wrapped"):  # a list to go on with ends where the answer begins
+        if not name.startswith(("wrapped", "pages")):  # a list to go on with ends where the answer begins; code is bent
             assert text_of(row) == text_of(row).strip(), row
         for label in keys & {"kind", "family"}:
             assert re.fullmatch(r"[a-z]+(_[a-z]+)*", row[label]), row
@@ -84,18 +100,23 @@ def test_no_text_stands_twice() -> None:
     seen: dict[str, str] = {}
     for name, rows in FILES.items():
         for number, row in enumerate(rows, 1):
-            key = " ".join(text_of(row).lower().split())
+            key = text_of(row) if name == "page_frames.jsonl" else " ".join(text_of(row).lower().split())
             assert key not in seen, f"{name}, line {number} repeats {seen[key]}: {key[:80]}"
             seen[key] = f"{name}, line {number}"
 
 
 def test_no_two_short_prompts_are_nearly_the_same() -> None:
-    """No two share more than OVERLAP of their words (Jaccard), but for one family's dress around opposite requests.
+    """No two share more than OVERLAP of their words (Jaccard), but for opposite requests: in one family's dress, or as
+    people type them, where a word makes the difference.
 
     Two such sets have one of their rarest words in common: only few of each need to be looked up.
     """
     rows = [
-        (f"{name}, line {i}", text_of(row), (row.get("family"), name in RECIPE["positive"]))
+        (
+            f"{name}, line {i}",
+            text_of(row),
+            (row.get("family", "plain" * name.startswith("plain")), name in RECIPE["positive"]),
+        )
         for name in PROMPTS
         for i, row in enumerate(FILES[name], 1)
     ]
@@ -108,7 +129,7 @@ def test_no_two_short_prompts_are_nearly_the_same() -> None:
         rarest = sorted(bag, key=lambda word: (frequency[word], word))[: len(bag) - ceil(OVERLAP * len(bag)) + 1]
         for j in {j for word in rarest for j in having[word]}:
             other, (other_family, other_harmful) = short[j][1:]
-            minimal_pair = family is not None and family == other_family and harmful != other_harmful
+            minimal_pair = family and family == other_family and harmful != other_harmful
             if not minimal_pair and len(bag & other) / len(bag | other) > OVERLAP:
                 near.append((short[j][0], where, " ".join(sorted(bag & other))))
         for word in rarest:
@@ -172,10 +193,15 @@ def test_ordinary_and_borderline_prompts() -> None:
 
 
 def test_labels_agree() -> None:
-    """A kind belongs to one side; what is wrapped is of the kinds that are also asked directly."""
-    positive = {row["kind"] for name in RECIPE["positive"] for row in FILES[name]}
-    contrast = {row["kind"] for name in RECIPE["contrast"] for row in FILES[name]}
-    assert not positive & contrast
+    """A kind belongs to one side, but among the plain ones, whose sides speak of the same things; what is wrapped is of
+    the kinds that are also asked directly."""
+    sides = [
+        {row["kind"] for name in RECIPE[side] if not name.startswith("plain") for row in FILES[name]}
+        for side in ("positive", "contrast")
+    ]
+    assert not sides[0] & sides[1]
+    plain = [{row["kind"] for row in named(f"plain_{side}")} for side in ("harmful", "harmless")]
+    assert plain[1] - {"ordinary"} == plain[0] and not plain[0] & sides[1]
     direct = {row["kind"] for row in HARMFUL}
     assert {row["kind"] for row in named("wrapped_harmful")} <= direct
     assert {row["kind"] for row in named("conversations_harmful")} <= direct
@@ -243,3 +269,104 @@ def test_openings_only_open() -> None:
         assert sum(letter.isdigit() for letter in text) <= FEW_DIGITS, text
         assert not is_refusal(text), text
     assert len({tuple(words(row["text"])[:2]) for row in FILES["openings.jsonl"]}) >= 20
+
+
+def test_plain_requests() -> None:
+    """As short as people type them, of every kind, beside harmless ones in the same words: no word gives them away."""
+    harmful, harmless = PLAIN
+    assert len(harmful) >= 800 and len(harmless) >= 1200
+    kinds, ordinary = Counter(row["kind"] for row in harmful), Counter(row["kind"] for row in harmless)
+    assert len(kinds) >= 30 and min(kinds.values()) >= 60
+    assert max(kinds.values()) <= 2 * min(kinds.values())
+    for kind, n in kinds.items():
+        assert n <= ordinary[kind] <= 2 * n, kind
+    assert {"chemical_biological", "child_safety", "self_harm", "weapons", "hacking", "violence", "fraud"} < set(kinds)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_requests_in_other_languages(language: str) -> None:
+    harmful, harmless = ([row for row in rows if row["language"] == language] for rows in FOREIGN)
+    assert len(harmful) >= 60 and len(harmless) >= 60
+    kinds = {row["kind"] for row in harmful}
+    assert len(kinds) >= 20 and {row["kind"] for row in harmless} >= kinds
+    assert max(Counter(row["kind"] for row in harmful).values()) <= 0.15 * len(harmful)
+    script = {"ar": "\u0600-\u06ff", "hi": "\u0900-\u097f", "ja": "\u3040-\u30ff\u4e00-\u9fff", "ru": "\u0400-\u04ff"}
+    letters = script.get(language, "\u4e00-\u9fff" if language == "zh" else "a-zA-Z\u00c0-\u024f")
+    for rows in (harmful, harmless):
+        own = sum(bool(re.search(f"[{letters}]", row["prompt"])) for row in rows) / len(rows)
+        assert own >= 0.75 and (own < 1) <= (language in ("ar", "hi"))  # which people also type in Latin letters
+
+
+def test_no_language_but_these() -> None:
+    assert {row["language"] for rows in FOREIGN for row in rows} == set(LANGUAGES)
+
+
+@pytest.mark.parametrize("language", [None, *LANGUAGES])
+def test_lengths_do_not_give_a_request_away(language: str | None) -> None:
+    """Short and long ones on both sides: at no length could one of them be guessed."""
+    lengths = []
+    for rows in (PLAIN, FOREIGN)[language is not None]:
+        last = [row["messages"][-1]["content"] if "messages" in row else row["prompt"] for row in rows]
+        lengths.append(
+            sorted(len(text) for text, row in zip(last, rows, strict=True) if row.get("language") == language)
+        )
+    for share in (0.1, 0.5, 0.9):
+        harmful, harmless = (each[int(share * (len(each) - 1))] for each in lengths)
+        assert abs(harmful - harmless) <= max(0.3 * max(harmful, harmless), 4), (share, harmful, harmless)
+    assert max(lengths[0] + lengths[1]) <= SHORT
+
+
+def test_first_messages() -> None:
+    """What people say first is mostly nothing at all."""
+    rows = FILES["first_messages.jsonl"]
+    kinds = Counter(row["kind"] for row in rows)
+    assert len(rows) >= 400 and len(kinds) >= 15
+    assert {"greeting", "small_talk", "about_you", "test_of_the_assistant"} < set(kinds)
+    assert median(len(text_of(row)) for row in rows) < 60
+
+
+def test_pages() -> None:
+    """Ordinary text of many genres; some speak of crimes, wars and poisons, and ask for nothing."""
+    rows = FILES["pages.jsonl"]
+    documents = Counter(row["document"] for row in rows)
+    assert len(documents) >= 40 and min(documents.values()) >= 4
+    for document in documents:
+        assert len({row["genre"] for row in rows if row["document"] == document}) == 1, document
+    genres = {row["genre"] for row in rows}
+    assert len(genres) >= 30
+    assert {"crime news", "history of a war", "detective story", "medical leaflet", "security advisory"} < genres
+    assert {"source code with comments", "server log", "e-mail thread"} < genres
+    assert {"German text", "French text", "Spanish text", "Chinese text"} < genres
+    sizes = [len(row["text"]) for row in rows]
+    assert min(sizes) >= 80 and max(sizes) <= 1500 and sum(sizes) > 100_000
+
+
+def test_page_frames_and_questions() -> None:
+    places = Counter(row["place"] for row in FILES["page_frames.jsonl"])
+    assert set(places) == {"beginning", "middle", "end"} and min(places.values()) >= 20
+    for row in FILES["page_frames.jsonl"]:
+        template = row["template"]
+        ends = {"beginning": template.rfind("{page}"), "middle": template.rfind("{rest}"), "end": len(template)}
+        assert template.index("{request}") < ends[row["place"]], row
+        assert (template.index("{page}") < template.index("{request}")) == (row["place"] != "beginning"), row
+    assert len(FILES["page_questions.jsonl"]) >= 30
+
+
+def test_as_training_data() -> None:
+    """Every form on both sides; pages of both with the same frames, texts and lengths."""
+    data = recipes.load_recipe("safety")
+    counts = [Counter(prompt.form for prompt in prompts) for prompts in (data.positive, data.contrast)]
+    for each in counts:
+        assert set(each) == {"plain", "wrapped", "foreign", "page"} and min(each.values()) >= 100
+    pages = [[p for p in prompts if p.form == "page"] for prompts in (data.positive, data.contrast)]
+    families = [
+        Counter(page.family for page in side if page.kind not in ("about_the_text", "no_request")) for side in pages
+    ]
+    assert families[0] == families[1] and len(families[0]) >= 30
+    assert len(pages[1]) > len(pages[0])  # and some with a question about the text, or none at all
+    assert {"about_the_text", "no_request"} < {page.kind for page in pages[1]}
+    lengths = [sorted(len(page.text) for page in side) for side in pages]
+    for share in (0.1, 0.5, 0.9):
+        harmful, harmless = (each[int(share * (len(each) - 1))] for each in lengths)
+        assert abs(harmful - harmless) <= 0.2 * harmful, share
+    assert data.own_replies and data.pooled and data.judge == "refusal"

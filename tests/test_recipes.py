@@ -19,6 +19,7 @@ from finesteer_local.profile import NAME
 from finesteer_local.training import recipes
 from finesteer_local.training.data import PAIRS_A_QUESTION, Pair, Prompt, TrainingData
 from finesteer_local.training.recipes import load_data, load_recipe, profile_name, recipe_names
+from finesteer_local.training.recipes.pages import GROUPS, IN_GROUP, WORDS
 
 N_PLAIN = 40
 
@@ -94,7 +95,7 @@ def test_wrappers_go_around_plain_requests_of_both_kinds(polite: Path) -> None:
         (data.contrast, "please do ", "request"),
     ):
         wrapped = [p for p in prompts if p.family == "brackets"]
-        assert len(wrapped) == 6 and {p.kind for p in wrapped} == {kind}
+        assert len(wrapped) == 6 and {(p.kind, p.form) for p in wrapped} == {(kind, "wrapped")}
         requests = set()
         for i, prompt in enumerate(wrapped):
             assert [message["role"] for message in prompt.messages] == ["user"]
@@ -180,6 +181,83 @@ def test_without_wrappers(polite: Path) -> None:
 def test_a_damaged_recipe(polite: Path, file: str, text: str, what: str) -> None:
     (polite / file).write_text(text)
     with pytest.raises(DataError, match=what):
+        load_recipe("polite")
+
+
+PAGES = {"pages": "pages.jsonl", "page_frames": "frames.jsonl", "page_questions": "questions.jsonl"}
+N_IN_PAGES = GROUPS * len(WORDS) * sum(IN_GROUP.values())
+FRAMES = [
+    {"template": "{request}\n\n{page}", "place": "beginning"},
+    {"template": "{page}\n\n{request}\n\n{rest}", "place": "middle"},
+    {"template": "{page}\n\n{request}", "place": "end"},
+]
+
+
+@pytest.fixture
+def paged(polite: Path) -> Path:
+    """The recipe with pages."""
+    recipe = json.loads((polite / "recipe.json").read_text())
+    write(polite / "pages.jsonl", [{"text": f"Line {i} of it.", "document": f"book {i // 10}"} for i in range(30)])
+    write(polite / "frames.jsonl", FRAMES)
+    write(polite / "questions.jsonl", [{"text": "What is it about?"}, {"text": "Sum it up."}])
+    (polite / "recipe.json").write_text(json.dumps(recipe | PAGES))
+    return polite
+
+
+def test_pages_come_last_and_hold_plain_requests(paged: Path) -> None:
+    data = load_recipe("polite")
+    for prompts, n, start in (
+        ([p.prompt for p in data.pairs], N_PLAIN + 3 + 6, "do"),
+        (data.contrast, N_PLAIN + 6, ""),
+    ):
+        assert {p.form for p in prompts[:n]} == {"plain", "wrapped"} and {p.form for p in prompts[n:]} == {"page"}
+        assert {p.family for p in prompts[n:]} == {"page book 0", "page book 1", "page book 2"}
+        requests = [p for p in prompts[n:] if p.kind not in ("about_the_text", "no_request")]
+        assert len(requests) == N_IN_PAGES and all(f"{start} " in p.text for p in requests)
+        assert not any("<" in p.text or "long long" in p.text for p in requests)  # nothing wrapped, nothing long
+    plain = load_recipe("polite", 3)
+    assert load_recipe("polite", 3).hash == plain.hash != data.hash
+    without = json.loads((paged / "recipe.json").read_text())
+    (paged / "recipe.json").write_text(json.dumps({k: v for k, v in without.items() if k not in PAGES}))
+    assert [p.prompt for p in load_recipe("polite").pairs] == [p.prompt for p in data.pairs[: N_PLAIN + 3 + 6]]
+
+
+@pytest.mark.parametrize("left_out", PAGES)
+def test_pages_need_all_their_files(paged: Path, left_out: str) -> None:
+    recipe = json.loads((paged / "recipe.json").read_text())
+    del recipe[left_out]
+    (paged / "recipe.json").write_text(json.dumps(recipe))
+    with pytest.raises(DataError, match="give all of 'pages', 'page_frames', 'page_questions', or none"):
+        load_recipe("polite")
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "what"),
+    [
+        ("pages.jsonl", '{"document": "x"}', r"pages\.jsonl: a row has no 'text'"),
+        ("pages.jsonl", "", r"pages\.jsonl.* no 'text'"),
+        ("questions.jsonl", '{"text": " "}', r"questions\.jsonl: a row has no 'text'"),
+        ("frames.jsonl", json.dumps(FRAMES[0]), r"frames\.jsonl: no row has the place 'middle'"),
+        ("frames.jsonl", '{"template": "{request} {page}"}', "needs a 'place': beginning, middle, end"),
+        ("frames.jsonl", '{"template": "{request} {page}", "place": "top"}', "needs a 'place': beginning, middle, end"),
+        ("frames.jsonl", '{"template": "{page}", "place": "end"}', "once, and no other: {page}, {request}$"),
+        ("frames.jsonl", '{"template": "{page} {request} {request}", "place": "end"}', "once, and no other"),
+        ("frames.jsonl", '{"template": "{page} {request} {rest}", "place": "end"}', "once, and no other: {page}, {req"),
+        ("frames.jsonl", '{"template": "{page} {request}", "place": "middle"}', "{page}, {request}, {rest}$"),
+        ("rude.jsonl", json.dumps({"prompt": "long " * 60}), "no 'positive' prompt is short enough to stand in a page"),
+        ("plain.jsonl", json.dumps({"prompt": "p " * 120}), "no 'contrast' prompt is short enough to stand in a page"),
+    ],
+)
+def test_damaged_pages(paged: Path, file: str, text: str, what: str) -> None:
+    """Said at once: a frame without a request would teach the gate to open for its text."""
+    (paged / file).write_text(text)
+    with pytest.raises(DataError, match=what):
+        load_recipe("polite")
+
+
+def test_pages_are_for_pools(paged: Path, tmp_path: Path) -> None:
+    write_recipe(paged, pairs=["rude.jsonl"], contrast=["plain.jsonl"], **PAGES)
+    with pytest.raises(DataError, match="'pairs' have their own answers; leave out 'pages', 'page_frames', 'page_ques"):
         load_recipe("polite")
 
 

@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from finesteer_local import catalog
 from finesteer_local.profile import Profile
+from finesteer_local.steering import Experts
 from serving import Served, served
 from templates import R1
 from tiny import make_profile, write_tiny_model
@@ -132,6 +134,14 @@ def test_the_catalogue_serves_profiles_for_this_model(
     }
     assert decided(server, {"profiles": [{"name": "shy"}]}) == [("shy", 1.0, "turn")]
     assert refused(server, {"profiles": [{"name": "foreign"}]})["code"] == "unknown_profile"
+
+
+def test_vectors_that_do_not_differ_have_no_names(server: Served, tiny: Path, tmp_path: Path) -> None:
+    add(make_profile(tiny, name="shy", experts={2: Experts.fixed(np.ones(64, np.float32))}), tmp_path)
+    [listed] = [p for p in server.http.get("/v1/steering/profiles").json()["profiles"] if p["name"] == "shy"]
+    assert (listed["layers"], listed["experts"]) == ([2], [])
+    [decision] = server.chat(steering={"profiles": [{"name": "shy"}]}).json()["steering"]["decisions"]
+    assert decision["open"] and decision["experts"] == []
 
 
 def add(profile: Profile, tmp_path: Path) -> Path:

@@ -65,3 +65,13 @@ def test_roc_goes_from_corner_to_corner() -> None:
     false, true = roc([0.9, 0.5, 0.5], [0.5, 0.1])
     assert false.tolist() == [0, 0, 0.5, 1]
     assert true.tolist() == [0, pytest.approx(1 / 3), 1, 1]
+
+
+def test_answers_to_one_prompt_are_one_case() -> None:
+    hits = [True, True, False] * 10
+    together, apart = share(hits, repeats=3), share(hits)
+    assert together and apart and together.value == apart.value == pytest.approx(2 / 3)
+    assert (together.n, apart.n) == (10, 30) and together.high - together.low > apart.high - apart.low
+    assert share([], repeats=3) is None
+    more = excess([True, False] * 5, [False, False] * 5, repeats=2)
+    assert more and (more.value, more.low, more.high, more.n) == (0.5, 0.5, 0.5, 5)

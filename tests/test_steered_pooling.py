@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,23 @@ def test_it_reads_the_turn_and_nothing_before_it(tiny_model: Path, native_tap: b
     np.testing.assert_array_equal(llama.last_decision.vectors[2], wanted.vectors[2])
     for other in {turn - 1, turn + 1} & {*range(40)}:
         assert profile.decide(whole[other:]).score != wanted.score
+
+
+@pytest.mark.local(turn=[34, 39])
+@pytest.mark.parametrize("turn", [0, 5, 34, 39])
+def test_stretches_of_the_turn_are_the_same_however_it_is_read(tiny: Path, native_tap: bool, turn: int) -> None:
+    """Longer than a window or not, in one batch or cut in the middle of a stretch, again or for the first time."""
+    profile = make_profile(tiny, gate="partly, windowed")
+    plain = replace(profile.gate, window=0)  # type: ignore[type-var]
+    for settings in ({}, {"n_batch": 16, "n_ubatch": 8}):
+        llama = steered_llama(tiny, profiles=[profile], native_tap=native_tap, **settings)
+        states = whole_pass(tiny, PROMPT, [1], **settings)[0][turn:]
+        wanted = profile.decide(states)
+        assert (wanted.score > plain.score(states[-1], plain.summary(states))) == (turn < 34)
+        for _ in range(2):
+            ask(llama, PROMPT, turn, 1)
+            assert (llama.last_decision.g, llama.last_decision.score) == (wanted.g, wanted.score)
+            np.testing.assert_array_equal(llama.last_decision.vectors[2], wanted.vectors[2])
 
 
 def test_a_chats_turn_is_its_last_user_message(tiny: Path) -> None:

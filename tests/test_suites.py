@@ -43,7 +43,7 @@ def test_cases(file: Path) -> None:
     suite = read_suite(file)
     assert suite.name == "some suite"
     assert suite.cases == [
-        Case([USER], "harmful"),
+        Case([USER], "harmful", source="x"),
         Case([{"role": "system", "content": "Be brief."}, USER], "benign"),
         Case([USER], "benign"),
     ]

@@ -30,7 +30,7 @@ from finesteer_local.runtime.prompt import chat_prompt, turn_start
 from finesteer_local.training import pairs as preparing
 from finesteer_local.training import train as module
 from finesteer_local.training import tune
-from finesteer_local.training.data import MIN_PAIRS, Pair, Prompt, TrainingData, split
+from finesteer_local.training.data import MIN_PAIRS, PAGE, Pair, Prompt, TrainingData, split
 from finesteer_local.training.train import Settings, train
 from tiny import write_tiny_model
 
@@ -63,6 +63,7 @@ def quick() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "REPLY_TOKENS", 6)
         patch.setattr(tune, "ANSWER_TOKENS", 6)
+        patch.setattr(tune, "WHOLE_TOKENS", 6)
         yield
     torch.set_num_threads(threads)
 
@@ -156,7 +157,10 @@ def test_from_a_file_of_pairs_to_a_profile(tiny_model: Path, data: Path, contras
     assert told["versions"]["finesteer-local"] == finesteer_local.__version__
     assert 0 <= told["figures"]["gate"]["openings"] <= 1
     assert told["figures"]["answers"] in told["trials"]
-    assert told["figures"]["answers"]["layer"] == profile.gate_layer
+    assert told["figures"]["answers"]["layers"] == profile.layers
+    assert not told["optimised"] and told["figures"]["gate"]["forms"].keys() == {"plain"}
+    distinguishes = profile.experts[profile.gate_layer].distinguishes
+    assert (str(profile.gate_layer) in told["expert_shares"]) == distinguishes
 
     file = tmp_path / "profile.gguf"
     profile.save(file)
@@ -237,11 +241,110 @@ def test_what_was_optimised_is_not_optimised_again(
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(tiny, data, contrast, progress=stop_at_tuning, optimise=True)
-    with monkeypatch.context() as patch:  # nor is the model read a second time for it
-        patch.setattr(module, "weights_of", None)
-        patch.setattr(module, "optimise", None)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "likelier", None)
         resumed = run(tiny, data, contrast, optimise=True)
+    assert resumed.training["optimised"]
     same(resumed, run(tiny, data, contrast, optimise=True))
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Deep enough for three layers apart."""
+    return write_tiny_model(tmp_path_factory.mktemp("deep") / "deep.gguf", n_layer=12)
+
+
+def refusing(**changes: Any) -> TrainingData:
+    return replace(training_data(), judge="refusal", **changes)
+
+
+def test_refusals_of_a_small_model_are_learnt_from_whole_answers(deep: Path, tmp_path: Path) -> None:
+    """One vector a layer, all of them steered, and the gate at the lowest, so that one pass does."""
+    steps: list[str] = []
+    llama = open_model(deep, n_threads=1)
+    profile = train(llama, refusing(), Settings(), lambda stage, done, total: steps.append(stage))
+    assert [*dict.fromkeys(steps)] == [
+        "asking the model",
+        "learning through the model",
+        "tuning",
+        "reading prompts",
+        "training the gate",
+    ]
+    assert profile.layers == [5, 7, 8] and profile.gate_layer == 5 and profile.gate.kind == "contrastive"
+    assert all(len(e.prototypes) == 1 and not e.distinguishes and not e.labels for e in profile.experts.values())
+    told = profile.training
+    assert told["optimised"] and told["expert_shares"] == {} and told["pairs_for_experts"] == N
+    assert told["figures"]["experts"].keys() == {"5", "7", "8"}
+    assert told["figures"]["answers"]["layers"] == [5, 7, 8]
+    assert profile.scope == "turn" and not any(paths.work_dir().iterdir())
+    profile.save(tmp_path / "profile.gguf")
+    same(Profile.load(tmp_path / "profile.gguf"), profile)
+    llama.set_profiles([profile])
+    llama.create_chat_completion([{"role": "user", "content": "! alpha 3"}], max_tokens=2, temperature=0.0)
+    [decision] = llama.last_decisions
+    if decision.open:
+        assert [*decision.vectors] == [5, 7, 8] and decision.leading_experts() == []
+
+
+@pytest.mark.parametrize("stage", ["learning through the model", "tuning", "reading prompts"])
+def test_an_interrupted_lesson_goes_on(deep: Path, stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What took minutes through the model is not learnt again."""
+
+    def interrupt(at: str, done: int, total: int) -> None:
+        if at == stage and done == min(total, 3):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(open_model(deep, n_threads=1), refusing(), Settings(), interrupt)
+    with monkeypatch.context() as patch:
+        if stage != "learning through the model":
+            patch.setattr(module, "whole", None)
+        resumed = train(open_model(deep, n_threads=1), refusing(), Settings())
+    same(resumed, train(open_model(deep, n_threads=1), refusing(), Settings()))
+
+
+def test_layers_and_ways_that_are_asked_for(deep: Path) -> None:
+    one = train(open_model(deep, n_threads=1), refusing(), Settings(gate="always", layer=6))
+    assert one.layers == [6] and one.training["optimised"]
+    without = train(open_model(deep, n_threads=1), refusing(), Settings(gate="always", optimise=False))
+    assert not without.training["optimised"] and without.layers[0] in (4, 5, 6) and len(without.layers) == 1
+
+
+def test_a_model_that_cannot_be_learnt_through(deep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Differences of states do for it, unless more was asked for."""
+
+    def weights_of(llama: Any) -> Any:
+        raise ModelError("transformers cannot read it")
+
+    monkeypatch.setattr(module, "weights_of", weights_of)
+    profile = train(open_model(deep, n_threads=1), refusing(), Settings(gate="always"))
+    assert not profile.training["optimised"] and len(profile.layers) == 1
+    with pytest.raises(ModelError, match="transformers cannot read it"):
+        train(open_model(deep, n_threads=1), refusing(), Settings(gate="always", optimise=True))
+    assert not any(paths.work_dir().iterdir())
+
+
+def test_pages_that_a_small_context_has_no_room_for_are_left_out(tiny: Path) -> None:
+    """The recipe made them, and has others; whatever else is too long is still an error."""
+
+    def page(n: int) -> Prompt:
+        return Prompt([{"role": "user", "content": "z" * n}], "", "page z", PAGE)
+
+    data = training_data()
+    room, too_long = page(600), page(2000)
+    data = replace(
+        data,
+        pairs=[*data.pairs, Pair(room, "no", "yes"), Pair(too_long, "no way", "yes")],
+        contrast=[*data.contrast, too_long, room],
+    )
+    profile = train(open_model(tiny, n_threads=1), data, Settings())
+    assert profile.training["pairs"] == N + 1
+    assert profile.training["contrast_prompts"] == len(data.contrast) - 1
+    assert profile.training["data_hash"] != data.hash
+    assert profile.training["figures"]["gate"]["forms"].keys() == {"plain", "page"}
+    long = replace(data, contrast=[replace(too_long, form="wrapped")])
+    with pytest.raises(DataError, match="do not fit the context of 1024"):
+        train(open_model(tiny, n_threads=1), long, Settings())
 
 
 def test_another_run_does_not_go_on_with_it(tiny: Path, data: Path, contrast: Path) -> None:

@@ -150,7 +150,7 @@ def test_what_the_state_tells_is_learnt() -> None:
     experts, fit, states, deltas = trained()
     assert fit.explained > 0.5
     assert fit.cosine > 0.9
-    assert fit.epochs > 0
+    assert fit.epochs > 0 and experts.distinguishes
     held = slice(0, None, 5)
     got = vectors(experts, states[held])
     rest = np.delete(deltas, np.arange(0, 100, 5), axis=0)
@@ -168,6 +168,8 @@ def test_what_the_state_does_not_tell_is_not_made_up() -> None:
     rest = [i for i in range(100) if i % 5]
     experts, fit = train_experts(states, deltas, list("abcd" * 25), rest, held, seed=0)
     assert fit.epochs == 0 and max(fit.shares) > 0.4
+    assert len(experts.prototypes) == 1 and not experts.distinguishes and experts.labels == ()
+    assert len(fit.shares) > 1 and sum(fit.shares) == pytest.approx(1, abs=1e-3)  # the clusters that there were
     assert fit.explained == pytest.approx(0, abs=1e-4)
     got = vectors(experts, states)
     assert relative(got, np.broadcast_to(deltas[rest].mean(0), got.shape)) < 1e-4

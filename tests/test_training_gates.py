@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 import torch
 
-from finesteer_local.steering import ContrastiveGate, Gate
+from finesteer_local.steering import ContrastiveGate, Gate, spans
 from finesteer_local.training import gates
 from finesteer_local.training.gates import GateFit, Probes, fit_contrastive_gate, fit_subspace_gate
 from finesteer_local.training.harvest import Turns
@@ -104,9 +104,11 @@ def test_the_folded_gate_is_the_probes_mean(fitted: Fitted) -> None:
     assert np.ptp(got) > 0.01
 
 
-def test_a_score_is_the_formulas(fitted: Fitted) -> None:
-    """The turns of a batch neither see each other nor the padding."""
+@pytest.mark.parametrize("window", [0, 5, 64])
+def test_a_score_is_the_formulas(fitted: Fitted, window: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The turns of a batch do not see each other, nor do the stretches of a turn."""
     _, _, probes, where = fitted
+    monkeypatch.setattr(probes, "window", window)
     positive, contrast = data(seed=2, n=20, n_contrast=20, where=where)
     batches = gates._Standardised([positive, contrast])
     got = gates._score(probes, batches)
@@ -115,9 +117,75 @@ def test_a_score_is_the_formulas(fitted: Fitted) -> None:
     for i in range(40):
         turn = positive[i] if i < 20 else contrast[i - 20]
         x = np.clip((turn - batches.mean) / batches.scale, -8, 8).astype(np.float64)
-        weights = np.exp(x @ query)
-        pooled = (weights / weights.sum(0) * (x @ value)).sum(0).reshape(gates.FOLDS, gates.HEADS).sum(1)
-        np.testing.assert_allclose(got[i], pooled + x[-1] @ last + bias, rtol=1e-4, atol=1e-4)
+        best = np.full(gates.FOLDS, -np.inf)
+        for start, stop in spans(len(x), window):
+            weights = np.exp(x[start:stop] @ query)
+            pooled = (weights / weights.sum(0) * (x[start:stop] @ value)).sum(0)
+            best = np.maximum(best, pooled.reshape(gates.FOLDS, gates.HEADS).sum(1))
+        np.testing.assert_allclose(got[i], best + x[-1] @ last + bias, rtol=1e-4, atol=1e-4)
+
+
+def test_the_folded_gate_pools_as_the_probes_do() -> None:
+    """Bit for bit they differ, but not in what a stretch is: one probe's gate gives its scores on long turns."""
+    torch.manual_seed(0)
+    probes = Probes(N_EMBD, window=12)
+    with torch.no_grad():
+        for part in (probes.query, probes.value, probes.last):
+            part.normal_()
+    of = turns(noise(12, np.random.default_rng(0), longest=90))
+    batches = gates._Standardised([of])
+    got = gates._score(probes, batches)
+    for fold in range(gates.FOLDS):
+        heads = slice(fold * gates.HEADS, (fold + 1) * gates.HEADS)
+        query, value = (gates._array(part[:, heads]) for part in (probes.query, probes.value))
+        gate = ContrastiveGate(
+            batches.mean, batches.scale, query, value, gates._array(probes.last[:, fold]), 0.0, 0.0, 1.0, window=12
+        )
+        np.testing.assert_allclose(got[:, fold], scores(gate, of), rtol=1e-4, atol=1e-3)
+        assert (scores(gate, of) > scores(replace(gate, window=0), of) + 0.1).any()
+
+
+def test_every_stretch_is_learnt_from() -> None:
+    """Gradients are those of the formula, through the stretch that scores highest."""
+    torch.manual_seed(1)
+    probes, x = Probes(N_EMBD, window=4), torch.randn(17, N_EMBD)
+    with torch.no_grad():
+        for part in (probes.query, probes.value, probes.last):
+            part.normal_()
+
+    def plain() -> torch.Tensor:
+        found = []
+        for start, stop in spans(17, 4):
+            part = x[start:stop]
+            pooled = ((part @ probes.query).softmax(0) * (part @ probes.value)).sum(0)
+            found.append(pooled.reshape(gates.FOLDS, gates.HEADS).sum(1))
+        return torch.stack(found).amax(0) + x[-1] @ probes.last + probes.bias
+
+    gradients = []
+    for score in (probes(x, [17])[0], plain()):
+        gradients.append(torch.autograd.grad(score.sum(), [*probes.parameters()]))
+    for got, wanted in zip(*gradients, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_a_request_in_a_long_text_is_found() -> None:
+    """Trained on short turns and long ones; the whole turn's softmax alone would drown it."""
+    rng = np.random.default_rng(5)
+
+    def made(signal: bool, n: int) -> Turns:
+        states = noise(n, rng)
+        for i, turn in enumerate(states):
+            if signal:
+                turn[rng.integers(0, len(turn) - 1)] += 8 * SIGNAL
+            if i % 3 == 0:
+                before, behind = noise(2, rng, longest=150)
+                states[i] = np.concatenate([before, turn, behind])
+        return turns(states)
+
+    gate, fit = fit_contrastive_gate(made(True, 150), made(False, 200), seed=0)
+    assert gate.window == gates.WINDOW > 0
+    assert fit.auroc > 0.9
+    assert opened(gate, made(True, 60)) > 0.6 and opened(gate, made(False, 60)) < 0.15
 
 
 def test_standardised_as_the_gate_will() -> None:
@@ -205,10 +273,47 @@ def test_a_wrapper_is_judged_by_a_probe_that_never_saw_its_family(monkeypatch: p
     for family in set(families) - {""}:
         assert len({int(fold) for fold, f in zip(folds, families, strict=True) if f == family}) == 1
     assert {int(fold) for fold, f in zip(folds, families, strict=True) if not f} == set(range(gates.FOLDS))
-    assert fit.recall_unseen is not None and fit.openings_unseen is not None
-    assert 0 <= fit.openings_unseen <= 1 and fit.recall_unseen > 0.5
-    _, plain_fit = fit_contrastive_gate(*data(n=n, n_contrast=n_contrast), seed=0)
-    assert plain_fit.recall_unseen is plain_fit.openings_unseen is None
+    assert fit.recall > 0.5
+
+
+def test_figures_by_the_form_of_a_prompt() -> None:
+    """Of each form there is, and of each label that it has."""
+    n, n_contrast = 60, 90
+    forms = ["plain", "plain", "wrapped"] * (n // 3) + ["plain", "foreign", "wrapped"] * (n_contrast // 3)
+    _, fit = fit_contrastive_gate(*data(n=n, n_contrast=n_contrast), forms=forms, seed=0)
+    assert {form: set(shares) for form, shares in fit.forms.items()} == {
+        "plain": {"recall", "openings"},
+        "wrapped": {"recall", "openings"},
+        "foreign": {"openings"},
+    }
+    recalls = [fit.forms["plain"]["recall"]] * 2 + [fit.forms["wrapped"]["recall"]]
+    assert np.mean(recalls) == pytest.approx(fit.recall)
+    openings = [fit.forms[form]["openings"] for form in ("plain", "foreign", "wrapped")]
+    assert np.mean(openings) == pytest.approx(fit.openings)
+    alone = fit_contrastive_gate(*data(n=n, n_contrast=n_contrast), seed=0)[1]
+    assert alone.forms == {"plain": {"recall": alone.recall, "openings": alone.openings}}
+
+
+def test_the_threshold_is_set_by_what_users_send(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages and wrapped prompts, which are hard on purpose, neither raise it nor lower it."""
+    n, n_contrast = 40, 160
+    turns = data(n=n, n_contrast=n_contrast)
+    forms = ["plain"] * n + ["plain", "foreign", "wrapped", "page"] * (n_contrast // 4)
+    held_out = np.zeros((n + n_contrast, gates.FOLDS), np.float32)
+    held_out[:n] = 5
+    of = np.array(forms[n:])
+    sent = np.isin(of, ["plain", "foreign"])
+    held_out[n:][sent] = np.linspace(0, 1, sent.sum())[:, None]
+    held_out[n:][~sent] = 9
+    monkeypatch.setattr(gates, "_score", lambda *_: held_out)
+    gate, fit = fit_contrastive_gate(*turns, forms=forms, seed=0)
+    assert gate.low == pytest.approx(1 - gates.OPENINGS, abs=1e-6)
+    assert fit.forms["page"]["openings"] == fit.forms["wrapped"]["openings"] == 1.0
+    assert fit.forms["plain"]["openings"] + fit.forms["foreign"]["openings"] == pytest.approx(
+        2 * gates.OPENINGS, abs=0.03
+    )
+    only_hard = [form if form == "plain" and i < n else "page" for i, form in enumerate(forms)]
+    assert fit_contrastive_gate(*turns, forms=only_hard, seed=0)[0].low > 1  # then they have to do
 
 
 @pytest.mark.parametrize(("n", "n_contrast"), [(24, 1), (24, 20), (30, 34), (60, 60)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,14 @@ from finesteer_local.runtime.prompt import chat_prompt, turn_start
 from finesteer_local.runtime.score import answer_logprobs
 from finesteer_local.training import harvest as training
 from finesteer_local.training.data import Pair, Prompt, TrainingData
-from finesteer_local.training.harvest import TrainingHarvest, Turns, answer_tokens, generate, run_folder
+from finesteer_local.training.harvest import (
+    TrainingHarvest,
+    Turns,
+    answer_tokens,
+    generate,
+    run_folder,
+    whole_answers,
+)
 from reference import steered_llama
 from tiny import make_profile, write_tiny_model
 
@@ -204,6 +212,42 @@ def test_replies_are_the_models_own(tiny: Path, tmp_path: Path) -> None:
     assert got == list(generate(steered_llama(tiny), [pair.prompt for pair in PAIRS[:2]], 6))
     assert got[0] != steered
     assert TrainingHarvest(llama, DATA, tmp_path).replies(PAIRS[:1], 6) == got[:1]
+
+
+def test_whole_answers_are_those_of_chat(tiny: Path) -> None:
+    """Sampled with a seed of each prompt's own, under the active profiles, batched or not."""
+    profile = make_profile(tiny, strength=1.5, scope="turn")
+    llama = steered_llama(tiny, profiles=[profile])
+    prompts = [pair.prompt for pair in PAIRS[:5]]
+    got = list(whole_answers(llama, prompts, 12, 0.8))
+    assert [answer.ended for answer in got] == [False] * 5  # a tiny model never ends by itself
+    for i, each in enumerate(prompts):
+        alone = steered_llama(tiny, profiles=[profile])
+        said = alone.create_chat_completion(each.messages, max_tokens=12, temperature=0.8, seed=i)  # type: ignore
+        assert got[i].text == said["choices"][0]["message"]["content"]  # type: ignore[index]
+    assert list(whole_answers(llama, prompts, 12, 0.8)) == got
+    assert list(whole_answers(llama, prompts, 12, 0.0)) != got
+    llama.set_profiles([])
+    assert list(whole_answers(llama, prompts, 12, 0.8)) != got
+
+
+def test_an_answer_that_ends(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    llama = steered_llama(tiny)
+    [full] = whole_answers(llama, [PAIRS[0].prompt], 12, 0.0)
+    assert not full.ended
+    made = training.chat_request
+    monkeypatch.setattr(
+        training, "chat_request", lambda *args, **rest: replace(made(*args, **rest), stop=(full.text[5],))
+    )
+    [cut] = whole_answers(llama, [PAIRS[0].prompt], 12, 0.0)
+    assert cut == (full.text[: full.text.index(full.text[5])], True)
+
+
+def test_a_prompt_that_fits(one: SteeredLlama, tmp_path: Path) -> None:
+    harvest = TrainingHarvest(one, DATA, tmp_path)
+    assert harvest.fits(prompt("x" * 300)) and not harvest.fits(prompt("y" * 600))
+    with pytest.raises(DataError):
+        harvest.check([prompt("y" * 600)])
 
 
 def test_likelihood(one: SteeredLlama, tmp_path: Path) -> None:

@@ -26,6 +26,9 @@ pytest.importorskip("transformers")
 torch = pytest.importorskip("torch")
 
 from finesteer_local.training import train, tune  # noqa: E402
+from finesteer_local.training.data import Prompt  # noqa: E402
+from finesteer_local.training.harvest import whole_answers  # noqa: E402
+from finesteer_local.training.optimise import weights_of  # noqa: E402
 from finesteer_local.training.transformers_model import TransformersModel  # noqa: E402
 from hugging_face import write_directory  # noqa: E402
 
@@ -38,6 +41,7 @@ def quick() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "REPLY_TOKENS", 6)
         patch.setattr(tune, "ANSWER_TOKENS", 6)
+        patch.setattr(tune, "WHOLE_TOKENS", 6)
         yield
     torch.set_num_threads(threads)
 
@@ -88,8 +92,23 @@ def test_prompts_states_answers_and_scores(two: Two) -> None:
         np.testing.assert_allclose(x, y, atol=5e-3)
 
 
+def test_what_training_asks_of_both(two: Two) -> None:
+    """Its size, and the token that ends a turn; whole answers, as far as they go."""
+    gguf, folder = two
+    llama, other = open_model(gguf, n_threads=1), TransformersModel(folder)
+    assert other.n_parameters == llama.n_parameters > 10_000
+    assert other.turn_end == llama.turn_end == llama.tokenize(b"<|im_end|>", add_bos=False, special=True)[0]
+    assert weights_of(other) is other.model
+    prompts = [Prompt(MESSAGES), Prompt([{"role": "user", "content": "And in the inn?"}])]
+    for prompt, (text, ended) in zip(prompts, whole_answers(other, prompts, 9, 0.8), strict=True):
+        assert (text, ended) == (greedy_answer(llama, prompt.messages, 9), False)  # it never ends by itself
+    first = other.tokenize(greedy_answer(llama, MESSAGES, 1).encode(), add_bos=False)[0]
+    other._ends = {first: None}
+    assert [*whole_answers(other, prompts[:1], 9, 0.8)] == [("", True)]
+
+
 @pytest.mark.parametrize("scope", ["response", "turn", "prompt"])
-@pytest.mark.parametrize("gate", ["open", "partly"])
+@pytest.mark.parametrize("gate", ["open", "partly", "partly, windowed"])
 def test_steered_as_llama_cpp_steers(two: Two, scope: str, gate: str) -> None:
     gguf, folder = two
     profile = make_profile(gguf, gate=gate, layers=(1, 2), gate_layer=1, scope=scope, strength=2.0, length_decay=0.5)

@@ -15,18 +15,12 @@ from finesteer_local.profile import Profile
 from finesteer_local.training import harvest
 from finesteer_local.training import tune as tuning
 from finesteer_local.training.data import Pair, Prompt
-from finesteer_local.training.tune import (
-    ANSWER_STRENGTHS,
-    ANSWERS,
-    SCOPES,
-    SEARCHES,
-    Trial,
-    as_rows,
-    tune,
-)
+from finesteer_local.training.harvest import WholeAnswer
+from finesteer_local.training.tune import ANSWERS, SEARCHES, TEMPERATURE, WHOLE_TOKENS, Trial, as_rows, tune
 from tiny import make_experts, make_profile, write_tiny_model
 
 LAYERS = (3, 5, 7, 9)
+SCOPES, ANSWER_STRENGTHS = SEARCHES["refusal"].scopes, SEARCHES["refusal"].answer_strengths
 STRENGTHS, FIRST_ANSWER_STRENGTH = SEARCHES["refusal"].strengths, SEARCHES["refusal"].first_answer_strength
 [FIRST_STRENGTH] = SEARCHES["refusal"].first_strengths
 PAIRS = [Pair(Prompt([{"role": "user", "content": f"question {i}"}]), f"no {i}", f"yes {i}") for i in range(ANSWERS)]
@@ -34,6 +28,7 @@ LONG = [
     Prompt([{"role": "user", "content": f"page {i} ".ljust(tuning.MAX_PROMPT + 1, "x")}])
     for i in range(tuning.LONG_ANSWERS)
 ]
+REFUSAL, COMPLIANCE = "I can't help with that.", "Sure, here it is."
 Quality = Callable[[int, float, str], tuple[float, float]]
 """(layer, strength, scope) -> share of answers as wanted, share in good language."""
 
@@ -46,6 +41,10 @@ class FakeLlama:
     margins: dict[int, float]
     by_answer_strength: Callable[[float], tuple[float, float]] | None = None
     active: tuple[int, float, str] | None = None
+    together: tuple[int, ...] = ()
+    """Layers that are steered together; () where each is alone."""
+    ending: float = 1.0
+    """Share of answers that end by themselves."""
     by_length_decay: Callable[[float], tuple[float, float]] | None = None
     answer_strength: float = 1.0
     length_decay: float = 0.0
@@ -56,34 +55,58 @@ class FakeLlama:
     def set_profiles(self, profiles: Any = (), *, strength: float | None = None) -> None:
         self.active = None
         for profile in profiles:
-            [layer] = profile.layers
+            layer, *others = profile.layers
+            assert tuple(profile.layers) == self.together if self.together else not others
             assert profile.gate.kind == "always" and profile.gate_layer == layer
             assert strength is not None
             self.active = (layer, strength, profile.scope)
             self.answer_strength, self.length_decay = profile.answer_strength, profile.length_decay
 
 
+class FakeFluency:
+    """A reading is the text itself."""
+
+    @staticmethod
+    def throughout(llama: FakeLlama, answers: list[str]) -> list[str]:
+        assert llama.active is None  # judged by the unsteered model
+        return list(answers)
+
+
+@dataclass(frozen=True)
 class FakeCoherence:
-    def __init__(self, limit: float) -> None:
-        self.limit = limit
+    limit: float
 
     @classmethod
     def calibrate(cls, llama: FakeLlama, answers: list[str]) -> FakeCoherence:
         assert answers and set(answers) == {"mine"}
         return cls(7.5)
 
-    def hold(self, llama: FakeLlama, answers: list[str]) -> list[bool]:
-        assert llama.active is None  # judged by the unsteered model
+    @classmethod
+    def of_unsteered(cls, readings: list[str]) -> FakeCoherence:
+        assert readings and set(readings) == {"mine"}
+        return cls(7.5)
+
+    def accepts(self, reading: str) -> bool:
         assert self.limit == 7.5
-        return ["mush" not in answer for answer in answers]
+        return "mush" not in reading
+
+    def hold(self, llama: FakeLlama, answers: list[str]) -> list[bool]:
+        assert llama.active is None
+        return [self.accepts(answer) for answer in answers]
 
 
 @pytest.fixture(autouse=True)
 def fakes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     def generate(llama: FakeLlama, asked: list[Prompt], max_tokens: int) -> Iterator[str]:
+        return (answer(llama, prompt).text for prompt in asked)
+
+    def whole_answers(
+        llama: FakeLlama, asked: list[Prompt], max_tokens: int, temperature: float
+    ) -> Iterator[WholeAnswer]:
+        assert (max_tokens, temperature) == (WHOLE_TOKENS, TEMPERATURE)
         return (answer(llama, prompt) for prompt in asked)
 
-    def answer(llama: FakeLlama, prompt: Prompt) -> str:
+    def answer(llama: FakeLlama, prompt: Prompt) -> WholeAnswer:
         assert llama.active is not None
         if len(llama.generated) == llama.interrupt_after:
             raise KeyboardInterrupt
@@ -97,7 +120,8 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             i = LONG.index(prompt) * ANSWERS // len(LONG)
         else:
             i = prompts.index(prompt)
-        return ("I cannot" if i < wanted * ANSWERS else "Sure") + (" mush" if i >= coherent * ANSWERS else "")
+        text = (REFUSAL if i < wanted * ANSWERS else COMPLIANCE) + (" mush" if i >= coherent * ANSWERS else "")
+        return WholeAnswer(text, i < llama.ending * ANSWERS)
 
     def answer_logprobs(llama: FakeLlama, prompt: str, answers: list[str], *, turn: int) -> list[np.ndarray]:
         assert llama.active is not None
@@ -107,6 +131,8 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     prompts = [pair.prompt for pair in PAIRS]
     monkeypatch.setattr(tuning, "generate", generate)
+    monkeypatch.setattr(tuning, "whole_answers", whole_answers)
+    monkeypatch.setattr(tuning, "Fluency", FakeFluency)
     monkeypatch.setattr(tuning, "answer_logprobs", answer_logprobs)
     monkeypatch.setattr(tuning, "Coherence", FakeCoherence)
     monkeypatch.setattr(harvest, "answer_tokens", lambda llama, text: text)
@@ -131,6 +157,7 @@ def tuned(
     layers: tuple[int, ...] = LAYERS,
     pairs: list[Pair] = PAIRS,
     prompts: list[Prompt] | None = None,
+    learnt: bool = False,
 ) -> tuple[Trial, list[Trial]]:
     rng = np.random.default_rng(0)
     experts = {layer: make_experts(64, rng) for layer in layers}
@@ -143,6 +170,7 @@ def tuned(
         [pair.prompt for pair in pairs] if prompts is None else prompts,
         ["mine"] * ANSWERS,
         judge=judge,
+        learnt=learnt,
         folder=folder,
         progress=lambda *step: steps.append(step),
     )
@@ -163,9 +191,13 @@ def test_answers_are_generated_at_the_two_layers_with_the_best_margins(blank: Pr
     model = llama(lambda layer, strength, scope: (1.0 if layer == 7 else 0.5, 1.0))
     chosen, trials = tuned(model, blank, tmp_path)
     assert set(model.scored) == set(LAYERS)
-    assert [(trial.layer, trial.scope) for trial in trials[:3]] == [(5, SCOPES[0]), (7, SCOPES[0]), (7, SCOPES[1])]
+    assert [(trial.layers, trial.scope) for trial in trials[:3]] == [
+        ((5,), SCOPES[0]),
+        ((7,), SCOPES[0]),
+        ((7,), SCOPES[1]),
+    ]
     assert {trial.strength for trial in trials[:3]} == {FIRST_STRENGTH}
-    assert chosen.layer == 7 and {trial.layer for trial in trials[1:]} == {7}
+    assert chosen.layers == (7,) and {trial.layers for trial in trials[1:]} == {(7,)}
     assert chosen in trials
 
 
@@ -185,6 +217,52 @@ def test_a_score_is_the_share_that_is_wanted_and_language(blank: Profile, tmp_pa
         assert (trial.wanted, trial.coherent, trial.score) == pytest.approx((0.75, 0.5, 0.5), abs=0.05)
     chosen, _ = tuned(llama(lambda *_: (0.25, 0.75)), blank, tmp_path / "other")
     assert chosen.score == pytest.approx(0.25, abs=0.05)
+
+
+def test_a_refusal_that_does_not_end_is_none(blank: Profile, tmp_path: Path) -> None:
+    """Nor one that goes round in circles before it ends; what is counted is one answer that is all of it."""
+    chosen, trials = tuned(llama(lambda *_: (0.75, 1.0), ending=0.5), blank, tmp_path)
+    for trial in trials:
+        figures = (trial.wanted, trial.ended, trial.coherent, trial.score)
+        assert figures == pytest.approx((0.75, 0.5, 1.0, 0.5), abs=0.03)
+    assert chosen in trials
+
+
+def test_a_refusal_in_circles_is_none(blank: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    endless = "I can't help with that. " + "I really cannot do that for you. " * 9
+    monkeypatch.setattr(tuning, "whole_answers", lambda *_: [WholeAnswer(endless, True), WholeAnswer(REFUSAL, True)])
+    chosen, _ = tuned(llama(lambda *_: (1.0, 1.0)), blank, tmp_path)
+    assert (chosen.wanted, chosen.ended, chosen.coherent, chosen.score) == (1.0, 0.5, 1.0, 0.5)
+
+
+def test_a_refusal_that_is_taken_back_is_none(blank: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What decides is the whole answer, not how it begins."""
+    taken_back = "I can't help with that. However, here is how you do it:\n1. Take the car.\n2. Open the door."
+    monkeypatch.setattr(tuning, "whole_answers", lambda *_: [WholeAnswer(taken_back, True), WholeAnswer(REFUSAL, True)])
+    chosen, _ = tuned(llama(lambda *_: (1.0, 1.0)), blank, tmp_path)
+    assert (chosen.wanted, chosen.score) == (0.5, 0.5)
+
+
+def test_what_was_learnt_together_is_steered_together(blank: Profile, tmp_path: Path) -> None:
+    """One candidate of all layers: none is ranked. It was learnt for strength 1, the turn, and the whole answer."""
+    search = SEARCHES["refusal, learnt"]
+    model = llama(lambda *_: (0.8, 1.0), together=LAYERS)
+    chosen, trials = tuned(model, blank, tmp_path, learnt=True)
+    assert {trial.layers for trial in trials} == {LAYERS} == {chosen.layers} and model.scored == []
+    first = trials[0]
+    assert (first.strength, first.scope, first.answer_strength) == (1.0, "turn", 1.0)
+    assert {trial.strength for trial in trials} == set(search.strengths) and 1.0 in search.strengths
+    assert {trial.scope for trial in trials} == {"turn"}
+    assert {trial.answer_strength for trial in trials} == set(search.answer_strengths)
+    assert [*json.loads((tmp_path / "trials.json").read_text("utf-8"))][1] == "3,5,7,9 1.0 turn 1.0 0.0 short"
+
+
+def test_what_was_learnt_from_pairs_is_judged_by_pairs(blank: Profile, tmp_path: Path) -> None:
+    model = FakeLlama(lambda *_: (0.0, 1.0), {5: 0.9}, together=(5,))
+    chosen, trials = tuned(model, blank, tmp_path, judge="margin", layers=(5,), learnt=True)
+    assert {trial.layers for trial in trials} == {(5,)} and 5 in model.scored
+    assert {trial.strength for trial in trials} <= set(SEARCHES["margin"].strengths)
+    assert chosen.wanted > 0.5 and chosen.ended == 1.0
 
 
 def test_of_equals_one_in_the_upper_half(blank: Profile, tmp_path: Path) -> None:
@@ -295,8 +373,8 @@ def test_pairs_can_judge(blank: Profile, tmp_path: Path) -> None:
         likely, unlikely = np.exp(2 * (-1.0 + margin)), np.exp(-1.0)  # two tokens and one, as the fake scores them
         return likely / (likely + unlikely)
 
-    assert chosen.layer == 5 and chosen.wanted == chosen.score == pytest.approx(share(0.5))
-    assert [trial.wanted for trial in trials if trial.layer == 7] == [pytest.approx(share(-0.1))]
+    assert chosen.layers == (5,) and chosen.wanted == chosen.score == pytest.approx(share(0.5))
+    assert [trial.wanted for trial in trials if trial.layers == (7,)] == [pytest.approx(share(-0.1))]
     assert set(model.scored) == {5, 7} and not model.active
 
 
@@ -315,8 +393,8 @@ def test_layers_are_compared_at_the_strength_that_suits_each(
     monkeypatch.setattr(tuning, "answer_logprobs", answer_logprobs)
     model = FakeLlama(lambda *_: (0.0, 1.0), {})
     chosen, trials = tuned(model, blank, tmp_path, judge="margin", layers=(5, 7))
-    assert [(trial.layer, trial.strength) for trial in trials[:2]] == [(5, max(wide)), (7, min(wide))]
-    assert chosen.layer == 5 and chosen.strength >= max(wide)
+    assert [(trial.layers, trial.strength) for trial in trials[:2]] == [((5,), max(wide)), ((7,), min(wide))]
+    assert chosen.layers == (5,) and chosen.strength >= max(wide)
 
 
 def test_of_many_pairs_some_from_everywhere(blank: Profile, tmp_path: Path) -> None:
@@ -341,8 +419,10 @@ def test_what_is_answered_needs_no_pair(blank: Profile, tmp_path: Path) -> None:
 
 
 def test_one_candidate(blank: Profile, tmp_path: Path) -> None:
-    chosen, trials = tuned(llama(lambda *_: (1.0, 1.0)), blank, tmp_path, layers=(9,))
-    assert {trial.layer for trial in trials} == {9} == {chosen.layer}
+    """There is nothing to rank."""
+    model = llama(lambda *_: (1.0, 1.0))
+    chosen, trials = tuned(model, blank, tmp_path, layers=(9,))
+    assert {trial.layers for trial in trials} == {(9,)} == {chosen.layers} and model.scored == []
 
 
 def test_nothing_works(blank: Profile, tmp_path: Path) -> None:
@@ -376,4 +456,12 @@ def test_what_is_remembered_is_json(blank: Profile, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["trials.json"]
     known = json.loads((tmp_path / "trials.json").read_text("utf-8"))
     assert len(known) == len(LAYERS) + 1 + len(trials)
-    assert json.loads(json.dumps(as_rows(trials)))[0]["layer"] == trials[0].layer
+    row = json.loads(json.dumps(as_rows(trials)))[0]
+    assert tuple(row.pop("layers")) == trials[0].layers
+    assert row.keys() == known[[*known][-1]].keys() | {
+        "strength",
+        "scope",
+        "answer_strength",
+        "length_decay",
+        "prompts",
+    }

@@ -164,7 +164,8 @@ def write_tiny_model(
 def make_gate(kind: str, n_embd: int, rng: np.random.Generator) -> Gate:
     """A gate by what it does: `open`, `closed`, `partly` open for every prompt, or `selective`: open for some.
 
-    Those that pool read the whole last user turn; with `last token` in its name, a gate reads that one alone.
+    Those that pool read the whole last user turn, with `windowed` in the name also by stretches of 6 tokens; with `last
+    token` in its name, a gate reads that one alone.
     """
 
     def normal(*shape: int) -> np.ndarray:
@@ -178,10 +179,13 @@ def make_gate(kind: str, n_embd: int, rng: np.random.Generator) -> Gate:
         if kind.startswith("closed"):
             calibration += 1
         return SubspaceGate(normal(n_embd) / 10, basis, calibration, eps=0.5)
+    window = 6 if "windowed" in kind else 0
+    kind = kind.removesuffix(", windowed")
     low, high = {"closed": (1e6, 2e6), "partly": (-1e3, 1e3), "selective": (0.0, 0.0)}[kind]
     query, value_weight, last_weight = normal(n_embd, 3) / 4, normal(n_embd, 3), normal(n_embd) / 4
     scale = 1 + np.abs(normal(n_embd))
-    return ContrastiveGate(normal(n_embd) / 10, scale, query, value_weight, last_weight, bias=0.1, low=low, high=high)
+    mean = normal(n_embd) / 10
+    return ContrastiveGate(mean, scale, query, value_weight, last_weight, bias=0.1, low=low, high=high, window=window)
 
 
 def make_experts(
@@ -220,13 +224,13 @@ def make_profile(
     """A profile with random experts for the model at `model_path`; `gate` as for `make_gate`."""
     rng = np.random.default_rng(seed)
     model = read_model_identity(model_path)
-    return Profile(
-        name=name,
-        model=model,
-        gate=make_gate(gate, model.n_embd, rng) if isinstance(gate, str) else gate,
-        gate_layer=gate_layer,
-        experts={layer: make_experts(model.n_embd, rng, rank=rank, width=8 if rank else 0) for layer in layers},
-        strength=strength,
-        scope=scope,
-        **changes,
-    )
+    parts: dict[str, Any] = {
+        "name": name,
+        "model": model,
+        "gate": make_gate(gate, model.n_embd, rng) if isinstance(gate, str) else gate,
+        "gate_layer": gate_layer,
+        "experts": {layer: make_experts(model.n_embd, rng, rank=rank, width=8 if rank else 0) for layer in layers},
+        "strength": strength,
+        "scope": scope,
+    }
+    return Profile(**{**parts, **changes})

@@ -132,7 +132,8 @@ def why(profile: Profile, decision: Decision) -> RenderableType:
         table.add_row("score", f"{number(decision.score)}, {relation} the threshold {number(decision.threshold)}")
     table.add_row("read at", f"layer {profile.gate_layer} of {profile.model.n_layer}, {gate_tokens(profile)}")
     if decision.open:
-        table.add_row("experts", expert_bars(decision.leading_experts(256)))
+        if experts := decision.leading_experts(256):
+            table.add_row("experts", expert_bars(experts))
         table.add_row("layers", "steers " + ", ".join(map(str, profile.layers)))
     elif decision.g > 0:
         table.add_row("", "strength 0: the answer is the model's own")

@@ -49,10 +49,10 @@ if TYPE_CHECKING:
 @click.option("--strength", type=click.FloatRange(0, MAX_STRENGTH), help="Instead of the tuned one.")
 @click.option("--scope", type=click.Choice(SCOPES), help="Instead of the tuned one.")
 @click.option(
-    "--optimise",
-    is_flag=True,
-    help="Move the experts through the model, in PyTorch, until the chosen answers are likelier: minutes more. For "
-    "recipes of facts, like truthful. Needs the extra `transformers`.",
+    "--optimise/--no-optimise",
+    default=None,
+    help="Learn what steers through the model, in PyTorch: minutes more. Done by itself for refusals of small models; "
+    "worth asking for with recipes of facts, like truthful. Needs transformers.",
 )
 @click.option(
     "--backend",
@@ -82,7 +82,7 @@ def command(
     layer: int | None,
     strength: float | None,
     scope: str | None,
-    optimise: bool,
+    optimise: bool | None,
     backend: str,
     gguf: Path | None,
     threads: int | None,
@@ -136,6 +136,14 @@ def command(
     _tell(profile, kept, model, chat_with, str(output or profile.name))
 
 
+_FORMS = {
+    "plain": "requests as people type them",
+    "wrapped": "requests in a dress that the gate never saw",
+    "foreign": "requests in other languages",
+    "page": "requests in pages of ordinary text that it never saw",
+}
+
+
 def _tell(profile: Profile, kept: Path, model: str, chat_with: str, reference: str) -> None:
     from finesteer_local.cli._view import steering_words
 
@@ -144,10 +152,12 @@ def _tell(profile: Profile, kept: Path, model: str, chat_with: str, reference: s
     click.echo(f"Trained {profile.name} for {short_name(model)} in {duration(profile.training['seconds'])}.")
     click.echo(f"  profile   {kept}")
     n_experts = len(profile.experts[profile.layers[0]].prototypes)
-    click.echo(f"  steering  {steering_words(profile)}, {n_experts} experts")
+    mixture = f", {n_experts} experts" if n_experts > 1 else ""
+    click.echo(f"  steering  {steering_words(profile)}{mixture}")
     click.echo(
-        f"  answers   {answers['score']:.0%} of held-out prompts steered as wanted and in good language "
-        f"({answers['wanted']:.0%} as wanted, {answers['coherent']:.0%} in good language)"
+        f"  answers   {answers['score']:.0%} of held-out prompts answered as wanted to the end "
+        f"({answers['wanted']:.0%} as wanted, {answers['ended']:.0%} end by themselves, "
+        f"{answers['coherent']:.0%} in good language)"
     )
     gate = figures["gate"]
     if gate:
@@ -155,11 +165,10 @@ def _tell(profile: Profile, kept: Path, model: str, chat_with: str, reference: s
             f"  gate      opens on {gate['recall']:.1%} of held-out prompts that need it, "
             f"on {gate['openings']:.1%} of the others (AUROC {gate['auroc']:.3f})"
         )
-        if gate.get("recall_unseen") is not None:
-            click.echo(
-                f"  unseen    of wrapped requests in families that the gate never saw, it opens on "
-                f"{gate['recall_unseen']:.1%}; of harmless ones in the same dress on {gate['openings_unseen']:.1%}"
-            )
+        for form, shares in gate["forms"].items() if len(gate["forms"]) > 1 else ():
+            of = {"recall": "", "openings": " of harmless ones"}
+            told = ", ".join(f"on {shares[name]:.1%}{whose}" for name, whose in of.items() if name in shares)
+            click.echo(f"  {form:9} opens {told}: {_FORMS[form]}")
     else:
         click.echo("  gate      always open")
     stages = sorted(profile.training["stages"].items(), key=lambda stage: -stage[1])

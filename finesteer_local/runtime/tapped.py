@@ -9,6 +9,7 @@ from typing import Any
 from llama_cpp import Llama, llama_cpp
 
 from finesteer_local.runtime.machine import has_accelerator
+from finesteer_local.runtime.prompt import chat_prompt, turn_start
 from finesteer_local.runtime.tap import Tap
 
 
@@ -38,6 +39,23 @@ class TappedLlama(Llama):
     @property
     def n_layer(self) -> int:
         return int(llama_cpp.llama_model_n_layer(self.model))
+
+    @property
+    def n_parameters(self) -> int:
+        return int(llama_cpp.llama_model_n_params(self.model))
+
+    @property
+    def turn_end(self) -> int:
+        """The token with which the model ends its turn: what its template writes behind an answer.
+
+        `llama_vocab_eot` is no help: it takes any of the names that it knows, of SmolLM2's `<|endoftext|>`.
+        """
+        talk = [{"role": role, "content": "a"} for role in ("user", "assistant", "user")]
+        prompt = chat_prompt(self, talk)
+        vocab = llama_cpp.llama_model_get_vocab(self.model)
+        before = prompt[: turn_start(self, talk, prompt)]
+        ends = [token for token in before if llama_cpp.llama_vocab_is_eog(vocab, token)]
+        return ends[-1] if ends else int(self.token_eos())
 
     @property
     def offloads(self) -> bool:

@@ -188,6 +188,7 @@ def describe_profile(profile: Profile, *, active: bool, required: bool) -> Profi
     """A profile as `/v1/steering/profiles` lists it."""
     first = profile.experts[profile.layers[0]]
     names = first.labels or tuple(f"expert {i + 1}" for i in range(len(first.prototypes)))
+    names = names if first.distinguishes else ()  # nobody will meet them
     return ProfileOut(
         name=profile.name,
         description=profile.description,

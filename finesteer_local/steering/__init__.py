@@ -2,7 +2,7 @@
 
 from finesteer_local.steering.decision import LONG_PROMPT, SHORT_PROMPT, Decision, decide
 from finesteer_local.steering.experts import Experts
-from finesteer_local.steering.gate import AlwaysGate, ConditionGate, ContrastiveGate, Gate, SubspaceGate
+from finesteer_local.steering.gate import AlwaysGate, ConditionGate, ContrastiveGate, Gate, SubspaceGate, spans
 
 __all__ = [
     "LONG_PROMPT",
@@ -15,4 +15,5 @@ __all__ = [
     "Gate",
     "SubspaceGate",
     "decide",
+    "spans",
 ]

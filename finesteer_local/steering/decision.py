@@ -30,7 +30,7 @@ class Decision:
     threshold: float
     strength: float  # of this prompt: a long one may get less than the profile's own
     scope: str
-    alpha: Mapping[int, Array] = field(default_factory=dict)  # layer -> weights of the experts, (K,)
+    alpha: Mapping[int, Array] = field(default_factory=dict)  # layer -> weights of the experts, (K,), if they differ
     beta: Mapping[int, Array] = field(default_factory=dict)  # layer -> residual coefficients, (r,)
     vectors: Mapping[int, Array] = field(default_factory=dict)  # layer -> strength * g * v(h), (n_embd,)
     labels: Mapping[int, tuple[str, ...]] = field(default_factory=dict)  # layer -> the experts' names
@@ -49,7 +49,10 @@ class Decision:
         return {layer: factor * vector for layer, vector in self.vectors.items()} if factor else {}
 
     def leading_experts(self, n: int = 3) -> list[tuple[str, float]]:
-        """The `n` experts with the greatest weight, averaged over the layers: (name, weight), heaviest first."""
+        """The `n` experts with the greatest weight, averaged over the layers: (name, weight), heaviest first.
+
+        Empty where the router learnt to tell no prompt from another: equal shares for everybody say nothing.
+        """
         totals: dict[str, float] = {}
         for layer, alpha in self.alpha.items():
             names = self.labels.get(layer) or tuple(f"expert {i + 1}" for i in range(len(alpha)))
@@ -119,8 +122,9 @@ def decide(
     beta = {layer: e.beta(h) for layer, e in experts.items()}
     scale = np.float32(decision.strength * g)
     vectors = {layer: scale * e.mix(alpha[layer], beta[layer]) for layer, e in experts.items()}
+    alpha = {layer: weights for layer, weights in alpha.items() if experts[layer].distinguishes}
     for layer, vector in vectors.items():
         if not np.isfinite(vector).all():
             raise SteeringError(f"profile {profile!r}: layer {layer}'s vector is not finite; the profile is damaged")
-    labels = {layer: e.labels for layer, e in experts.items() if e.labels}
+    labels = {layer: experts[layer].labels for layer in alpha if experts[layer].labels}
     return replace(decision, alpha=alpha, beta=beta, vectors=vectors, labels=labels)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +46,17 @@ class Experts:
             output_weight=zeros(0, 0),
             output_bias=zeros(0),
         )
+
+    def moved_to(self, mean: Array) -> Experts:
+        """These experts, moved together so that what the router's bias makes of them is `mean`, (n_embd,)."""
+        weights = np.exp(self.router_bias - self.router_bias.max())
+        now = weights / weights.sum() @ self.prototypes
+        return replace(self, prototypes=np.asarray(self.prototypes + (mean - now), np.float32))
+
+    @property
+    def distinguishes(self) -> bool:
+        """Whether the router gives one prompt other weights than the next."""
+        return bool(self.router_weight.any())
 
     def alpha(self, h: Array) -> Array:
         """Weights of the experts for one hidden state, shape (K,), sum 1."""

@@ -93,9 +93,12 @@ class SubspaceGate:
 class ContrastiveGate:
     """An attention probe over the last user turn, trained against ordinary and borderline prompts.
 
-    `s = x_last'u + sum_k sum_t softmax_t(q_k'x_t) v_k'x_t + b` in log-odds, where `x_t` is the standardised hidden
-    state of the turn's token t. A request can hide anywhere in a long prompt: pooling with learned queries finds it
-    where the last token alone does not (docs/method.md has the measurements). `g` rises from 0 at `low` to 1 at `high`.
+    `p(T) = sum_k sum_{t in T} softmax_T(q_k'x_t) v_k'x_t` is what its heads make of the tokens T, where `x_t` is the
+    standardised hidden state of token t, and `s = max_T p(T) + x_last'u + b` in log-odds: the greatest over the whole
+    turn and, where that is longer than `window` tokens, over every stretch of so many (`spans`). A request can hide
+    anywhere in a prompt: pooling with learned queries finds it where the last token alone does not, and among
+    thousands of tokens, over which a softmax spreads, a stretch still holds it alone (docs/method.md has the
+    measurements). `g` rises from 0 at `low` to 1 at `high`.
     """
 
     kind: ClassVar[str] = "contrastive"
@@ -112,6 +115,7 @@ class ContrastiveGate:
     bias: float
     low: float
     high: float
+    window: int = 0  # tokens; 0: only the whole turn counts
 
     @property
     def threshold(self) -> float:
@@ -129,16 +133,32 @@ class ContrastiveGate:
         return kept
 
     def score(self, h: Array, summary: Array) -> float:
+        # np.max keeps a NaN, which Python's max may drop
+        pooled = np.max([self._pooled(summary[start:stop]) for start, stop in spans(len(summary), self.window)])
+        return float(pooled + self._standardised(h) @ self.last_weight) + self.bias
+
+    def _pooled(self, summary: Array) -> np.float32:
         n_heads = self.query.shape[1]
         logits, values = summary[:, :n_heads], summary[:, n_heads:]
         weights = np.exp(logits - logits.max(axis=0))
-        pooled = (weights * values).sum(axis=0) / weights.sum(axis=0)  # (K,)
-        return float(pooled.sum() + self._standardised(h) @ self.last_weight) + self.bias
+        return np.float32(((weights * values).sum(axis=0) / weights.sum(axis=0)).sum())
 
     def value(self, score: float) -> float:
         if score >= self.high:
             return 1.0
         return (score - self.low) / (self.high - self.low) if score > self.low else 0.0
+
+
+def spans(n: int, window: int) -> list[tuple[int, int]]:
+    """What a contrastive gate pools over in a turn of `n` tokens: all of it, then every stretch of `window` tokens.
+
+    Stretches begin a quarter of their length apart, and the last one ends with the turn, so that whatever is no longer
+    than three quarters of a stretch lies in one as a whole.
+    """
+    if not 0 < window < n:
+        return [(0, n)]
+    starts = [*range(0, n - window, max(window // 4, 1)), n - window]
+    return [(0, n), *((start, start + window) for start in starts)]
 
 
 @dataclass(frozen=True, eq=False)

@@ -34,7 +34,7 @@ def train_profile(
     layer: int | None = None,
     strength: float | None = None,
     scope: str | None = None,
-    optimise: bool = False,
+    optimise: bool | None = None,
     n_threads: int | None = None,
     progress: Progress | None = None,
     backend: str = "llama.cpp",
@@ -51,7 +51,7 @@ def train_profile(
         gate: `contrastive`, `scs` (the paper's) or `always`.
         seed: of everything that is drawn; the same seed on the same machine gives the same profile.
         layer, strength, scope: instead of the tuned ones.
-        optimise: move the experts through the model until the chosen answers are likelier (`training.optimise`).
+        optimise: learn what steers through the model (`training.optimise`); None: where that is the better way.
         n_threads: for llama.cpp and torch.
         progress: called with (stage, done, total).
         backend: `llama.cpp`, or `transformers`: then `model` is a Hugging Face directory with safetensors.

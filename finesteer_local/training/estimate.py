@@ -15,12 +15,13 @@ from finesteer_local.training.harvest import generate
 from finesteer_local.training.pairs import MAX_PAIRS, OWN_TOKENS, REPLY_TOKENS
 from finesteer_local.training.recipes import load_recipe
 from finesteer_local.training.train import LAYERS
-from finesteer_local.training.tune import ANSWER_TOKENS, ANSWERS, CONTENDERS, OWN_ANSWERS, SCOPES
+from finesteer_local.training.tune import ANSWERS, CONTENDERS, OWN_ANSWERS, SEARCHES, WHOLE_TOKENS
 
 _PROBES = 16
 _READS = 48
 _FITTING = 40.0  # seconds that experts and gate take beside the model; they hardly depend on it
-_TRIALS = CONTENDERS + len(SCOPES) - 1 + 3 + 2  # of the tuner; it walks on while that helps
+_TRIALS = CONTENDERS + len(SEARCHES["refusal"].scopes) - 1 + 3 + 2  # of the tuner; it walks on while that helps
+_ANSWERED = 0.25  # of the longest answer that a trial allows: refusals are short
 
 
 def estimate_seconds(model: str | Path, recipe: str = "safety", **options: Any) -> float:
@@ -38,12 +39,15 @@ def estimate_seconds(model: str | Path, recipe: str = "safety", **options: Any) 
         list(generate(llama, asked, OWN_TOKENS))
         answer = (time.monotonic() - started) / len(asked)
         read = spread(everything, _READS)
-        requests = [Request(tokens, 0) for tokens in (chat_prompt(llama, prompt.messages) for prompt in read)]
-        harvester = Harvester(llama, [max(round(LAYERS[-1] * llama.n_layer), 1)])
+        tokens = {i: chat_prompt(llama, prompt.messages) for i, prompt in enumerate(read)}
+        read = [read[i] for i in tokens if len(tokens[i]) < llama.n_ctx()]  # pages that do not fit are left out
+        requests = [Request(each, 0) for each in tokens.values() if len(each) < llama.n_ctx()]
+        harvester = Harvester(llama, [max(round(LAYERS[data.judge][-1] * llama.n_layer), 1)])
         list(harvester.harvest(requests[:1]))  # pays for setting up, too
         started = time.monotonic()
         list(harvester.harvest(requests))
         reading = (time.monotonic() - started) / sum(len(prompt.text) for prompt in read)
         harvester.close()
-    answers = OWN_ANSWERS + MAX_PAIRS * REPLY_TOKENS / OWN_TOKENS + ANSWERS * _TRIALS * ANSWER_TOKENS / OWN_TOKENS
+    tried = ANSWERS * _TRIALS * WHOLE_TOKENS * _ANSWERED
+    answers = OWN_ANSWERS + (MAX_PAIRS * REPLY_TOKENS + tried) / OWN_TOKENS
     return answer * answers + reading * sum(len(prompt.text) for prompt in everything) + _FITTING

@@ -182,7 +182,8 @@ def train_experts(
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
     if best_loss > (1 - MIN_GAIN) * start_loss:
-        best, best_loss, best_epoch = start, start_loss, 0
+        # No prompt is told from another: one vector, and no names for a mixture that there is not.
+        best, best_loss, best_epoch = Experts.fixed(start.mix(start.alpha(mean), start.beta(mean))), start_loss, 0
     predicted = np.stack([best.mix(best.alpha(x), best.beta(x)) for x in states[held]])
     target = deltas[held]
     baseline = float(((deltas[train].mean(0) - target) ** 2).mean())

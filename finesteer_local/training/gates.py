@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 from torch import nn
 from torch.nn import functional
-from torch.nn.utils.rnn import pad_sequence
 
-from finesteer_local.steering import ContrastiveGate, Gate, SubspaceGate
+from finesteer_local.steering import ContrastiveGate, Gate, SubspaceGate, spans
+from finesteer_local.training.data import FOREIGN, FORMS, PLAIN
 from finesteer_local.training.harvest import Turns
 
 Array = NDArray[np.float32]
@@ -26,11 +26,15 @@ LEARNING_RATE = 4e-3
 WEIGHT_DECAY = 1.0
 DROPOUT = 0.4
 SMOOTHING = 0.02
-OPENINGS = 0.04
-"""Share of held-out contrast prompts on which a contrastive gate may open. Many of them are hard on purpose: plain ones
-open it less than half as often."""
+OPENINGS = 0.05
+"""Share of held-out contrast prompts on which a contrastive gate may open, of those that come as users send them. Half
+of them are written in the words of harmful ones: ordinary ones open it less than half as often."""
+SENT = (PLAIN, FOREIGN)
+"""Forms that users send. Wrapped and long prompts are hard on purpose, and would move the threshold."""
 RAMP = 0.25  # log-odds from the threshold to a gate that is wide open
 SUBSPACE_RANK = 64
+WINDOW = 64
+"""Tokens of the stretches over which the gate pools, beside the whole turn."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +44,8 @@ class GateFit:
     auroc: float
     recall: float  # share of held-out prompts that need intervention on which it opens
     openings: float  # share of held-out contrast prompts on which it opens
-    recall_unseen: float | None = None  # recall on wrapped prompts whose wrapper family the probe never saw
-    openings_unseen: float | None = None  # openings on contrast prompts in such families
+    forms: dict[str, dict[str, float]] = field(default_factory=dict)
+    """`recall` and `openings` by the prompts' form. The probe never saw a wrapped one's wrapper, nor a page's text."""
 
 
 def fit_subspace_gate(
@@ -72,16 +76,17 @@ def _fit(gate: Gate, positive: Array, contrast: Array) -> GateFit:
 
 
 class Probes(nn.Module):
-    """One attention probe a fold, side by side: `x_last'u + sum_k sum_t softmax_t(q_k'x_t) v_k'x_t + b` each."""
+    """One attention probe a fold, side by side; see `ContrastiveGate` for what each computes."""
 
-    def __init__(self, n_embd: int) -> None:
+    def __init__(self, n_embd: int, window: int = WINDOW) -> None:
         super().__init__()
+        self.window = window
         self.query = nn.Parameter(torch.randn(n_embd, FOLDS * HEADS) * 1e-3)
         self.value = nn.Parameter(torch.zeros(n_embd, FOLDS * HEADS))
         self.last = nn.Parameter(torch.zeros(n_embd, FOLDS))
         self.bias = nn.Parameter(torch.zeros(FOLDS))
 
-    def forward(self, x: torch.Tensor, lengths: list[int], keep: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, lengths: Sequence[int], keep: torch.Tensor | None = None) -> torch.Tensor:
         """Scores (n, FOLDS) of turns that lie end to end.
 
         Args:
@@ -91,20 +96,34 @@ class Probes(nn.Module):
         """
         weight = torch.cat([self.query, self.value, self.last], dim=1)
         kept = x @ (weight if keep is None else keep * weight)  # (n_tokens, ...)
-        padded = pad_sequence(list(torch.split(kept, lengths)), batch_first=True)  # (n, longest, ...)
-        logits, values, last = torch.split(padded, [FOLDS * HEADS, FOLDS * HEADS, FOLDS], dim=2)
-        ends = torch.tensor(lengths)
-        padding = torch.arange(padded.shape[1]) >= ends[:, None]  # (n, longest)
-        attention = logits.masked_fill(padding[..., None], -1e9).softmax(dim=1)
-        pooled = (attention * values).sum(dim=1).reshape(-1, FOLDS, HEADS).sum(dim=2)
-        scores: torch.Tensor = pooled + last[torch.arange(len(ends)), ends - 1] + self.bias
-        return scores
+        logits, values, last = torch.split(kept, [FOLDS * HEADS, FOLDS * HEADS, FOLDS], dim=1)
+        ends = torch.tensor(lengths).cumsum(0)
+        found = [(row, start, stop) for row, n in enumerate(lengths) for start, stop in spans(n, self.window)]
+        of, first, stop = torch.tensor(found).T  # each (n_spans,): the turn, and where in it a span begins and ends
+        first, stop = (at + ends[of] - torch.tensor(lengths)[of] for at in (first, stop))
+        size = stop - first
+        span = torch.repeat_interleave(torch.arange(len(of)), size)  # of each row below
+        rows = torch.arange(len(span)) - (size.cumsum(0) - size)[span] + first[span]  # a token for every span it is in
+        pooled = _pooled(logits[rows], values[rows], span, len(of)).reshape(-1, FOLDS, HEADS).sum(dim=2)
+        best = torch.full((len(lengths), FOLDS), -torch.inf)
+        best = best.scatter_reduce(0, of[:, None].expand_as(pooled), pooled, "amax")
+        return best + last[ends - 1] + self.bias
+
+
+def _pooled(logits: torch.Tensor, values: torch.Tensor, span: torch.Tensor, n: int) -> torch.Tensor:
+    """`sum_t softmax_t(logits) values` over each of `n` spans; `span` says to which a row belongs, (n_rows,)."""
+    index = span[:, None].expand_as(logits)
+    top = torch.full((n, logits.shape[1]), -torch.inf).scatter_reduce(0, index, logits.detach(), "amax")
+    weights = (logits - top[span]).exp()
+    totals = torch.zeros(n, logits.shape[1]).index_add(0, span, weights)
+    return torch.zeros(n, logits.shape[1]).index_add(0, span, weights * values) / totals
 
 
 def fit_contrastive_gate(
     positive: Turns,
     contrast: Turns,
     families: Sequence[str] = (),
+    forms: Sequence[str] = (),
     *,
     seed: int,
     graded: bool = False,
@@ -113,21 +132,26 @@ def fit_contrastive_gate(
     """Train an attention probe by cross-validation and calibrate its threshold on the scores of held-out turns.
 
     The gate is the mean of the folds' probes. Every turn is scored once by the probe that has not seen it, nor any turn
-    of its family; the gate opens above the score that `OPENINGS` of the held-out contrast turns exceed.
+    of its family; the gate opens above the score that `OPENINGS` of the held-out contrast turns exceed, counting those
+    that come as users send them.
 
     Args:
-        families: for every positive, then every contrast turn the family of its wrapper, "" without one; () for none.
+        families: for every positive, then every contrast turn the family of its wrapper or page, "" without one; ()
+            for none.
+        forms: in the same order, one of `data.FORMS`; () where all are plain.
         graded: open by degrees, from the score that twice `OPENINGS` exceed to the score that `OPENINGS` do. For what
             can be done by halves: an answer can lean to the facts a little, but not be refused a little.
     """
     data = _Standardised([positive, contrast])
     labels = np.r_[np.ones(len(positive)), np.zeros(len(contrast))].astype(np.float32)
-    wrapped = np.array(families or [""] * len(labels))
-    folds = _folds(labels, wrapped, seed)
+    folds = _folds(labels, np.array(families or [""] * len(labels)), seed)
     probes = _train(data, labels, folds, seed, progress)
     held_out = _score(probes, data)[np.arange(len(labels)), folds]
+    form = np.array(forms or [PLAIN] * len(labels))
     inside, outside = held_out[labels == 1], held_out[labels == 0]
-    low, wide = (float(q) for q in np.quantile(outside, [1 - (2 if graded else 1) * OPENINGS, 1 - OPENINGS]))
+    sent = held_out[(labels == 0) & np.isin(form, SENT)]
+    calibrated = sent if len(sent) else outside
+    low, wide = (float(q) for q in np.quantile(calibrated, [1 - (2 if graded else 1) * OPENINGS, 1 - OPENINGS]))
     gate = ContrastiveGate(
         mean=data.mean,
         scale=data.scale,
@@ -137,20 +161,18 @@ def fit_contrastive_gate(
         bias=probes.bias.mean().item(),
         low=low,
         high=max(wide, low + RAMP),
+        window=WINDOW,
     )
-    fit = _fit(gate, inside, outside)
-    if families:
-        opened = held_out > low
-        fit = replace(
-            fit,
-            recall_unseen=_share(opened[(labels == 1) & (wrapped != "")]),
-            openings_unseen=_share(opened[(labels == 0) & (wrapped != "")]),
-        )
-    return gate, fit
-
-
-def _share(opened: NDArray[np.bool_]) -> float | None:
-    return float(opened.mean()) if len(opened) else None
+    opened = held_out > low
+    shares = {
+        each: {
+            name: float(opened[(labels == label) & (form == each)].mean())
+            for label, name in ((1, "recall"), (0, "openings"))
+            if ((labels == label) & (form == each)).any()
+        }
+        for each in FORMS
+    }
+    return gate, replace(_fit(gate, inside, outside), forms={each: found for each, found in shares.items() if found})
 
 
 def _folds(labels: NDArray[np.float32], families: NDArray[np.str_], seed: int) -> NDArray[np.intp]:

@@ -15,7 +15,10 @@ from numpy.typing import NDArray
 from finesteer_local import __version__, paths
 from finesteer_local.errors import DataError
 from finesteer_local.runtime import SteeredLlama
+from finesteer_local.runtime.batch import answers as batched_answers
 from finesteer_local.runtime.batch import greedy_answers
+from finesteer_local.runtime.batch.answer import STOP
+from finesteer_local.runtime.batch.request import active_steering, chat_request
 from finesteer_local.runtime.packing import Request
 from finesteer_local.runtime.prompt import chat_prompt, greedy_answer, turn_start
 from finesteer_local.runtime.score import answer_logprobs
@@ -26,7 +29,7 @@ Array = NDArray[np.float32]
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total)."""
 
-MAX_TURN = 256  # tokens of a turn that are kept: its end, where a long prompt's request mostly is
+MAX_TURN = 4096  # tokens of a turn that are kept: a request can stand anywhere in a page
 _FLUSH = 32  # answers at a time, and between two savings
 _ROOM = 32  # tokens of the context that are left for an answer
 
@@ -81,6 +84,14 @@ class TrainingHarvest:
         """Raise `DataError` for a prompt that `tokens` would reject: better now than after minutes of reading."""
         for prompt in prompts:
             self._prompt(prompt)
+
+    def fits(self, prompt: Prompt) -> bool:
+        """Whether `check` would let it pass."""
+        try:
+            self._prompt(prompt)
+        except DataError:
+            return False
+        return True
 
     def _prompt(self, prompt: Prompt) -> list[int]:
         known = self._known.get(id(prompt))
@@ -196,6 +207,34 @@ def generate(llama: SteeredLlama, prompts: Sequence[Prompt], max_tokens: int) ->
         llama.forget()
         for messages in conversations:
             yield greedy_answer(llama, messages, max_tokens)
+
+
+class WholeAnswer(NamedTuple):
+    """An answer, and whether the model ended it by itself."""
+
+    text: str
+    ended: bool
+
+
+def whole_answers(
+    llama: SteeredLlama, prompts: Sequence[Prompt], max_tokens: int, temperature: float
+) -> Iterator[WholeAnswer]:
+    """Answers under the active profiles, in order, sampled as `chat` samples them; the n-th prompt's seed is n.
+
+    The model of training's other backend answers greedily.
+    """
+    if isinstance(llama, SteeredLlama):
+        steer = active_steering(llama)
+        requests = [
+            chat_request(llama, prompt.messages, steer=steer, seed=i, max_tokens=max_tokens, temperature=temperature)
+            for i, prompt in enumerate(prompts)
+        ]
+        for answer in batched_answers(llama, requests, at_most=_FLUSH):
+            yield WholeAnswer(answer.text, answer.finished.reason == STOP)
+    else:
+        for prompt in prompts:
+            reply = llama.create_chat_completion(prompt.messages, max_tokens=max_tokens)["choices"][0]
+            yield WholeAnswer(reply["message"]["content"], reply["finish_reason"] == STOP)
 
 
 def run_folder(llama: SteeredLlama, data: TrainingData, settings: dict[str, Any]) -> Path:

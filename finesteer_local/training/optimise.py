@@ -1,19 +1,24 @@
-"""Experts optimised through the model: what they have in common is moved until the chosen answers are likelier.
+"""Vectors learnt through the model: moved until the chosen answers are likelier.
 
-Differences of hidden states show where two answers part, not what brings one about. Here the whole model is
-differentiated in PyTorch and frozen, and a vector at one layer is learnt from the answers' log-probabilities, as BiPO
-does (arXiv 2406.00045, without its second direction). It becomes the mean of the experts, which keep their differences.
-It starts at nothing, not at the mean delta (docs/method.md).
+Differences of hidden states show where two answers part, not what brings one about, and nothing of how an answer ends.
+Here the whole model is differentiated in PyTorch and frozen, and one vector a layer is learnt from the answers'
+log-probabilities, all layers together, starting at nothing (docs/method.md):
+
+- `likelier` takes pairs: the chosen answer against the rejected one, as BiPO does (arXiv 2406.00045, without its second
+  direction);
+- `whole` takes chosen answers alone, to their end: the token that ends the turn is learnt like any other. A small model
+  that is only pushed towards a refusal begins one and then cannot stop.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,20 +26,32 @@ from numpy.typing import NDArray
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
-from finesteer_local.errors import MissingExtraError, ModelError
+from finesteer_local.errors import DataError, MissingExtraError, ModelError
 from finesteer_local.runtime import SteeredLlama
 from finesteer_local.runtime.score import answer_logprobs
-from finesteer_local.steering import Experts
 from finesteer_local.training.data import Pair
-from finesteer_local.training.harvest import PairTokens, Progress, pair_tokens
+from finesteer_local.training.harvest import Progress, pair_tokens
 from finesteer_local.training.transformers_model import INSTALL
 from finesteer_local.training.tune import ANSWER_TOKENS
 
-BATCH = 8  # pairs
+BATCH = 8  # pairs, or answers
 RATE = 0.05  # Adam's; one pass over the pairs
+ANSWERS = 640  # whole answers that are learnt from
+LONGEST = 320  # tokens of a prompt and its answer; longer ones cost most and teach no more
+MAX_PARAMETERS = 250_000_000
+"""Larger models are not learnt through unless that is asked for: it would take longer than everything else."""
 _SAMPLE = "The capital of France is Paris. Water boils at a hundred degrees, and ice melts at zero."
 _CLOSE = 0.5  # a token's log-probability: what 8-bit activations move is a tenth of it, other weights move whole units
-_WITHOUT = "train without --optimise"
+_WITHOUT = "train with --no-optimise"
+
+
+def learns_by_itself(llama: Any, judge: str) -> bool:
+    """Whether a training that was told nothing learns through the model: refusals of a small one that can be read.
+
+    Weak models need to be taught the end of an answer; others decline well from differences of states (docs/method.md).
+    """
+    installed = all(find_spec(name) for name in ("accelerate", "transformers"))
+    return judge == "refusal" and installed and llama.n_parameters <= MAX_PARAMETERS
 
 
 def weights_of(llama: Any) -> Any:
@@ -75,75 +92,137 @@ def _check_same(model: Any, llama: SteeredLlama) -> None:
         raise ModelError(f"transformers does not compute what llama.cpp does with {llama.model_path}; {_WITHOUT}")
 
 
-def optimise(
-    model: Any,
-    llama: SteeredLlama,
-    pairs: Sequence[Pair],
-    experts: Experts,
-    shares: Sequence[float],
-    layer: int,
-    *,
-    seed: int,
-    progress: Progress,
-) -> Experts:
-    """Move the experts of `layer` together, so that they make the pairs' chosen answers likelier than the rejected.
+class Example(NamedTuple):
+    """Tokens of a prompt, the index at which its last user turn starts, and an answer's tokens."""
+
+    prompt: Sequence[int]
+    turn: int
+    answer: Sequence[int]
+
+
+Vectors = dict[int, NDArray[np.float32]]
+"""By layer, each (n_embd,)."""
+
+
+def likelier(
+    model: Any, llama: SteeredLlama, pairs: Sequence[Pair], layers: Sequence[int], *, seed: int, progress: Progress
+) -> Vectors:
+    """Vectors that make the pairs' chosen answers likelier than the rejected, for strength 1 from the last turn on.
 
     Args:
         model: a causal language model of transformers with the weights of `llama`, which says what the tokens are.
-        shares: the experts' weights in their mean, (K,).
+        layers: where a vector is learnt.
         seed: of the order of the pairs.
-
-    Returns:
-        The experts with all prototypes moved by one vector, (n_embd,), so that their mean is the one found for strength
-        1 from the last turn on, the answer included.
     """
-    model.requires_grad_(False)
-    weights = np.asarray(shares, np.float32)
-    mean = weights / weights.sum() @ experts.prototypes
-    vector = torch.zeros(len(mean), device=model.device, requires_grad=True)
-    added: list[torch.Tensor] = []
-    steering = model.get_decoder().layers[layer].register_forward_hook(_adding(vector, added))
-    order = np.random.default_rng(seed).permutation(len(pairs))
+    examples = []
+    for pair in pairs:
+        tokens = pair_tokens(llama, pair, ANSWER_TOKENS)
+        examples.append([Example(tokens.prompt, tokens.turn, answer) for answer in tokens.answers])
+    order = np.random.default_rng(seed).permutation(len(examples))
     batches = [order[i : i + BATCH] for i in range(0, len(order), BATCH)]
-    optimizer = torch.optim.Adam([vector], lr=RATE)
-    try:
+
+    def loss(chosen_and_rejected: Sequence[torch.Tensor]) -> torch.Tensor:
+        totals = torch.stack([each.sum() for each in chosen_and_rejected])
+        return -functional.logsigmoid(totals[0::2] - totals[1::2]).mean()
+
+    return _learn(model, layers, [[e for i in batch for e in examples[i]] for batch in batches], loss, progress)
+
+
+def whole(
+    model: Any,
+    llama: SteeredLlama,
+    pairs: Sequence[Pair],
+    layers: Sequence[int],
+    *,
+    end: int,
+    seed: int,
+    progress: Progress,
+) -> Vectors:
+    """Vectors that make the pairs' chosen answers likely, and that they end there; as `likelier` otherwise.
+
+    Args:
+        end: the token with which the model ends its turn.
+
+    Raises:
+        DataError: no prompt and answer are short enough.
+    """
+    examples = []
+    for pair in pairs:
+        tokens = pair_tokens(llama, pair)
+        example = Example(tokens.prompt, tokens.turn, [*tokens.answers[0], end])
+        if len(example.prompt) + len(example.answer) <= LONGEST:
+            examples.append(example)
+    if not examples:
+        raise DataError(f"every prompt and its answer have more than {LONGEST} tokens; {_WITHOUT}")
+    rng = np.random.default_rng(seed)
+    examples = [examples[i] for i in rng.permutation(len(examples))[:ANSWERS]]
+    # Of like length together: padding is computed, too.
+    examples.sort(key=lambda example: len(example.prompt))
+    batches = [examples[i : i + BATCH] for i in range(0, len(examples), BATCH)]
+
+    def loss(answers: Sequence[torch.Tensor]) -> torch.Tensor:
+        return -torch.stack([each.mean() for each in answers]).mean()
+
+    return _learn(model, layers, [batches[i] for i in rng.permutation(len(batches))], loss, progress)
+
+
+def _learn(
+    model: Any,
+    layers: Sequence[int],
+    batches: Sequence[Sequence[Example]],
+    loss_of: Callable[[Sequence[torch.Tensor]], torch.Tensor],
+    progress: Progress,
+) -> Vectors:
+    """One pass of Adam over the batches; `loss_of` takes the log-probabilities of every answer's tokens."""
+    model.requires_grad_(False)
+    width = int(model.config.hidden_size)
+    vectors = torch.zeros(len(layers), width, device=model.device, requires_grad=True)
+    optimizer = torch.optim.Adam([vectors], lr=RATE)
+    mask: list[torch.Tensor] = []
+    with _added(model, layers, vectors, mask):
         for done, batch in enumerate(batches, 1):
-            totals = _logprobs(model, [pair_tokens(llama, pairs[i], ANSWER_TOKENS) for i in batch], added)
-            loss = -functional.logsigmoid(totals[0::2] - totals[1::2]).mean()
+            loss = loss_of(_logprobs(model, batch, mask))
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-            progress("optimising experts", done, len(batches))
+            progress("learning through the model", done, len(batches))
+    found = vectors.detach().cpu().numpy().astype(np.float32)
+    return {layer: np.ascontiguousarray(found[i]) for i, layer in enumerate(layers)}
+
+
+@contextmanager
+def _added(model: Any, layers: Sequence[int], vectors: torch.Tensor, mask: list[torch.Tensor]) -> Iterator[None]:
+    """While it lasts every layer's vector is added to the rows that the mask, (n, n_tokens), has."""
+
+    def hook(i: int) -> Any:
+        def add(_: Any, __: Any, output: Any) -> Any:
+            hidden = output[0] if isinstance(output, tuple) else output
+            hidden = hidden + (mask[0][..., None] * vectors[i]).to(hidden)
+            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+        return add
+
+    blocks = model.get_decoder().layers
+    handles = [blocks[layer].register_forward_hook(hook(i)) for i, layer in enumerate(layers)]
+    try:
+        yield
     finally:
-        steering.remove()
-    moved: NDArray[np.float32] = vector.detach().cpu().numpy() - mean
-    return replace(experts, prototypes=np.asarray(experts.prototypes + moved, np.float32))
+        for handle in handles:
+            handle.remove()
 
 
-def _adding(vector: torch.Tensor, added: list[torch.Tensor]) -> Any:
-    """A hook that adds the vector to the rows that the mask in `added`, (n, n_tokens), has."""
-
-    def hook(_: Any, __: Any, output: Any) -> Any:
-        if isinstance(output, tuple):
-            return (output[0] + (added[0][..., None] * vector).to(output[0]), *output[1:])
-        return output + (added[0][..., None] * vector).to(output)
-
-    return hook
-
-
-def _logprobs(model: Any, pairs: Sequence[PairTokens], added: list[torch.Tensor]) -> torch.Tensor:
-    """Total log-probability of each pair's chosen and rejected answer in turn, steered, (2 * n,)."""
-    examples = [(pair.prompt, answer, pair.turn) for pair in pairs for answer in pair.answers]
-    rows = [torch.tensor([*prompt, *answer], device=model.device) for prompt, answer, _ in examples]
+def _logprobs(model: Any, examples: Sequence[Example], mask: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Log-probabilities of each answer's tokens, (n_answer,), steered from the last turn on."""
+    rows = [torch.tensor([*example.prompt, *example.answer], device=model.device) for example in examples]
     tokens = pad_sequence(rows, batch_first=True)  # (n, longest)
     index = torch.arange(tokens.shape[1], device=model.device)
     there = index < index.new_tensor([len(row) for row in rows])[:, None]
     # Nothing looks at what stands behind an answer, so it may be steered as well.
-    added[:] = [(index >= index.new_tensor([turn for *_, turn in examples])[:, None]).float()]
+    mask[:] = [(index >= index.new_tensor([example.turn for example in examples])[:, None]).float()]
     hidden = model.get_decoder()(input_ids=tokens, attention_mask=there.long(), use_cache=False).last_hidden_state
-    totals = []
-    for states, (prompt, answer, _) in zip(hidden, examples, strict=True):
-        start = len(prompt) - 1
-        logits = model.get_output_embeddings()(states[start : start + len(answer)])
-        totals.append(-functional.cross_entropy(logits, index.new_tensor(answer), reduction="sum"))
-    return torch.stack(totals)
+    found = []
+    for states, example in zip(hidden, examples, strict=True):
+        start = len(example.prompt) - 1
+        logits = model.get_output_embeddings()(states[start : start + len(example.answer)])
+        found.append(-functional.cross_entropy(logits, index.new_tensor(list(example.answer)), reduction="none"))
+    return found

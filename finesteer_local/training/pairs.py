@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -9,7 +11,17 @@ import numpy as np
 
 from finesteer_local.evaluation.judges import is_refusal
 from finesteer_local.runtime import SteeredLlama
-from finesteer_local.training.data import Pair, Prompt, TrainingData, first_equal, split, spread
+from finesteer_local.training.data import (
+    MIN_PAIRS,
+    PLAIN,
+    WRAPPED,
+    Pair,
+    Prompt,
+    TrainingData,
+    first_equal,
+    split,
+    spread,
+)
 from finesteer_local.training.harvest import TrainingHarvest
 
 MAX_PAIRS = 240
@@ -24,6 +36,9 @@ NATURAL = 8
 """So many of a pool of chosen answers are used: the likeliest ones."""
 JUDGES = 5
 """Prompts by which their likelihood is measured."""
+_SENTENCE = re.compile(r"(?<=[.!?。])\s*")
+LESSON = 900
+"""Pairs of which whole answers are learnt through the model, or are held out from that."""
 DELTA_TOKENS = 10
 """Answers are compared over their first tokens: that is where a behaviour is decided, and what follows is topic."""
 
@@ -40,6 +55,39 @@ def sample(data: TrainingData, seed: int) -> list[Pair]:
     if len(sampled) > most:  # or is rounded up to one each: no more of the list's beginning than of its end
         sampled = sorted(np.random.default_rng(seed).permutation(sampled)[:most].tolist())
     return [pairs[i] for i in sampled]
+
+
+def lesson(data: TrainingData, seed: int) -> list[Pair]:
+    """Pairs whose chosen answers are learnt whole: plain and wrapped requests by equal shares, every kind with its own.
+
+    Pages and foreign requests are left to the gate: they cost most, and what is declined in them is the same. Where a
+    recipe has little else, they are learnt from as well.
+    """
+    found: list[Pair] = []
+    for form in (PLAIN, WRAPPED):
+        pairs = [pair for pair in data.pairs if pair.prompt.form == form]
+        drawn = list(range(len(pairs)))
+        if len(pairs) > LESSON // 2:
+            kinds = [pair.prompt.family or pair.prompt.kind for pair in pairs]
+            drawn = split(len(pairs), kinds, seed, share=LESSON / 2 / len(pairs))[1]
+        found += [pairs[i] for i in drawn]
+    if len(found) >= MIN_PAIRS:
+        return found
+    everything = list(data.pairs)
+    return [everything[i] for i in sorted(np.random.default_rng(seed).permutation(len(everything))[:LESSON].tolist())]
+
+
+def decline_alike(pairs: Sequence[Pair]) -> list[Pair]:
+    """Pairs whose chosen answers are dealt from those of the pool that begin with its commonest sentence.
+
+    A sampled answer is decided by its first tokens. Where the lessons open in many ways, samples fall between them, and
+    half of what a small model then says is no refusal (docs/method.md).
+    """
+    pool = sorted({pair.chosen for pair in pairs})
+    openings = Counter(_SENTENCE.split(text, maxsplit=1)[0] for text in pool)
+    common, n = openings.most_common(1)[0]
+    alike = [text for text in pool if text.startswith(common)] if n > 1 else pool
+    return [replace(pair, chosen=alike[i % len(alike)]) for i, pair in enumerate(pairs)]
 
 
 def held_out(prompts: Sequence[Prompt], seed: int) -> tuple[list[int], list[int]]:

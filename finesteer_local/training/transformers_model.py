@@ -140,13 +140,23 @@ class TransformersModel:
         ends = [self.tokenizer.convert_tokens_to_ids(text) for text in _TURN_ENDS if text in self.tokenizer.get_vocab()]
         configured = getattr(self.model.generation_config, "eos_token_id", None)
         ends += configured if isinstance(configured, list) else [configured]
-        self._ends = {int(token) for token in (*ends, self.tokenizer.eos_token_id) if token is not None}
+        ends.append(self.tokenizer.eos_token_id)
+        self._ends = dict.fromkeys(int(token) for token in ends if token is not None)  # the likeliest first
 
     # --- what a Llama has
 
     @property
     def n_layer(self) -> int:
         return len(self._blocks)
+
+    @property
+    def n_parameters(self) -> int:
+        return int(self.model.num_parameters())
+
+    @property
+    def turn_end(self) -> int:
+        """The token with which the model ends its turn: the first of those that are known to."""
+        return int(next(iter(self._ends)))
 
     def n_embd(self) -> int:
         return int(self.model.config.hidden_size)
@@ -240,12 +250,15 @@ class TransformersModel:
         prompt = chat_prompt(self, messages)  # type: ignore[arg-type]
         plan = self._plan(prompt, messages)
         answer: list[int] = []
+        reason = "length"
         for token in self.generate(prompt, plan):
+            if token in self._ends:
+                reason = "stop"
             if token in self._ends or len(answer) == max_tokens:
                 break
             answer.append(token)
         text = self.tokenizer.decode(answer, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return {"choices": [{"message": {"role": "assistant", "content": text}}]}
+        return {"choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": reason}]}
 
     def generate(self, prompt: Sequence[int], plan: Sequence[Segment] = ()) -> Iterator[int]:
         """Greedy tokens after `prompt`, steered by `plan`, until the context is full."""

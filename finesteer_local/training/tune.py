@@ -1,6 +1,8 @@
-"""Tuning on validation data: which layer, which strength, which scope, and how much of it answers and long prompts get.
+"""Tuning on validation data: which layers, strength and scope, and how much of it answers and long prompts get.
 
 First the log-probability margin between chosen and rejected answers ranks the layers, then generated answers decide.
+Refusals are judged as a person meets them: whole answers, sampled as `chat` samples them, that decline, end by
+themselves, do not go round in circles and are language to their last word (evaluation/whole.py).
 """
 
 from __future__ import annotations
@@ -15,13 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finesteer_local import paths
-from finesteer_local.evaluation.judges import Coherence, is_refusal
+from finesteer_local.evaluation.judges import Coherence, Fluency
+from finesteer_local.evaluation.whole import Verdict
 from finesteer_local.profile import Profile
 from finesteer_local.runtime import SteeredLlama
 from finesteer_local.runtime.score import answer_logprobs
 from finesteer_local.steering import LONG_PROMPT, SHORT_PROMPT, AlwaysGate, Experts
 from finesteer_local.training.data import Pair, Prompt, spread
-from finesteer_local.training.harvest import Progress, answer_tokens, generate, pair_tokens
+from finesteer_local.training.harvest import Progress, answer_tokens, generate, pair_tokens, whole_answers
 
 _Item = TypeVar("_Item")
 
@@ -32,39 +35,60 @@ PREFERENCES = 64
 ANSWERS = 48
 OWN_ANSWERS = 48  # unsteered ones, by which language is judged
 ANSWER_TOKENS = 40
+WHOLE_TOKENS = 160  # of an answer that is judged as a whole; what has not ended by then does not end
+TEMPERATURE = 0.8  # of such an answer: that of `chat`
 MAX_PROMPT = 600  # letters: every trial reads its prompts anew, and long ones would take most of the time
 LONG_TOKENS = range(2 * SHORT_PROMPT, LONG_PROMPT + 1)  # letters say little: what is encoded has a token for every two
 LONG_ANSWERS = 64  # to prompts of so many tokens, by which the length decay is chosen
 FEW_LONG = 8  # fewer say nothing
 SHORT, LONG = "short", "long"
 """What a trial asks."""
-SCOPES = ("turn", "prompt")
-ANSWER_STRENGTHS = (0.35, 0.5, 0.7, 1.0)
 CONTENDERS = 2
 """So many layers generate answers; all have been ranked without."""
+Layers = tuple[int, ...]
+"""The layers of one candidate, which are steered together."""
 
 
 @dataclass(frozen=True)
 class Search:
-    """Where it is looked, by the recipe's judge."""
+    """The settings that are tried for one judge and one kind of experts."""
 
     first_strengths: tuple[float, ...]  # at which layers are ranked
     strengths: tuple[float, ...]
+    scopes: tuple[str, ...]
     first_answer_strength: float
+    answer_strengths: tuple[float, ...]
     length_decays: tuple[float, ...]
     tolerance: float
     """What chance can do. Within this of the best the layer that ranks higher is preferred, and the narrower scope, and
     a strength from which it is some way to either edge."""
 
 
+DECAYS = (0.0, 0.15, 0.3, 0.45)
 SEARCHES = {
     # Two answers more or less are .04. A refusal is decided by the prompt.
     "refusal": Search(
-        (0.9,), (0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.4, 1.7, 2.0, 2.5), 0.5, (0.0, 0.15, 0.3, 0.45), 0.05
+        (0.9,),
+        (0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.4, 1.7, 2.0, 2.5),
+        ("turn", "prompt"),
+        0.5,
+        (0.35, 0.5, 0.7, 1.0),
+        DECAYS,
+        0.05,
     ),
     # Probabilities are finer. What an answer says is decided all through it, and how far a weak direction must be
     # followed differs from layer to layer. Questions are short.
-    "margin": Search((1.0, 2.0, 4.0), (0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6), 1.0, (), 0.02),
+    "margin": Search(
+        (1.0, 2.0, 4.0),
+        (0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6),
+        ("turn", "prompt"),
+        1.0,
+        (0.35, 0.5, 0.7, 1.0),
+        (),
+        0.02,
+    ),
+    # Learnt through the model for strength 1 in the scope `turn`, the answer included: how it ends is part of it.
+    "refusal, learnt": Search((1.0,), (0.7, 0.85, 1.0, 1.2, 1.4, 1.7), ("turn",), 1.0, (0.5, 0.7, 1.0), DECAYS, 0.05),
 }
 
 
@@ -72,15 +96,16 @@ SEARCHES = {
 class Trial:
     """One setting and how its answers were judged."""
 
-    layer: int
+    layers: Layers
     strength: float
     scope: str
     answer_strength: float
     length_decay: float
     prompts: str  # SHORT or LONG
     wanted: float  # share of answers with the wanted behaviour; judged by pairs, the chosen answers' probability
+    ended: float  # share of answers that end by themselves, and not after going round in circles; 1 judged by pairs
     coherent: float  # share of answers that are language
-    score: float  # share that is both
+    score: float  # share that is all three
 
 
 def tune(
@@ -92,49 +117,51 @@ def tune(
     own: Sequence[str],
     *,
     judge: str,
+    learnt: bool = False,
     folder: Path,
     progress: Progress,
 ) -> tuple[Trial, list[Trial]]:
-    """Choose layer, strength, scope, answer strength and length decay with the gate held open.
+    """Choose layers, strength, scope, answer strength and length decay with the gate held open.
 
     Args:
         blank: a profile whose gate is always open; its experts, strengths and scope are replaced.
-        experts: the candidates, by layer.
+        experts: by layer, each a candidate; what was learnt through the model is one candidate of all layers.
         pairs: validation pairs, whose answers are compared.
         prompts: validation prompts, which are answered: all that nothing was learnt from.
         own: the model's unsteered replies, by which coherence is calibrated.
         judge: `refusal` or `margin`.
+        learnt: whether the experts were learnt through the model.
         folder: trials are kept there, so that an interrupted run goes on.
 
     Returns:
         The chosen trial and all trials.
     """
-    tuner = _Tuner(llama, blank, experts, pairs, prompts, judge, folder, progress)
-    search = SEARCHES[judge]
+    tuner = _Tuner(llama, blank, experts, pairs, prompts, judge, learnt, folder, progress)
+    search = tuner.search
     tolerance, share = search.tolerance, search.first_answer_strength
     contenders = tuner.contenders()
     tuner.calibrate(own)
-    trials = [tuner.trial(layer, strength, SCOPES[0], share) for layer, strength in contenders]
+    trials = [tuner.trial(layers, strength, search.scopes[0], share) for layers, strength in contenders]
     best = _first_of_the_best(trials, tolerance)
-    scoped = [tuner.trial(best.layer, best.strength, scope, share) for scope in SCOPES[1:]]
+    scoped = [tuner.trial(best.layers, best.strength, scope, share) for scope in search.scopes[1:]]
     trials += scoped
     first = _first_of_the_best([best, *scoped], tolerance)
     # In both directions as long as nothing is lost.
     compared = [first]
     for strengths in _outwards(search.strengths, first.strength):
         for strength in strengths:
-            compared.append(tuner.trial(first.layer, strength, first.scope, share))
+            compared.append(tuner.trial(first.layers, strength, first.scope, share))
             if compared[-1].score < max(trial.score for trial in compared) - tolerance:
                 break
     chosen = _well_inside_the_best(compared, tolerance)
     # The prompt is read under all of it, so the answer needs less; more makes a small model repeat itself.
     others: list[Trial] = []
-    for shares in _outwards(ANSWER_STRENGTHS, share):
+    for shares in _outwards(search.answer_strengths, share):
         for other in shares:
-            others.append(tuner.trial(chosen.layer, chosen.strength, chosen.scope, other))
+            others.append(tuner.trial(chosen.layers, chosen.strength, chosen.scope, other))
             if others[-1].score < chosen.score - tolerance:
                 break
-    better = max(others, key=lambda trial: trial.score)
+    better = max(others, key=lambda trial: trial.score, default=chosen)
     chosen = better if better.score > chosen.score + tolerance else chosen
     longer = tuner.long_trials(chosen)
     if longer:
@@ -153,10 +180,11 @@ def _first_of_the_best(trials: Sequence[Trial], tolerance: float) -> Trial:
 
 
 def _well_inside_the_best(trials: Sequence[Trial], tolerance: float) -> Trial:
-    """Of those that are as good as the best, and of these of those that steer most often, one in the upper half.
+    """A strength with room on either side, of the trials that chance cannot tell from the best.
 
-    At the lower edge prompts go unsteered that were not tried and are harder than these, which are short; at the upper
-    one their answers fall apart, but that is part of the score.
+    Of these trials the ones that steer most often count, and of their strengths the one at two thirds from the weakest
+    is taken: prompts that were not tried may be harder, since those that are tried are short, and need more; answers
+    that fall apart under too much are part of the score already.
     """
     top = max(trial.score for trial in trials)
     good = [trial for trial in trials if trial.score >= top - tolerance]
@@ -180,11 +208,13 @@ class _Tuner:
         pairs: Sequence[Pair],
         prompts: Sequence[Prompt],
         judge: str,
+        learnt: bool,
         folder: Path,
         progress: Progress,
     ) -> None:
         self.llama, self.blank, self.experts, self.judge = llama, blank, experts, judge
-        self.search = SEARCHES[judge]
+        self.candidates: list[Layers] = [tuple(sorted(experts))] if learnt else [(layer,) for layer in experts]
+        self.search = SEARCHES["refusal, learnt" if learnt and judge == "refusal" else judge]
         # Only a length decay asks how long prompts are.
         counted = prompts if self.search.length_decays else ()
         self.prompts = {
@@ -198,8 +228,8 @@ class _Tuner:
         self._known: dict[str, dict[str, float]] = (
             json.loads(self._file.read_text(encoding="utf-8")) if self._file.exists() else {}
         )
-        ranking = len(experts) * len(self.search.first_strengths)
-        self._total = ranking + 1 + CONTENDERS + len(SCOPES) - 1 + 2 + 2 + len(self.search.length_decays)  # or so
+        ranking = len(self.candidates) * len(self.search.first_strengths)
+        self._total = ranking + 1 + CONTENDERS + len(self.search.scopes) - 1 + 2 + 2 + len(self.search.length_decays)
         self._done: set[str] = set()
 
     def _remembered(self, key: str, compute: Callable[[], dict[str, float]]) -> dict[str, float]:
@@ -211,53 +241,56 @@ class _Tuner:
         self.progress("tuning", min(len(self._done), self._total), self._total)
         return self._known[key]
 
-    def contenders(self) -> list[tuple[int, float]]:
-        """The layers to be tried, each with a strength to begin at."""
-        if self.judge == "refusal":
-            ranked = sorted(self.experts, key=lambda layer: -self.margin(layer))
-            return [(layer, self.search.first_strengths[0]) for layer in ranked[:CONTENDERS]]
+    def contenders(self) -> list[tuple[Layers, float]]:
+        """The candidates that generate answers, each with a strength to begin at."""
         wide = self.search.first_strengths
-        best = {layer: max(wide, key=lambda strength: self.preference(layer, strength)) for layer in self.experts}
-        ranked = sorted(best, key=lambda layer: -self.preference(layer, best[layer]))
-        return [(layer, best[layer]) for layer in ranked[:CONTENDERS]]
+        if self.judge == "refusal":
+            if len(self.candidates) == 1:
+                return [(self.candidates[0], wide[0])]
+            ranked = sorted(self.candidates, key=lambda layers: -self.margin(layers))
+            return [(layers, wide[0]) for layers in ranked[:CONTENDERS]]
+        best = {layers: max(wide, key=lambda strength: self.preference(layers, strength)) for layers in self.candidates}
+        ranked = sorted(best, key=lambda layers: -self.preference(layers, best[layers]))
+        return [(layers, best[layers]) for layers in ranked[:CONTENDERS]]
 
     def _activate(
-        self, layer: int, strength: float, scope: str, answer_strength: float, length_decay: float = 0.0
+        self, layers: Layers, strength: float, scope: str, answer_strength: float, length_decay: float = 0.0
     ) -> None:
         profile = replace(
             self.blank,
             gate=AlwaysGate(),
-            gate_layer=layer,
-            experts={layer: self.experts[layer]},
+            gate_layer=layers[0],
+            experts={layer: self.experts[layer] for layer in layers},
             scope=scope,
             answer_strength=answer_strength,
             length_decay=length_decay,
         )
         self.llama.set_profiles([profile], strength=strength)
 
-    def margin(self, layer: int) -> float:
+    def margin(self, layers: Layers) -> float:
         """Mean log-probability a token of the chosen answers' beginnings over the rejected ones', steered."""
 
         def compute() -> dict[str, float]:
-            self._activate(layer, self.search.first_strengths[0], SCOPES[0], self.search.first_answer_strength)
+            search = self.search
+            self._activate(layers, search.first_strengths[0], search.scopes[0], search.first_answer_strength)
             scores = [self._logprobs(pair, MARGIN_TOKENS) for pair in spread(self.pairs, MARGIN_PAIRS)]
             return {"margin": float(np.mean([chosen.mean() - rejected.mean() for chosen, rejected in scores]))}
 
-        return self._remembered(f"margin {layer}", compute)["margin"]
+        return self._remembered(f"margin {_words(layers)}", compute)["margin"]
 
     def _logprobs(self, pair: Pair, n_tokens: int) -> list[NDArray[np.float64]]:
         """Log-probabilities of the first tokens of the chosen and of the rejected answer."""
         prompt, turn, answers = pair_tokens(self.llama, pair, n_tokens)
         return answer_logprobs(self.llama, prompt, answers, turn=turn)
 
-    def preference(self, layer: int, strength: float) -> float:
+    def preference(self, layers: Layers, strength: float) -> float:
         """Mean share of the chosen answer in the probability of both, steered; see `_preferred`."""
 
         def compute() -> dict[str, float]:
-            self._activate(layer, strength, SCOPES[0], self.search.first_answer_strength)
+            self._activate(layers, strength, self.search.scopes[0], self.search.first_answer_strength)
             return {"preference": self._preferred()}
 
-        return self._remembered(f"preference {layer} {strength}", compute)["preference"]
+        return self._remembered(f"preference {_words(layers)} {strength}", compute)["preference"]
 
     def _preferred(self) -> float:
         """TruthfulQA's MC2 (arXiv 2109.07958) for two answers, over the pairs, as the model is steered now."""
@@ -268,9 +301,12 @@ class _Tuner:
 
     def calibrate(self, own: Sequence[str]) -> None:
         def compute() -> dict[str, float]:
-            return {"limit": Coherence.calibrate(self.llama, own).limit}
+            if self.judge == "refusal":
+                self.llama.set_profiles([])
+                return asdict(Coherence.of_unsteered(Fluency.throughout(self.llama, own)))
+            return asdict(Coherence.calibrate(self.llama, own))
 
-        self.coherence = Coherence(self._remembered("coherence", compute)["limit"])
+        self.coherence = Coherence(**self._remembered("coherence", compute))
 
     @property
     def long_tolerance(self) -> float:
@@ -281,14 +317,14 @@ class _Tuner:
         """How long prompts are answered as in `chosen`, with more and more length decay, until that is too much."""
         found: list[Trial] = []
         for decay in self.search.length_decays if len(self.prompts[LONG]) >= FEW_LONG else ():
-            found.append(self.trial(chosen.layer, chosen.strength, chosen.scope, chosen.answer_strength, decay, LONG))
+            found.append(self.trial(chosen.layers, chosen.strength, chosen.scope, chosen.answer_strength, decay, LONG))
             if found[-1].score < max(trial.score for trial in found) - self.long_tolerance:
                 break
         return found
 
     def trial(
         self,
-        layer: int,
+        layers: Layers,
         strength: float,
         scope: str,
         answer_strength: float,
@@ -298,23 +334,40 @@ class _Tuner:
         """Generate answers under one setting and judge them."""
 
         def compute() -> dict[str, float]:
-            self._activate(layer, strength, scope, answer_strength, length_decay)
-            answers = list(generate(self.llama, self.prompts[prompts], ANSWER_TOKENS))
-            if self.judge == "refusal":
-                wanted = [float(is_refusal(answer)) for answer in answers]
-            else:
-                wanted = [self._preferred()] * len(answers)
-            self.llama.set_profiles([])
-            coherent = self.coherence.hold(self.llama, answers)
-            return {
-                "wanted": float(np.mean(wanted)),
-                "coherent": float(np.mean(coherent)),
-                "score": float(np.mean([w * c for w, c in zip(wanted, coherent, strict=True)])),
-            }
+            self._activate(layers, strength, scope, answer_strength, length_decay)
+            return self._refusals(prompts) if self.judge == "refusal" else self._preferences(prompts)
 
-        key = f"{layer} {strength} {scope} {answer_strength} {length_decay} {prompts}"
+        key = f"{_words(layers)} {strength} {scope} {answer_strength} {length_decay} {prompts}"
         figures = self._remembered(key, compute)
-        return Trial(layer, strength, scope, answer_strength, length_decay, prompts, **figures)
+        return Trial(layers, strength, scope, answer_strength, length_decay, prompts, **figures)
+
+    def _refusals(self, prompts: str) -> dict[str, float]:
+        """What is said of whole sampled answers, steered as the model is now."""
+        answers = list(whole_answers(self.llama, self.prompts[prompts], WHOLE_TOKENS, TEMPERATURE))
+        self.llama.set_profiles([])
+        readings = Fluency.throughout(self.llama, [answer.text for answer in answers])
+        verdicts = [
+            Verdict.of(answer.text, ends=answer.ended, language=self.coherence.accepts(reading))
+            for answer, reading in zip(answers, readings, strict=True)
+        ]
+        return {
+            "wanted": float(np.mean([verdict.declined for verdict in verdicts])),
+            "ended": float(np.mean([verdict.ends and not verdict.circles for verdict in verdicts])),
+            "coherent": float(np.mean([verdict.language for verdict in verdicts])),
+            "score": float(np.mean([verdict.defended for verdict in verdicts])),
+        }
+
+    def _preferences(self, prompts: str) -> dict[str, float]:
+        """What is said of a recipe that is judged by its pairs, steered as the model is now."""
+        answers = list(generate(self.llama, self.prompts[prompts], ANSWER_TOKENS))
+        wanted = self._preferred()
+        self.llama.set_profiles([])
+        coherent = float(np.mean(self.coherence.hold(self.llama, answers)))
+        return {"wanted": wanted, "ended": 1.0, "coherent": coherent, "score": wanted * coherent}
+
+
+def _words(layers: Layers) -> str:
+    return ",".join(map(str, layers))
 
 
 def as_rows(trials: Sequence[Trial]) -> list[dict[str, object]]:

@@ -38,8 +38,13 @@ def main() -> None:
         "cast_mean": ConditionGate(condition, limit=0.02, sign=1.0, over_prompt=1.0),
         "cast_last": ConditionGate(condition, limit=0.15, sign=-1.0, over_prompt=0.0),
         "length_decay": make_gate("open", N_EMBD, rng),
+        # Later ones have a generator of their own, so that the earlier ones stay as they are.
+        "contrastive_window": replace(
+            make_gate("selective", N_EMBD, np.random.default_rng(1)), window=8, low=2.5, high=3.5
+        ),
     }
     lengths = (1, 64, 65, 128, 512, 9000)
+    sizes = {"contrastive_window": (3, 8, 9, 21, 40, 70)}
     cases = []
     for name, gate in gates.items():
         rank = 0 if name == "always" else 2
@@ -48,7 +53,7 @@ def main() -> None:
         profile = Profile("vectors", model, gate, 1, experts, strength=0.75, scope="turn", length_decay=decay)
         profile.save(HERE / f"{name}.gguf")
         prompts = []
-        for n_states, n_tokens in zip((1, 2, 3, 7, 7, 7), lengths, strict=True):
+        for n_states, n_tokens in zip(sizes.get(name, (1, 2, 3, 7, 7, 7)), lengths, strict=True):
             states = (2 * rng.standard_normal((n_states, N_EMBD))).astype(np.float32)
             decision = profile.decide(states, n_tokens=n_tokens)
             prompts.append(
