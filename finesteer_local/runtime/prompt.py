@@ -14,6 +14,7 @@ from typing import Any
 
 from llama_cpp import Llama, llama_chat_format
 
+from finesteer_local.runtime.template import chat_handler, with_arguments
 from finesteer_local.runtime.thinking import opened_at
 
 PLAIN_FORMAT = "finesteer-plain"
@@ -71,14 +72,8 @@ def chat_completion(llama: Llama, messages: Sequence[Message], **options: Any) -
     Returns:
         The prompt's tokens, and the other arguments: the template's stop words and the tools' grammar are among them.
     """
-    chat_format = llama.chat_format or ""
-    handler: Any = (
-        llama.chat_handler
-        or llama._chat_handlers.get(chat_format)
-        or llama_chat_format.get_chat_completion_handler(chat_format)
-    )
     try:
-        handler(llama=_PromptOnly(llama), messages=list(messages), **options)
+        chat_handler(llama)(llama=_PromptOnly(llama), messages=with_arguments(llama, messages), **options)
     except _Captured as captured:
         return captured.tokens, captured.arguments
     raise RuntimeError(f"the chat handler of format {llama.chat_format!r} did not ask for a completion")

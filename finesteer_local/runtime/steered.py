@@ -25,6 +25,7 @@ from finesteer_local.runtime.prompt_pass import PromptPass, first_in_scope, segm
 from finesteer_local.runtime.rpc import check_workers
 from finesteer_local.runtime.tap import Array
 from finesteer_local.runtime.tapped import TappedLlama
+from finesteer_local.runtime.template import with_arguments
 from finesteer_local.runtime.thinking import Thinking, opened_at
 from finesteer_local.steering import Decision
 
@@ -181,7 +182,11 @@ class SteeredLlama(TappedLlama):
     # --- requests
 
     def create_chat_completion(self, messages: Any, *args: Any, **kwargs: Any) -> Any:
-        """As `Llama.create_chat_completion`; `last_decision` tells how the prompt was decided once it is read."""
+        """As `Llama.create_chat_completion`; `last_decision` tells how the prompt was decided once it is read.
+
+        The arguments of tool calls reach the template in the form that it needs (`template.with_arguments`).
+        """
+        messages = with_arguments(self, messages)
         given = {**dict(zip(TEMPLATE_OPTIONS, args, strict=False)), **kwargs}
         self._messages = (list(messages), {k: given[k] for k in TEMPLATE_OPTIONS if given.get(k) is not None})
         try:

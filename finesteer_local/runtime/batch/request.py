@@ -11,6 +11,7 @@ from llama_cpp import Llama
 
 from finesteer_local.errors import FineSteerError, ProfileError, PromptError
 from finesteer_local.profile import MAX_STRENGTH, SCOPES, Profile
+from finesteer_local.runtime.infill import infill_prompt
 from finesteer_local.runtime.prompt import (
     NOTHING,
     Message,
@@ -148,19 +149,21 @@ def chat_request(
     *,
     steer: Sequence[Steer] = (),
     skip_thinking: bool | None = None,
+    variables: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Request:
     """The request that `llama.create_chat_completion(messages, **options)` makes, with the steering of its own.
 
     The template's stop words and the grammar of tools or a response format are part of it. `skip_thinking` is that of
-    `llama` unless given.
+    `llama` unless given; `variables` are the template's own, such as `enable_thinking` (`template_variables`).
 
     Raises:
         PromptError: the model's template rejects the conversation, or an option has no counterpart.
     """
     try:
-        prompt, arguments = chat_completion(llama, messages, **{**_CHAT_DEFAULTS, **options})
         template = {k: options[k] for k in TEMPLATE_OPTIONS if options.get(k) is not None}
+        template.update(variables or {})
+        prompt, arguments = chat_completion(llama, messages, **{**_CHAT_DEFAULTS, **options, **template})
         turn = turn_start(llama, messages, prompt, **template)
         skips = llama.skip_thinking if skip_thinking is None else skip_thinking
         unsteered = NOTHING
@@ -179,16 +182,21 @@ def completion_request(
     *,
     steer: Sequence[Steer] = (),
     skip_thinking: bool | None = None,
+    suffix: str | None = None,
     **options: Any,
 ) -> Request:
     """The request that `llama.create_completion(prompt, **options)` makes, with the steering of its own.
 
-    A raw prompt is one user message: the scope `turn` is all of it.
+    A raw prompt is one user message: the scope `turn` is all of it. With a `suffix` the answer is what stands between
+    the two (`infill_prompt`).
 
     Raises:
-        PromptError: an option has no counterpart.
+        PromptError: an option has no counterpart, or the model cannot fill in.
     """
-    tokens = _raw_tokens(llama, prompt) if isinstance(prompt, str) else prompt
+    if suffix is not None:
+        tokens: Sequence[int] = infill_prompt(llama, prompt, suffix)
+    else:
+        tokens = _raw_tokens(llama, prompt) if isinstance(prompt, str) else prompt
     skips = llama.skip_thinking if skip_thinking is None else skip_thinking
     unsteered = Unsteered(thinking=opened_at(tokens, token_text(llama), raw=True)) if steer and skips else NOTHING
     arguments = {**_COMPLETION_DEFAULTS, **options}
