@@ -72,7 +72,7 @@ def with_arguments(llama: Llama, messages: Sequence[Message]) -> list[Message]:
     form = _form(llama)
     given = {name: [_in_form(message, name) for message in messages] for name in ("object", "text")}
     if form is None:  # the template took neither of the probes: see what it makes of this conversation
-        form = "text" if _rendered(llama, given["object"]) is None else "object"
+        form = "text" if rendered(llama, given["object"]) is None else "object"
     return given[form]
 
 
@@ -96,7 +96,7 @@ def _tried(llama: Llama) -> Form | None:
                 {"role": "assistant", "content": "", "tool_calls": [call]},
                 *tail,
             ]
-            texts.append(_rendered(llama, asked, tools=[_TOOL]))
+            texts.append(rendered(llama, asked, tools=[_TOOL]))
         of_object, of_text = texts
         if of_object is not None:
             # Written out without a filter, an object is Python's, and the text is the JSON that was meant.
@@ -158,7 +158,7 @@ class _TextOnly:
         raise _Text(str(prompt))
 
 
-def _rendered(llama: Llama, messages: Sequence[Message], **options: Any) -> str | None:
+def rendered(llama: Llama, messages: Sequence[Message], **options: Any) -> str | None:
     """The text of a chat; None where the template rejects it."""
     try:
         chat_handler(llama)(llama=_TextOnly(llama), messages=list(messages), **options)
