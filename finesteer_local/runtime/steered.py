@@ -20,6 +20,7 @@ from finesteer_local.errors import ProfileError, SteeringError
 from finesteer_local.identity import ModelIdentity, read_model_identity
 from finesteer_local.profile import MAX_STRENGTH, SCOPES, Profile
 from finesteer_local.runtime.contents import Guard, tokenise_guarded
+from finesteer_local.runtime.constrained import ConstrainedLlama
 from finesteer_local.runtime.control import Vectors, same_vectors, set_control_vector
 from finesteer_local.runtime.probe import steerable_layers
 from finesteer_local.runtime.prompt import (
@@ -70,11 +71,12 @@ _OF_AN_ANSWER = ("_steered_from", "_prompt_due", "_prompt_turn", "_prompt_unstee
 _RESET = 6  # place of `reset` among generate's arguments after `tokens`
 
 
-class SteeredLlama(TappedLlama):
+class SteeredLlama(ConstrainedLlama, TappedLlama):
     """A drop-in `llama_cpp.Llama` with steering profiles.
 
-    Chat and text completion, streaming, stop words, grammars, tools, logprobs and sampling are llama-cpp-python's own.
-    While every gate is closed, tokens and logits are those of `Llama`, bit for bit.
+    Chat and text completion, streaming, stop words, tools, logprobs and sampling are llama-cpp-python's own. While every
+    gate is closed, tokens and logits are those of `Llama`, bit for bit. Grammars and JSON schemas are llguidance's
+    (`constraint`): an answer fits unless `max_tokens` or the context cut it.
 
     Args:
         model_path: a GGUF model, as for `Llama`.

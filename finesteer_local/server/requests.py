@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from finesteer_local.errors import PromptError
-from finesteer_local.runtime.batch import Request, chat_request, completion_request, schema_grammar
+from finesteer_local.runtime.batch import Request, chat_request, completion_request
+from finesteer_local.runtime.constraint import ANY_OBJECT, Compiled, compiled, json_schema
 from finesteer_local.server.errors import ApiError, prompt_error
 from finesteer_local.server.openai_schemas import ChatRequest, CompletionRequest, Message, Tool
 from finesteer_local.server.schemas import Steering
@@ -26,15 +27,13 @@ def of_chat(model: Model, wanted: ChatRequest, limits: Limits) -> tuple[Request,
     options = wanted.options()
     if wanted.logprobs:
         options.update(logprobs=True, top_logprobs=wanted.top_logprobs or 0)
-    grammar, plain_json = _grammar(wanted)
-    if plain_json:
-        options["response_format"] = {"type": "json_object"}
+    grammar = _grammar(model, wanted)
     tools = wanted.tools or []
     tool = _called(wanted, tools)
     if tool is not None:
-        if grammar or plain_json:
+        if grammar is not None:
             raise ApiError(400, "a named tool brings its own grammar; leave out the other", param="tool_choice")
-        grammar = _schema(tool["function"]["parameters"], "tools")
+        grammar = _fitting(model, tool["function"]["parameters"], "tools")
         options["tool_choice"] = {"type": "function", "function": {"name": tool["function"]["name"]}}
     if tools and wanted.tool_choice != "none":
         options["tools"] = [one.for_template() for one in tools]
@@ -72,6 +71,7 @@ def of_completion(model: Model, wanted: CompletionRequest, limits: Limits) -> li
         raise ApiError(400, f"a request can have {limits.prompts} prompts", param="prompt")
     steer, skips = model.policy.steer(wanted.steering), model.policy.skips_thinking(wanted.steering)
     options = {**wanted.options(), "logprobs": wanted.logprobs, "echo": bool(wanted.echo)}
+    grammar = None if wanted.grammar is None else _gbnf(model, wanted.grammar)
     found = []
     for prompt in prompts:
         request = completion_request(model.llama, prompt, steer=steer, skip_thinking=skips, **options)
@@ -79,8 +79,8 @@ def of_completion(model: Model, wanted: CompletionRequest, limits: Limits) -> li
             request.check(model.llama, model.engine.n_ctx)
         except PromptError as error:
             raise prompt_error(error, "prompt") from error
-        if wanted.grammar is not None:
-            request = replace(request, sampling=replace(request.sampling, grammar=wanted.grammar))
+        if grammar is not None:
+            request = replace(request, sampling=replace(request.sampling, grammar=grammar))
         n_tokens = COMPLETION_TOKENS if wanted.max_tokens is None else wanted.max_tokens
         request = capped(request, n_tokens, limits)
         found.append((request, _text_of(model, prompt) if wanted.echo else ""))
@@ -95,22 +95,30 @@ def capped(request: Request, max_tokens: int | None, limits: Limits) -> Request:
     return replace(request, max_tokens=longest)
 
 
-def _grammar(wanted: ChatRequest) -> tuple[str | None, bool]:
-    """The grammar of the answer, and whether it is to be any JSON."""
+def _grammar(model: Model, wanted: ChatRequest) -> Compiled | None:
+    """What the answer has to fit."""
     format_ = wanted.response_format
     if format_ is None or format_.type == "text":
-        return wanted.grammar, False
+        return None if wanted.grammar is None else _gbnf(model, wanted.grammar)
     if wanted.grammar is not None:
         raise ApiError(400, "give a grammar or a response_format, not both", param="grammar")
     schema = format_.schema_to_fit
-    return (None, True) if schema is None else (_schema(schema, "response_format"), False)
+    return _fitting(model, ANY_OBJECT if schema is None else schema, "response_format")
 
 
-def _schema(schema: dict[str, Any], param: str) -> str:
+def _fitting(model: Model, schema: Mapping[str, Any], param: str) -> Compiled:
+    """What JSON that fits `schema` has to keep to; compiled here, not where all other answers would wait for it."""
     try:
-        return schema_grammar(schema)
+        return compiled(model.llama, json_schema(schema))
     except PromptError as error:
         raise ApiError(400, str(error), param=param) from error
+
+
+def _gbnf(model: Model, grammar: str) -> Compiled:
+    try:
+        return compiled(model.llama, grammar)
+    except PromptError as error:
+        raise ApiError(400, str(error), param="grammar") from error
 
 
 def _called(wanted: ChatRequest, tools: Sequence[Tool]) -> dict[str, Any] | None:

@@ -11,6 +11,8 @@ from llama_cpp import Llama
 
 from finesteer_local.errors import FineSteerError, ProfileError, PromptError
 from finesteer_local.profile import MAX_STRENGTH, SCOPES, Profile
+from finesteer_local.runtime.constrained import constraint_of
+from finesteer_local.runtime.constraint import Compiled, Constraint
 from finesteer_local.runtime.infill import infill_prompt
 from finesteer_local.runtime.prompt import (
     NOTHING,
@@ -32,7 +34,6 @@ def _defaults(function: Callable[..., Any]) -> dict[str, Any]:
 
 _CHAT_DEFAULTS = _defaults(Llama.create_chat_completion)  # the chat handlers themselves have other ones
 _COMPLETION_DEFAULTS = _defaults(Llama.create_completion)
-MAX_GRAMMAR = 1 << 18  # letters; llama.cpp's parser is recursive
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,8 @@ class Sampling:
     seed: int | None = None
     """None draws one; `Finished.seed` tells which."""
     logit_bias: Mapping[int, float] = field(default_factory=dict)
-    grammar: str | None = None
-    """GBNF; `llama_cpp.LlamaGrammar.from_json_schema` makes one from a JSON schema."""
+    grammar: str | Constraint | Compiled | None = None
+    """GBNF, or what `constraint.json_schema` makes of a JSON schema."""
 
 
 GREEDY = Sampling(temperature=0.0)
@@ -133,8 +134,6 @@ class Request:
             raise PromptError("a stop word is empty")
         if sampling.seed is not None and not 0 <= sampling.seed < 1 << 32:
             raise PromptError(f"seed {sampling.seed} is not in [0, 2^32)")
-        if sampling.grammar is not None and len(sampling.grammar) > MAX_GRAMMAR:
-            raise PromptError(f"the grammar is longer than {MAX_GRAMMAR:,} letters")
         names = [steer.profile.name for steer in self.steer]
         if len(set(names)) < len(names):
             raise ProfileError("the same profile is active twice; raise its strength instead")
@@ -234,7 +233,7 @@ def _request(
         sampling=Sampling(
             **{name: arguments[name] for name in names if arguments.get(name) is not None},
             logit_bias={int(k): float(v) for k, v in (arguments.get("logit_bias") or {}).items()},
-            grammar=None if grammar is None else grammar._grammar,
+            grammar=None if grammar is None else constraint_of(grammar),
         ),
         max_tokens=arguments.get("max_tokens") or None,
         stop=(stop,) if isinstance(stop, str) else tuple(word for word in stop if word),
