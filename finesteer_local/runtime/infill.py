@@ -20,12 +20,8 @@ def infill_prompt(llama: TappedLlama, prefix: str | Sequence[int], suffix: str) 
     Raises:
         PromptError: the model has no tokens for that.
     """
-    vocab = llama._model.vocab
-    before, after, middle = (
-        int(find(vocab))
-        for find in (llama_cpp.llama_vocab_fim_pre, llama_cpp.llama_vocab_fim_suf, llama_cpp.llama_vocab_fim_mid)
-    )
-    if _NONE in (before, after, middle):
+    before, after, middle = _tokens(llama)
+    if not can_infill(llama):
         raise PromptError("this model has no tokens for filling in the middle; leave out the suffix")
 
     def tokens(text: str) -> list[int]:
@@ -34,3 +30,15 @@ def infill_prompt(llama: TappedLlama, prefix: str | Sequence[int], suffix: str) 
     first = [llama.token_bos()] if llama._model.add_bos_token() and llama.token_bos() != _NONE else []
     given = tokens(prefix) if isinstance(prefix, str) else list(prefix)
     return [*first, before, *given, after, *tokens(suffix), middle]
+
+
+def can_infill(llama: TappedLlama) -> bool:
+    """Whether the model has the tokens for it."""
+    return _NONE not in _tokens(llama)
+
+
+def _tokens(llama: TappedLlama) -> tuple[int, int, int]:
+    """What comes before the prefix, before the suffix and before what is between; -1 where there is none."""
+    vocab = llama._model.vocab
+    before, after = llama_cpp.llama_vocab_fim_pre(vocab), llama_cpp.llama_vocab_fim_suf(vocab)
+    return int(before), int(after), int(llama_cpp.llama_vocab_fim_mid(vocab))

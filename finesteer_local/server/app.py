@@ -16,7 +16,15 @@ from pydantic import BaseModel
 from sse_starlette.sse import AppStatus
 
 from finesteer_local import __version__
-from finesteer_local.server import completions_api, errors, ollama_api, openai_api, steering_api, tokens_api
+from finesteer_local.server import (
+    completions_api,
+    errors,
+    ollama_api,
+    openai_api,
+    responses_api,
+    steering_api,
+    tokens_api,
+)
 from finesteer_local.server.metrics import Measured, Metrics
 from finesteer_local.server.schemas import ERRORS
 from finesteer_local.server.security import Guard
@@ -61,7 +69,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.service = service
     errors.install(app)
-    for api in (openai_api, completions_api, steering_api, tokens_api, ollama_api):
+    for api in (openai_api, completions_api, responses_api, steering_api, tokens_api, ollama_api):
         app.include_router(api.router(service))
     _add_status(app, service, metrics)
     _add_page(app)

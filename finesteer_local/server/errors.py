@@ -108,6 +108,8 @@ def validation_error(findings: Sequence[Mapping[str, Any]], body: Any) -> ApiErr
     if not place and not isinstance(body, dict):
         return ApiError(400, "send a JSON object, with the header Content-Type: application/json")
     message = str(finding["msg"]).removeprefix("Value error, ")
+    if finding["type"] == "extra_forbidden":
+        message = "this server does not take it; leave it out"
     param = ".".join(place) or None
     return ApiError(400, f"{param}: {message}" if param else message, param=param)
 

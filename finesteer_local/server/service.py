@@ -49,6 +49,7 @@ class Service:
         self._stopping = False
         self._lock = threading.Lock()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="finesteer-prepare")
+        self._compiler = ThreadPoolExecutor(2, thread_name_prefix="finesteer-compile")
         metrics.watch(self._gauges)
 
     # --- the model
@@ -99,6 +100,7 @@ class Service:
         with self._lock:
             self._stopping, model, self._model = True, self._model, None
         self._worker.shutdown()
+        self._compiler.shutdown(wait=False, cancel_futures=True)
         if model is not None:
             _close(model, drain=drain)
 
@@ -108,6 +110,15 @@ class Service:
         """Do what takes a while, and what is not made for several threads, in the thread for that."""
         model = self.model
         return await asyncio.get_running_loop().run_in_executor(self._worker, work, model)
+
+    async def compile(self, work: Callable[[Model], T]) -> T:
+        """Do what may take seconds, and is made for several threads, where no other request waits for it."""
+        model = self.model
+        done = asyncio.get_running_loop().run_in_executor(self._compiler, work, model)
+        try:
+            return await asyncio.wait_for(done, self.settings.limits.seconds)
+        except asyncio.TimeoutError as error:
+            raise ApiError(503, "the request's time was up before the answer began", code="timeout") from error
 
     def submit(self, requests: Sequence[Request]) -> list[AnswerStream]:
         """Give requests to the engine: all of them, or none."""
