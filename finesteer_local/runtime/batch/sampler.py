@@ -51,9 +51,12 @@ class Sampler:
             token = int(logits.argmax())  # NaN is the greatest to NumPy
             if not np.isfinite(logits[token]):
                 raise SteeringError(_NOT_FINITE)
-            if self._constraint is None:
-                return token
-        elif not np.isfinite(logits.max()):
+            if self._constraint is not None:
+                allowed = self._constraint.allowed()
+                token = token if allowed[token] else int(np.where(allowed, logits, np.float32(-np.inf)).argmax())
+                self._constraint.accept(token)
+            return token
+        if not np.isfinite(logits.max()):
             raise SteeringError(_NOT_FINITE)
         token = self._from(logits)
         self._weigh.accept(token)
