@@ -23,13 +23,13 @@ from tiny import SPECIAL, make_profile
 
 HOSTILE, PLAIN = 160, 80
 LATE = 2.0  # seconds
-SHARE = 8  # times as long as alone an answer may take where six clients share the machine
+SHARE = 30  # times as long as alone (0.1 s) an answer may take where six clients share the machine
 Body = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
 def server(tiny: Path) -> Iterator[Served]:
-    limits = Limits(max_tokens=64, seconds=20, body=1 << 18)
+    limits = Limits(max_tokens=64, body=1 << 18)
     with served(tiny, profiles=(make_profile(tiny, name="firm", gate="selective"),), limits=limits) as found:
         yield found
 
@@ -211,8 +211,9 @@ def test_plain_requests_among_hostile_ones(server: Served) -> None:
                 work.result()
             over.set()
         watching.result()
-    assert not statuses.keys() - {0, 200, 400, 403, 404, 408, 413, 429, 503}, statuses  # 503: its own time was up
+    assert not statuses.keys() - {0, 200, 400, 403, 404, 408, 413, 429}, statuses
     assert statuses[400] > HOSTILE / 4 and statuses[200] > HOSTILE / 10, statuses
+    print(f"hostile {dict(statuses)}, plain {number}, alone {slowest:.2f} s, latest {max(late):.2f} s")
     assert max(late) < LATE + SHARE * slowest, (sorted(late)[-5:], slowest)
     server.wait_until_idle()
     with httpx.Client(base_url=server.url, timeout=60) as http:
