@@ -9,7 +9,7 @@ from typing import Any
 
 from llama_cpp import Llama
 
-from finesteer_local.errors import FineSteerError, ProfileError, PromptError
+from finesteer_local.errors import ContextLengthError, FineSteerError, OptionError, ProfileError, PromptError
 from finesteer_local.profile import MAX_STRENGTH, SCOPES, Profile
 from finesteer_local.runtime.constrained import constraint_of
 from finesteer_local.runtime.constraint import Compiled, Constraint
@@ -120,20 +120,22 @@ class Request:
         if not self.prompt:
             raise PromptError("the prompt is empty")
         if len(self.prompt) >= n_ctx:
-            raise PromptError(
-                f"the prompt has {len(self.prompt):,} tokens, the context only {n_ctx:,}; "
-                "shorten it, or open the model with a larger context"
-            )
-        if not all(0 <= token < n_vocab for token in (*self.prompt, *sampling.logit_bias)):
-            raise PromptError(f"a token is not in the model's vocabulary of {n_vocab:,}")
+            remedy = "shorten it, or open the model with a larger context"
+            raise ContextLengthError(len(self.prompt), n_ctx, remedy)
+        unknown = f"a token is not in the model's vocabulary of {n_vocab:,}"
+        if not all(0 <= token < n_vocab for token in self.prompt):
+            raise PromptError(unknown)
+        if not all(0 <= token < n_vocab for token in sampling.logit_bias):
+            raise OptionError("logit_bias", unknown)
         if not 0 <= self.turn < len(self.prompt):
             raise PromptError("the last user message starts outside of the prompt")
         if (self.max_tokens or 0) < 0 or (self.logprobs or 0) < 0:
-            raise PromptError("max_tokens and logprobs must not be negative")
+            name = "max_tokens" if (self.max_tokens or 0) < 0 else "logprobs"
+            raise OptionError(name, "max_tokens and logprobs must not be negative")
         if not all(self.stop):
-            raise PromptError("a stop word is empty")
+            raise OptionError("stop", "a stop word is empty")
         if sampling.seed is not None and not 0 <= sampling.seed < 1 << 32:
-            raise PromptError(f"seed {sampling.seed} is not in [0, 2^32)")
+            raise OptionError("seed", f"seed {sampling.seed} is not in [0, 2^32)")
         names = [steer.profile.name for steer in self.steer]
         if len(set(names)) < len(names):
             raise ProfileError("the same profile is active twice; raise its strength instead")
