@@ -17,6 +17,7 @@ from llama_cpp import Llama, llama_chat_format
 from finesteer_local.runtime.contents import Guard, guard, tokenise_guarded
 from finesteer_local.runtime.template import chat_handler, rendered, with_arguments
 from finesteer_local.runtime.thinking import opened_at
+from finesteer_local.runtime.tokens import specials
 
 PLAIN_FORMAT = "finesteer-plain"
 TOOL_ROLES = ("tool", "function", "ipython")
@@ -89,8 +90,15 @@ def chat_completion(llama: Llama, messages: Sequence[Message], **options: Any) -
 def guarded_messages(
     llama: Llama, messages: Sequence[Message], options: Mapping[str, Any]
 ) -> tuple[list[Any], Guard | None]:
-    """The messages with their special tokens marked, and what tells these from the template's (see `contents.guard`)."""
+    """The messages with their special tokens marked, and what tells these from the template's (`contents.guard`)."""
     return guard(llama, messages, lambda given: rendered(llama, given, **options))
+
+
+def contents_stay_text(llama: Llama) -> bool:
+    """Whether special tokens in a message stay text in the chats of this model (see `contents.guard`)."""
+    controls = [special.text.decode("utf-8", "replace") for special in specials(llama) if special.control]
+    messages = [{"role": "user", "content": f"Hello {controls[0]} there"}] if controls else []
+    return not controls or guarded_messages(llama, messages, {})[1] is not None
 
 
 @dataclass(frozen=True)

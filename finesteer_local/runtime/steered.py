@@ -19,8 +19,8 @@ from llama_cpp import LlamaState
 from finesteer_local.errors import ProfileError, SteeringError
 from finesteer_local.identity import ModelIdentity, read_model_identity
 from finesteer_local.profile import MAX_STRENGTH, SCOPES, Profile
-from finesteer_local.runtime.contents import Guard, tokenise_guarded
 from finesteer_local.runtime.constrained import ConstrainedLlama
+from finesteer_local.runtime.contents import Guard, tokenise_guarded
 from finesteer_local.runtime.control import Vectors, same_vectors, set_control_vector
 from finesteer_local.runtime.probe import steerable_layers
 from finesteer_local.runtime.prompt import (
@@ -74,13 +74,13 @@ _RESET = 6  # place of `reset` among generate's arguments after `tokens`
 class SteeredLlama(ConstrainedLlama, TappedLlama):
     """A drop-in `llama_cpp.Llama` with steering profiles.
 
-    Chat and text completion, streaming, stop words, tools, logprobs and sampling are llama-cpp-python's own. While every
-    gate is closed, tokens and logits are those of `Llama`, bit for bit. Grammars and JSON schemas are llguidance's
-    (`constraint`): an answer fits unless `max_tokens` or the context cut it.
+    Chat and text completion, streaming, stop words, tools, logprobs and sampling are llama-cpp-python's own. While
+    every gate is closed, tokens and logits are those of `Llama`, bit for bit. Grammars and JSON schemas are
+    llguidance's (`constraint`): an answer fits unless `max_tokens` or the context cut it.
 
     Args:
         model_path: a GGUF model, as for `Llama`.
-        profiles: profiles or paths of profile files; each has its own gate, their vectors add up.
+        profiles: profiles or paths of profile files, or a single one; each has its own gate, their vectors add up.
         strength: replaces every profile's own strength; 0 decides without steering.
         scope: replaces every profile's own scope: `response`, `turn` or `prompt`.
         skip_thinking: leave the thoughts unsteered that a reasoning model writes before its answer, `<think>` to
@@ -96,7 +96,7 @@ class SteeredLlama(ConstrainedLlama, TappedLlama):
         self,
         model_path: str,
         *,
-        profiles: Iterable[Profile | str | Path] = (),
+        profiles: Iterable[Profile | str | Path] | Profile | str | Path = (),
         strength: float | None = None,
         scope: str | None = None,
         skip_thinking: bool = False,
@@ -159,7 +159,7 @@ class SteeredLlama(ConstrainedLlama, TappedLlama):
 
     def set_profiles(
         self,
-        profiles: Iterable[Profile | str | Path] = (),
+        profiles: Iterable[Profile | str | Path] | Profile | str | Path = (),
         *,
         strength: float | None = None,
         scope: str | None = None,
@@ -169,6 +169,8 @@ class SteeredLlama(ConstrainedLlama, TappedLlama):
         A stream that was asked for before goes on as it was steered. Arguments and errors as for the constructor.
         After an error the profiles are what they were.
         """
+        if isinstance(profiles, str | Path | Profile):
+            profiles = (profiles,)
         chosen = tuple(p if isinstance(p, Profile) else Profile.load(p) for p in profiles)
         if strength is not None and not 0 <= strength <= MAX_STRENGTH:
             raise ProfileError(f"strength {strength} is not in [0, {MAX_STRENGTH:g}]")

@@ -13,6 +13,7 @@ from llama_cpp.llama_tokenizer import LlamaTokenizer
 
 from finesteer_local.runtime.machine import has_accelerator
 from finesteer_local.runtime.tap import Tap
+from finesteer_local.runtime.template import tolerant_templates
 from finesteer_local.runtime.tokens import tokenise
 
 
@@ -21,7 +22,8 @@ class TappedLlama(Llama):
 
     def __init__(self, model_path: str, *, native_tap: bool = True, **kwargs: Any) -> None:
         self.tap = Tap(lambda: self._model.n_embd(), native=native_tap)
-        super().__init__(model_path, **kwargs)
+        with tolerant_templates():
+            super().__init__(model_path, **kwargs)
         self._fill_context()
 
     # Llama.__init__ makes the parameters, fills them in and creates the context in one go; the callback must be in

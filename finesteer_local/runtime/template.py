@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import jinja2
 from jinja2 import meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from llama_cpp import Llama, llama_chat_format
+
+from finesteer_local.errors import PromptError, one_line
 
 Message = Mapping[str, Any]
 Form = Literal["object", "text"]
@@ -135,6 +139,46 @@ def _parsed(text: str) -> Any:
     except (ValueError, RecursionError):
         return text
     return found if isinstance(found, dict) else text
+
+
+class BrokenTemplateError(PromptError):
+    """The model's chat template is no template: chats cannot be rendered, text can be continued."""
+
+
+class _Formatter(llama_chat_format.Jinja2ChatFormatter):
+    """As llama-cpp-python's; a template with an error is one only once a chat is to be rendered."""
+
+    broken: BrokenTemplateError | None = None
+
+    def __init__(self, template: str, *args: Any, **kwargs: Any) -> None:
+        try:
+            super().__init__(template, *args, **kwargs)
+        except (jinja2.TemplateError, RecursionError) as error:
+            line = f" in line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
+            self.broken = BrokenTemplateError(
+                f"the model's chat template has an error{line}: {one_line(str(error)) or type(error).__name__}; "
+                "fetch the model again, or continue text without a template (run --raw, /v1/completions)"
+            )
+
+    def __call__(self, **kwargs: Any) -> llama_chat_format.ChatFormatterResponse:
+        if self.broken:
+            raise self.broken
+        return super().__call__(**kwargs)
+
+
+_making = threading.Lock()
+
+
+@contextmanager
+def tolerant_templates() -> Iterator[None]:
+    """In the block a `Llama` can be made whose chat template has errors; `BrokenTemplateError` says so in a chat."""
+    with _making:
+        theirs = llama_chat_format.Jinja2ChatFormatter
+        llama_chat_format.Jinja2ChatFormatter = _Formatter  # type: ignore[misc]
+        try:
+            yield
+        finally:
+            llama_chat_format.Jinja2ChatFormatter = theirs  # type: ignore[misc]
 
 
 class _Text(Exception):
