@@ -7,6 +7,7 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint
 export CMAKE_ARGS := $(strip $(CMAKE_ARGS) -DGGML_RPC=on)
 HAS_RPC := $(BIN)/python -c 'import llama_cpp; raise SystemExit(not llama_cpp.llama_supports_rpc())'
 RECIPE := Makefile pyproject.toml setup.py constraints.txt finesteer_local/runtime/_tap.c
+CLIENT := tests/ai_sdk/package-lock.json
 
 .PHONY: demo test lint types contract clean
 
@@ -41,8 +42,11 @@ $(VENV)/.stamp-run: $(RECIPE) | $(BIN)/python
 	$(INSTALL) --editable .
 	touch $@
 
-$(VENV)/.stamp-dev: $(RECIPE) | $(BIN)/python
+$(VENV)/.stamp-dev: $(RECIPE) $(CLIENT) | $(BIN)/python
 	$(INSTALL) --editable '.[train,serve,dev]'
+	# instructor asks for older releases of rich and jiter than ours, and works with these.
+	$(INSTALL) --no-deps instructor
+	! command -v npm > /dev/null || npm ci --prefix tests/ai_sdk --no-audit --no-fund || echo "without the AI SDK its tests are skipped"
 	$(HAS_RPC) || $(INSTALL) --force-reinstall --no-deps --no-cache-dir --no-binary llama-cpp-python llama-cpp-python
 	touch $@ $(VENV)/.stamp-run
 

@@ -40,6 +40,22 @@ class PromptError(FineSteerError, ValueError):
     """A prompt that is empty, not UTF-8, or longer than the context."""
 
 
+class ContextLengthError(PromptError):
+    """A prompt that leaves no room for an answer in the context."""
+
+    def __init__(self, n_prompt: int, n_ctx: int, remedy: str) -> None:
+        self.n_prompt, self.n_ctx = n_prompt, n_ctx
+        super().__init__(f"the prompt has {n_prompt:,} tokens, the context only {n_ctx:,}; {remedy}")
+
+
+class OptionError(PromptError):
+    """Something else than the prompt is wrong in a request: `option` says what."""
+
+    def __init__(self, option: str, message: str) -> None:
+        self.option = option
+        super().__init__(message)
+
+
 class SteeringError(FineSteerError, RuntimeError):
     """Steering that cannot be applied: a non-finite hidden state, or an architecture llama.cpp cannot steer."""
 
@@ -54,6 +70,18 @@ class WorkerError(FineSteerError, ConnectionError):
 
 class QueueFullError(FineSteerError, RuntimeError):
     """More requests than may wait; ask again later."""
+
+
+class ClosingError(QueueFullError):
+    """The model is being closed: there is no later."""
+
+
+class EngineError(FineSteerError, RuntimeError):
+    """The engine that answers requests has failed at something that no request explains; it takes no others."""
+
+
+class StalledError(EngineError, TimeoutError):
+    """The engine has not moved for too long."""
 
 
 class DownloadError(FineSteerError, OSError):

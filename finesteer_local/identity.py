@@ -47,10 +47,15 @@ def read_model_identity(path: str | Path) -> ModelIdentity:
     """
     path = Path(path)
     parts = _parts(path)
-    try:
-        stats = [part.stat() for part in parts]
-    except OSError as error:
-        raise ModelError(f"cannot read the model {path}: {error.strerror}") from error
+    stats = []
+    for part in parts:
+        try:
+            stats.append(part.stat())
+        except OSError as error:
+            of = f", a part of {path.name}" if part != path else ""
+            raise ModelError(f"cannot read the model {part}{of}: {error.strerror}") from error
+    if path != parts[0]:
+        raise ModelError(f"{path} is a later part of a split model; give its first: {parts[0]}")
     key = _READING + "|".join(
         f"{part.resolve()}:{s.st_size}:{s.st_mtime_ns}" for part, s in zip(parts, stats, strict=True)
     )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from finesteer_local.errors import DataError
+from finesteer_local.errors import DataError, one_line
 
 ROLES = ("system", "user", "assistant")
 Messages = list[dict[str, str]]
@@ -29,14 +30,26 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             continue
         where = f"{path}, line {number}"
         try:
-            row = json.loads(line.decode("utf-8-sig"))
+            row = json.loads(line.decode("utf-8-sig"), parse_constant=_no_number, parse_float=_finite)
         except UnicodeDecodeError as error:
             raise DataError(f"{where}: not UTF-8 text") from error
-        except (ValueError, RecursionError) as error:
+        except json.JSONDecodeError as error:
             raise DataError(f"{where}: not JSON") from error
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{where}: not JSON ({one_line(str(error))})") from error
         if not isinstance(row, dict):
             raise DataError(f"{where}: not a JSON object")
         yield where, row
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no number there")
+
+
+def _finite(text: str) -> float:
+    if math.isinf(value := float(text)):
+        raise ValueError(f"{text[:40]} is too large")
+    return value
 
 
 def is_text(value: Any) -> bool:

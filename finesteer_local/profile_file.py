@@ -11,7 +11,7 @@ from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter, ReaderField
 from numpy.typing import NDArray
 
 from finesteer_local.errors import ProfileError, one_line
-from finesteer_local.gguf_file import DamagedGGUF, open_gguf
+from finesteer_local.gguf_file import DamagedGGUF, open_gguf, read_header
 from finesteer_local.identity import ModelIdentity
 from finesteer_local.profile import ARCHITECTURE, FORMAT_VERSION, Profile
 from finesteer_local.steering import AlwaysGate, ConditionGate, ContrastiveGate, Experts, Gate, SubspaceGate
@@ -25,6 +25,7 @@ FEATURES = frozenset({LENGTH_DECAY, GATE_WINDOW})
 
 _MAX_BYTES = 1 << 30
 _MAX_ITEMS = 1 << 16  # keys, array items and tensors
+_MAX_MODEL_ITEMS = 1 << 24
 # Tensor names of one layer's experts, in the order of the fields of `Experts`.
 _EXPERT_TENSORS = (
     ("experts.{}.prototypes", "prototypes"),
@@ -109,6 +110,20 @@ def read_profile(path: Path) -> Profile:
     return _File(path).profile()
 
 
+def _other_kind(path: Path) -> str:
+    """What a GGUF file holds that is no profile, and what to do with it; empty where it may be one."""
+    try:
+        values = read_header(path, max_items=_MAX_MODEL_ITEMS).values
+    except (DamagedGGUF, OSError):
+        return ""
+    architecture = values.get("general.architecture")
+    if architecture == "controlvector":
+        return f"it is a control vector of llama.cpp; make a profile of it: finesteer-local import {path.name}"
+    if isinstance(architecture, str) and f"{architecture}.block_count" in values:
+        return f"it is a model (architecture {architecture!r}), not a profile; name a profile, or leave it out"
+    return ""
+
+
 class _File:
     """A GGUF file whose every access is checked."""
 
@@ -123,11 +138,11 @@ class _File:
         if magic != b"GGUF":
             raise self.error("it is not a GGUF file")
         if size > _MAX_BYTES:
-            raise self.error(f"it is larger than {_MAX_BYTES >> 20} MiB")
+            raise self.error(_other_kind(path) or f"it is larger than {_MAX_BYTES >> 20} MiB")
         try:
             reader = open_gguf(path, max_items=_MAX_ITEMS)
         except DamagedGGUF as error:
-            raise self.error(error.problem) from error
+            raise self.error(_other_kind(path) or error.problem) from error
         self.fields = {name: (field.types, self._contents(name, field)) for name, field in reader.fields.items()}
         self.tensors = {tensor.name: tensor for tensor in reader.tensors}
         self._unread = set(self.tensors)
@@ -173,7 +188,10 @@ class _File:
 
     def profile(self) -> Profile:
         if self.text("general.architecture") != ARCHITECTURE:
-            raise self.error(f"its architecture is {self.text('general.architecture')!r}, not {ARCHITECTURE!r}")
+            raise self.error(
+                _other_kind(self.path)
+                or f"its architecture is {self.text('general.architecture')!r}, not {ARCHITECTURE!r}"
+            )
         version = self.count("finesteer.format_version")
         if version != FORMAT_VERSION:
             raise self.error(

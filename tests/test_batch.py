@@ -15,7 +15,7 @@ from finesteer_local.runtime.batch.answer import CANCELLED, LENGTH, STOP, Decide
 from finesteer_local.runtime.batch.scheduler import STEADY
 from finesteer_local.steering import SHORT_PROMPT, ConditionGate
 from reference import steered_llama
-from tiny import PLACEHOLDER, make_profile, vocabulary, write_tiny_model
+from tiny import PLACEHOLDER, SPECIAL, make_profile, vocabulary, write_tiny_model
 
 pytestmark = pytest.mark.usefixtures("device")  # exact on every device
 
@@ -579,15 +579,20 @@ def test_grammar_and_bias_belong_to_their_request(tiny: Path) -> None:
         assert biased.text == "q" * 12
 
 
-def test_a_grammar_that_allows_nothing_is_this_requests_error(tiny: Path) -> None:
+TOO_COMPLEX_LATER = Sampling(
+    temperature=0.0,
+    grammar='root ::= "a" x\nx ::= x x x x | "b"{0,50} "c"{0,50} | "bc"',
+    logit_bias={vocabulary().index(end): -100.0 for end in SPECIAL},
+)
+
+
+def test_a_grammar_that_becomes_too_complex_is_this_requests_error(tiny: Path) -> None:
     llama = steered_llama(tiny)
     with Batch(llama) as batch:
-        impossible = batch.submit(
-            request(tokens(10), sampling=Sampling(temperature=0.0, grammar=r'root ::= "a" "\x00"'))
-        )
+        impossible = batch.submit(request(tokens(10), sampling=TOO_COMPLEX_LATER, max_tokens=300))
         plain = batch.submit(request(tokens(10)))
         batch.finish()
-        with pytest.raises(PromptError, match="allows no token"):
+        with pytest.raises(PromptError, match="too complex"):
             impossible.result()
         assert plain.result().text == alone(llama, request(tokens(10)))[0]
 

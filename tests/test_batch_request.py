@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
-from llama_cpp import LlamaGrammar
 
 from batching import Batch
 from finesteer_local.errors import PromptError
 from finesteer_local.runtime.batch import Sampling, Steer, active_steering, chat_request, completion_request
+from finesteer_local.runtime.constraint import json_schema
 from reference import plain_llama, steered_llama
 from tiny import make_profile, write_tiny_model
 
@@ -57,7 +56,7 @@ def test_tools_bring_their_grammar(tiny: Path) -> None:
     tool = {"type": "function", "function": {"name": "count", "parameters": parameters}}
     choice = {"type": "function", "function": {"name": "count"}}
     request = chat_request(llama, CHAT, tools=[tool], tool_choice=choice)
-    assert request.sampling.grammar == LlamaGrammar.from_json_schema(json.dumps(parameters), verbose=False)._grammar
+    assert request.sampling.grammar == json_schema(parameters)
 
 
 def test_a_raw_prompt_gets_llama_cpp_pythons_answer(tiny: Path) -> None:

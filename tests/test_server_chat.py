@@ -138,7 +138,7 @@ def test_logprobs(client: openai.OpenAI, profile: Profile, llama: SteeredLlama) 
 
 SCHEMA = {
     "type": "object",
-    "properties": {"answer": {"enum": ["yes", "no"]}, "count": {"type": "integer", "minimum": 0}},
+    "properties": {"answer": {"enum": ["yes", "no"]}, "count": {"type": "integer", "minimum": 0, "maximum": 99}},
     "required": ["answer", "count"],
 }
 

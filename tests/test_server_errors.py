@@ -27,7 +27,7 @@ def schema(found: Any) -> Any:
 
 USER = {"role": "user", "content": "Hi"}
 DEEP: Any = {}
-for _ in range(40):
+for _ in range(80):
     DEEP = {"properties": {"a": DEEP}}
 
 
@@ -42,26 +42,27 @@ for _ in range(40):
         ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages.0.content", "Unicode"),
         ({"temperature": -1}, "temperature", "greater"),
         ({"temperature": "1"}, "temperature", "number"),
-        ({"max_tokens": 0}, "max_tokens", "greater"),
+        ({"max_tokens": -2}, "max_tokens", "greater"),
         ({"max_tokens": 1.5}, "max_tokens", "integer"),
-        ({"n": 2}, "n", "1"),
-        ({"stop": [""]}, "stop.0", "1 character"),
-        ({"stop": ["x"] * 17}, "stop", "at most 16"),
+        ({"n": 0}, "n", "greater"),
+        ({"n": 9}, "n", "8"),
+        ({"stop": ["x"] * 129}, "stop", "at most 128"),
         ({"logit_bias": {"x": 1}}, "logit_bias.x", "pattern"),
-        ({"logit_bias": {"99999": 1}}, "messages", "vocabulary"),
+        ({"logit_bias": {"99999": 1}}, "logit_bias", "vocabulary"),
         ({"top_logprobs": 21}, "top_logprobs", "less"),
-        ({"grammar": "root ::= ("}, None, "grammar"),
+        ({"top_logprobs": 2}, "top_logprobs", "needs logprobs"),
+        ({"grammar": "root ::= ("}, "grammar", "not valid GBNF"),
         ({"grammar": 'root ::= "a"', "response_format": {"type": "json_object"}}, "grammar", "not both"),
         ({"response_format": {"type": "xml"}}, "response_format.type", "json_object"),
         ({"response_format": {"type": "json_schema"}}, "response_format", "schema is missing"),
         ({"response_format": schema({"$ref": "https://example.org/s"})}, "response_format", "$ref"),
-        ({"response_format": schema({"$ref": "#/no/where"})}, "response_format", "no grammar"),
-        ({"response_format": schema({"type": "nonsense"})}, "response_format", "no grammar"),
-        ({"response_format": schema({"type": "string", "maxLength": 10**9})}, "response_format", "maxLength"),
-        ({"response_format": schema({"type": "string", "pattern": "^(a{99}){99}$"})}, "response_format", "pattern"),
+        ({"response_format": schema({"$ref": "#/no/where"})}, "response_format", "points to nothing"),
+        ({"response_format": schema({"type": "nonsense"})}, "response_format", "no type"),
+        ({"response_format": schema({"type": "string", "minLength": 10**9})}, "response_format", "minLength"),
+        ({"response_format": schema({"type": "string", "pattern": "^(?=a)b$"})}, "response_format", "pattern"),
         ({"response_format": schema(DEEP)}, "response_format", "nested"),
         ({"response_format": schema({"enum": ["\ud800"]})}, "response_format.json_schema.schema", "Unicode"),
-        ({"tool_choice": "required"}, "tool_choice", "several"),
+        ({"tool_choice": "required"}, "tool_choice", "no tools"),
         ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice", "no function 'f'"),
         ({"tools": [{"type": "function", "function": {}}]}, "tools.0.function.name", "required"),
         ({"messages": [{"role": "user", "content": "x" * 2000}]}, "messages", "the context only 1,024"),

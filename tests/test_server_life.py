@@ -97,6 +97,9 @@ def test_a_client_that_goes_away_frees_its_place(server: Served, path: str, stre
     body: dict[str, Any] = {**ENDLESS, "model": "tiny", "stream": stream}
     if path == "/v1/completions":
         body.update(prompt="Go on", max_tokens=90_000)
+        del body["messages"]
+    elif path == "/api/chat":
+        body["options"] = {"temperature": body.pop("temperature")}
     before = server.http.get("/metrics").text
     line = socket.create_connection(("127.0.0.1", server.http.base_url.port))
     content = json.dumps(body).encode()

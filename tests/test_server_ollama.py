@@ -142,7 +142,20 @@ def test_errors(server: Served, body: Any, status: int, said: str) -> None:
     assert answer.status_code == status and said in answer.json()["error"]
 
 
-@pytest.mark.parametrize("field", ["suffix", "template"])
-def test_what_there_is_not(client: ollama.Client, field: str) -> None:
-    with pytest.raises(ollama.ResponseError, match=f"{field}: this server does not take it"):
-        client.generate("tiny", "Hi", **{field: "x"})
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"template": "x"}, "template: this server does not take it"),
+        ({"context": [1, 2]}, "context: this server does not take it"),
+        ({"suffix": "x"}, "no tokens for filling in the middle"),
+        ({"raw": True, "system": "x"}, "has no template"),
+        ({"raw": True, "think": True}, "has no template"),
+        ({"think": True}, "does not support thinking"),
+        ({"top_logprobs": 2}, "needs logprobs"),
+        ({"options": {"repeat_last_n": 0}}, "options.repeat_last_n: this server does not take it"),
+        ({"options": {"num_preditc": 5}}, "options.num_preditc: this server does not take it"),
+    ],
+)
+def test_what_there_is_not(client: ollama.Client, fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(ollama.ResponseError, match=said):
+        client.generate("tiny", "Hi", **fields)

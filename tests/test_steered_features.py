@@ -73,7 +73,7 @@ REQUESTS = {
         MESSAGES, max_tokens=20, temperature=0.0, response_format={"type": "json_object", "schema": SCHEMA}
     ),
     "tool": lambda llama: llama.create_chat_completion(
-        MESSAGES, None, None, TOOLS, {"type": "function", "function": {"name": "add"}}, max_tokens=12, seed=1
+        MESSAGES, None, None, TOOLS, {"type": "function", "function": {"name": "add"}}, max_tokens=12, temperature=0.0
     ),
     "logit bias": lambda llama: llama(PROMPT, max_tokens=8, temperature=0.0, logit_bias={40: 3.0, 41: 2.5, 60: 3.0}),
     "logits processor": lambda llama: llama(

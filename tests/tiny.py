@@ -22,6 +22,7 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+INFILL = {"pre": "he", "suf": "user", "mid": "on"}  # prefix, suffix and middle of models written with `infill`
 PLACEHOLDER = "~"  # the one character for which `nan_token` models compute NaN
 _MERGES = ("Ġ t", "h e", "Ġt he", "i n", "e r", "u s", "us er", "Ċ Ċ", "ï ¿", "Ġ a", "o n")
 _HEADS, _HEADS_KV, _HEAD, _FEED_FORWARD = 4, 2, 16, 96
@@ -44,18 +45,27 @@ def printable_tokens() -> np.ndarray:
     return np.array([len(token) == 1 and token.isascii() and token.isprintable() for token in vocabulary()])
 
 
-def add_tokenizer(writer: GGUFWriter, chat_template: str | None) -> None:
-    tokens = vocabulary()
+def add_tokenizer(
+    writer: GGUFWriter, chat_template: str | None, pre: str = "smollm", user_defined: Sequence[str] = ()
+) -> None:
+    tokens = [*vocabulary(), *user_defined]
+    kinds = {**dict.fromkeys(SPECIAL, TokenType.CONTROL), **dict.fromkeys(user_defined, TokenType.USER_DEFINED)}
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
+    writer.add_tokenizer_pre(pre)
     writer.add_token_list(tokens)
-    writer.add_token_types([TokenType.CONTROL if token in SPECIAL else TokenType.NORMAL for token in tokens])
+    writer.add_token_types([kinds.get(token, TokenType.NORMAL) for token in tokens])
     writer.add_token_merges(list(_MERGES))
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_add_bos_token(False)
     if chat_template is not None:
         writer.add_chat_template(chat_template)
+
+
+def add_infill(writer: GGUFWriter) -> None:
+    """Make three words the tokens for filling in the middle."""
+    for name, token in INFILL.items():
+        writer.add_uint32(f"tokenizer.ggml.fim_{name}_token_id", vocabulary().index(token))
 
 
 def write_tiny_model(
@@ -72,7 +82,10 @@ def write_tiny_model(
     nudge: float = 0.0,
     nan_tensor: str | None = None,
     nan_token: bool = False,
+    infill: bool = False,
     name: str = "Tiny",
+    pre: str = "smollm",
+    user_defined: Sequence[str] = (),
 ) -> Path:
     """Write a random model to `path`; `architecture` is one of `ARCHITECTURES` or the recurrent `mamba`.
 
@@ -81,9 +94,12 @@ def write_tiny_model(
         nudge: added to the norm weights, as a fine-tune does.
         nan_tensor: this tensor's first value is NaN.
         nan_token: the embedding of `PLACEHOLDER` is NaN.
+        infill: it has tokens for filling in the middle (`INFILL`).
+        pre: how llama.cpp splits text before BPE.
+        user_defined: further tokens, which llama.cpp looks for in text before anything else.
     """
     rng = np.random.default_rng(seed)
-    tokens = vocabulary()
+    tokens = [*vocabulary(), *user_defined]
     writer = GGUFWriter(path, architecture)
     writer.add_name(name)
     writer.add_context_length(context_length)
@@ -104,7 +120,9 @@ def write_tiny_model(
         writer.add_rope_dimension_count(_HEAD)
     if architecture == "gemma3":
         writer.add_sliding_window(sliding_window)
-    add_tokenizer(writer, chat_template)
+    add_tokenizer(writer, chat_template, pre, user_defined)
+    if infill:
+        add_infill(writer)
 
     def add(tensor: str, array: np.ndarray) -> None:
         if tensor == nan_tensor:
@@ -123,7 +141,8 @@ def write_tiny_model(
     if nan_token:
         embeddings[tokens.index(PLACEHOLDER)] = np.nan
     add("token_embd.weight", embeddings)
-    output = rng.standard_normal((len(tokens), n_embd)) * printable_tokens()[:, None]
+    printable = np.append(printable_tokens(), np.zeros(len(user_defined), bool))
+    output = rng.standard_normal((len(tokens), n_embd)) * printable[:, None]
     add("output.weight", output.astype(weight_type))
     norm("output_norm.weight", n_embd)
     for i in range(n_layer):

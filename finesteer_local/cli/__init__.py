@@ -82,6 +82,7 @@ class Program(click.Group):
         """Run and exit: 0 done, 1 our errors, 2 wrong usage, 130 Ctrl-C, 141 the reader went away."""
         if not options.pop("standalone_mode", True):
             return super().main(args, prog_name, standalone_mode=False, **options)
+        _open_what_is_closed()
         for stream in (sys.stdout, sys.stderr):
             # A model writes what it likes: a terminal that cannot show it gets a question mark.
             with contextlib.suppress(AttributeError, ValueError):
@@ -100,6 +101,13 @@ class Program(click.Group):
         except (FineSteerError, OSError) as error:
             code = _fail(f"Error: {_one_line(error)}", 1)
         sys.exit(code if isinstance(code, int) else 0)
+
+
+def _open_what_is_closed() -> None:
+    """A shell can start a program without its standard streams (`<&-`): nothing comes from them, or reaches anybody."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
 
 
 def _one_line(error: Exception) -> str:

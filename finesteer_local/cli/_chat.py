@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finesteer_local.cli._engine import INTERRUPTED, Answer, OnText, TooLongError, answer_chat
+from finesteer_local.cli._engine import INTERRUPTED, Answer, OnText, answer_chat
 from finesteer_local.cli._options import Sampling
-from finesteer_local.errors import DataError, PromptError, StorageError
+from finesteer_local.errors import ContextLengthError, DataError, PromptError, StorageError
 from finesteer_local.paths import atomic_write
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class Chat:
     def _answer(self, messages: list[dict[str, str]], on_text: OnText | None) -> Answer:
         try:
             answer = answer_chat(self.llama, self._with_system(messages), self._next_sampling(), on_text)
-        except TooLongError as error:
+        except ContextLengthError as error:
             if len(messages) == 1:
                 raise
             raise PromptError(
@@ -166,7 +166,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > _MAX_FILE:
             raise DataError(f"{path} is too large for a saved chat")
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise DataError(f"cannot read {path}: {(error.strerror or str(error)).lower()}") from error
     except DataError:

@@ -10,22 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from finesteer_local.cli._interrupt import interrupts_to
 from finesteer_local.cli._options import Sampling
-from finesteer_local.errors import FineSteerError, PromptError
+from finesteer_local.errors import ContextLengthError, FineSteerError, PromptError
 
 if TYPE_CHECKING:
     from finesteer_local.profile import Profile
     from finesteer_local.runtime import SteeredLlama
     from finesteer_local.steering import Decision
-
-
-class TooLongError(PromptError):
-    """A prompt that does not fit the context."""
-
-    def __init__(self, n_prompt: int, n_ctx: int) -> None:
-        self.n_prompt, self.n_ctx = n_prompt, n_ctx
-        super().__init__(
-            f"the prompt has {n_prompt:,} tokens, the context only {n_ctx:,}; shorten it or make room with --ctx"
-        )
 
 
 Message = Mapping[str, Any]
@@ -155,7 +145,7 @@ def chat_length(llama: SteeredLlama, messages: Sequence[Message]) -> int:
 
 def _check_fits(llama: SteeredLlama, n_prompt: int) -> None:
     if n_prompt >= llama.n_ctx():
-        raise TooLongError(n_prompt, llama.n_ctx())
+        raise ContextLengthError(n_prompt, llama.n_ctx(), "shorten it or make room with --ctx")
 
 
 def _answer(

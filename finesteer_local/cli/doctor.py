@@ -52,12 +52,19 @@ def _findings(model: str | None, options: ModelOptions) -> Iterator[Finding]:
         return
     try:
         path = fetch_model(model)
-        profiles = [find_profile(name, read_model_identity(path), model, path) for name in options.profiles]
+        identity = read_model_identity(path)
     except FineSteerError as error:
         yield Finding("model", model, "cannot be used", BROKEN, str(error))
         return
+    profiles, missing = [], []
+    for name in options.profiles:
+        try:
+            profiles.append(find_profile(name, identity, model, path))
+        except FineSteerError as error:
+            missing.append(Finding("steering", f"profile {name}", "cannot be used", BROKEN, str(error)))
     with _progress.waiting(f"trying {path.name}"):
         yield from examine_model(path, profiles=profiles, **options.arguments())
+    yield from missing
 
 
 def _told(findings: Iterator[Finding], *, silent: bool) -> Iterator[Finding]:

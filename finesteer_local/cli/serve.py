@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 
 import click
 
 from finesteer_local.cli._options import ModelOptions, model_argument, model_options, skip_thinking_option
-from finesteer_local.errors import FineSteerError
+from finesteer_local.errors import FineSteerError, StalledError
 
 
 @click.command("serve", short_help="Serve a model over HTTP, steered per request, with a web page.")
@@ -68,6 +69,14 @@ from finesteer_local.errors import FineSteerError
     type=click.FloatRange(1, 86400),
     help="Longest time for a request, waiting included; then its answer is cut.",
 )
+@click.option(
+    "--stall-limit",
+    default=120.0,
+    show_default=True,
+    metavar="SECONDS",
+    type=click.FloatRange(1, 86400),
+    help="Longest time without a token or a piece of a prompt; then requests end with an error, later the server.",
+)
 @click.option("-v", "--verbose", is_flag=True, help="Log every request.")
 @skip_thinking_option
 @model_options
@@ -83,6 +92,7 @@ def command(
     max_tokens: int | None,
     max_body: int,
     time_limit: float,
+    stall_limit: float,
     verbose: bool,
     skip_thinking: bool,
     options: ModelOptions,
@@ -102,8 +112,9 @@ def command(
     from finesteer_local.identity import read_model_identity
     from finesteer_local.profile import Profile
     from finesteer_local.server.serve import serve
-    from finesteer_local.server.settings import Limits, Settings, check_address, model_name
+    from finesteer_local.server.settings import Limits, Settings, check_address, model_name, plain_host
 
+    host = plain_host(host)
     check_address(host, api_key)
     path = fetch_model(model)
     identity = read_model_identity(path)
@@ -132,7 +143,14 @@ def command(
         host=host,
         host_names=frozenset(name.lower() for name in host_names),
         api_key=api_key or None,
-        limits=Limits(parallel=parallel, queue=queue, max_tokens=max_tokens, body=max_body, seconds=time_limit),
+        limits=Limits(
+            parallel=parallel,
+            queue=queue,
+            max_tokens=max_tokens,
+            body=max_body,
+            seconds=time_limit,
+            stall=stall_limit,
+        ),
     )
     steered = ", ".join(f"{name} (required)" if name in must else name for name in profiles) or "no profile"
 
@@ -140,10 +158,15 @@ def command(
         with suppress(OSError):  # where nobody reads, or the log's disk is full, requests are answered all the same
             click.echo(text)
 
-    serve(
-        settings,
-        port,
-        verbose=verbose,
-        on_listening=lambda url: say(f"{settings.name} · {steered} · {url}"),
-        on_ready=lambda: say("Ready. Ctrl-C stops."),
-    )
+    try:
+        serve(
+            settings,
+            port,
+            verbose=verbose,
+            on_listening=lambda url: say(f"{settings.name} · {steered} · {url}"),
+            on_ready=lambda: say("Ready. Ctrl-C stops."),
+        )
+    except StalledError as error:
+        with suppress(OSError):
+            click.echo(f"Error: {error}", err=True)
+        os._exit(1)  # a thread that is stuck would keep the interpreter from ending

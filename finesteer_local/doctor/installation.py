@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -27,7 +28,9 @@ EXTRAS = {
     "report": "plots of bench",
 }
 """What the optional parts are for; which packages each needs stands in the package's metadata."""
-_REQUIREMENT = re.compile(r"""([\w.-]+)(?:>=([\d.]+))?(?:; extra == ["'](\w+)["'])?""")
+_REQUIREMENT = re.compile(r"([\w.-]+)(?:\[[\w,-]+\])?(?:\s*>=([\d.]+))?")
+_EXTRA = re.compile(r"""extra == ["'](\w+)["']""")
+_PYTHON = re.compile(r"""python_version (>=|<) ["']([\d.]+)["']""")
 _LITTLE = 1 << 30  # bytes of free disk space
 _SLOW_TAP = "answers are as fast, a prompt's one pass is a little slower"
 
@@ -56,9 +59,12 @@ def _versions() -> Iterator[Finding]:
     yield Finding("versions", DISTRIBUTION, __version__)
     wanted: dict[str, list[tuple[str, str]]] = {}
     for line in importlib.metadata.requires(DISTRIBUTION) or ():
-        match = _REQUIREMENT.match(line)
+        match, marker = _REQUIREMENT.match(line), line.partition(";")[2]
         assert match is not None, line
-        wanted.setdefault(match[3] or "", []).append((match[1], match[2] or ""))
+        of_extra, python = _EXTRA.search(marker), _PYTHON.search(marker)
+        if python and (sys.version_info[:2] >= _number(python[2])) != (python[1] == ">="):
+            continue  # another Python needs it
+        wanted.setdefault(of_extra[1] if of_extra else "", []).append((match[1], match[2] or ""))
     for name, least in wanted.pop("", ()):
         yield _package(name, least)
     for extra, purpose in EXTRAS.items():

@@ -84,8 +84,25 @@ def _placement(identity: ModelIdentity, placement: Placement) -> Iterator[Findin
 
 def _template(llama: SteeredLlama) -> Finding:
     from finesteer_local.runtime import uses_plain_format
+    from finesteer_local.runtime.prompt import chat_prompt, contents_stay_text
 
     own = not uses_plain_format(llama)
+    try:
+        chat_prompt(llama, [{"role": "user", "content": "Hello"}])
+    except Exception as error:  # a template is a program that came with the model
+        remedy = (
+            "" if isinstance(error, FineSteerError) else "fetch the model again, or continue text without a template"
+        )
+        return Finding("model", "chat template", f"cannot be used: {error}", BROKEN, remedy, {"own": own})
+    if not contents_stay_text(llama):
+        return Finding(
+            "model",
+            "chat template",
+            "changes what messages say: special tokens in them are read as the template's own",
+            NOTE,
+            "take such text from nobody whom you do not trust",
+            {"own": own},
+        )
     remedy = "chats need an instruction-tuned model; a file of one that lost its template should be fetched again"
     return Finding(
         "model",

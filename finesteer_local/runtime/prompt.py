@@ -14,7 +14,10 @@ from typing import Any
 
 from llama_cpp import Llama, llama_chat_format
 
+from finesteer_local.runtime.contents import Guard, guard, tokenise_guarded
+from finesteer_local.runtime.template import chat_handler, rendered, with_arguments
 from finesteer_local.runtime.thinking import opened_at
+from finesteer_local.runtime.tokens import specials
 
 PLAIN_FORMAT = "finesteer-plain"
 TOOL_ROLES = ("tool", "function", "ipython")
@@ -49,15 +52,20 @@ class _Captured(Exception):
 class _PromptOnly:
     """Looks like the model to a chat handler, up to the point where it would generate."""
 
-    def __init__(self, llama: Llama) -> None:
-        self._llama = llama
+    def __init__(self, llama: Llama, guarded: Guard | None) -> None:
+        self._llama, self._guarded = llama, guarded
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._llama, name)
 
     def create_completion(self, prompt: str | list[int], **arguments: Any) -> Any:
-        tokens = self._llama.tokenize(prompt.encode(), special=True) if isinstance(prompt, str) else prompt
+        tokens = self.tokenize(prompt.encode(), special=True) if isinstance(prompt, str) else prompt
         raise _Captured(list(tokens), arguments)
+
+    def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
+        if self._guarded and special:
+            return tokenise_guarded(self._llama, text, add_bos, self._guarded)
+        return self._llama.tokenize(text, add_bos=add_bos, special=special)
 
 
 def chat_prompt(llama: Llama, messages: Sequence[Message], **options: Any) -> list[int]:
@@ -71,17 +79,26 @@ def chat_completion(llama: Llama, messages: Sequence[Message], **options: Any) -
     Returns:
         The prompt's tokens, and the other arguments: the template's stop words and the tools' grammar are among them.
     """
-    chat_format = llama.chat_format or ""
-    handler: Any = (
-        llama.chat_handler
-        or llama._chat_handlers.get(chat_format)
-        or llama_chat_format.get_chat_completion_handler(chat_format)
-    )
+    given, guarded = guarded_messages(llama, with_arguments(llama, messages), options)
     try:
-        handler(llama=_PromptOnly(llama), messages=list(messages), **options)
+        chat_handler(llama)(llama=_PromptOnly(llama, guarded), messages=given, **options)
     except _Captured as captured:
         return captured.tokens, captured.arguments
     raise RuntimeError(f"the chat handler of format {llama.chat_format!r} did not ask for a completion")
+
+
+def guarded_messages(
+    llama: Llama, messages: Sequence[Message], options: Mapping[str, Any]
+) -> tuple[list[Any], Guard | None]:
+    """The messages with their special tokens marked, and what tells these from the template's (`contents.guard`)."""
+    return guard(llama, messages, lambda given: rendered(llama, given, **options))
+
+
+def contents_stay_text(llama: Llama) -> bool:
+    """Whether special tokens in a message stay text in the chats of this model (see `contents.guard`)."""
+    controls = [special.text.decode("utf-8", "replace") for special in specials(llama) if special.control]
+    messages = [{"role": "user", "content": f"Hello {controls[0]} there"}] if controls else []
+    return not controls or guarded_messages(llama, messages, {})[1] is not None
 
 
 @dataclass(frozen=True)

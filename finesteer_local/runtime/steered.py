@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from operator import is_
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,13 +19,23 @@ from llama_cpp import LlamaState
 from finesteer_local.errors import ProfileError, SteeringError
 from finesteer_local.identity import ModelIdentity, read_model_identity
 from finesteer_local.profile import MAX_STRENGTH, SCOPES, Profile
+from finesteer_local.runtime.constrained import ConstrainedLlama
+from finesteer_local.runtime.contents import Guard, tokenise_guarded
 from finesteer_local.runtime.control import Vectors, same_vectors, set_control_vector
 from finesteer_local.runtime.probe import steerable_layers
-from finesteer_local.runtime.prompt import NOTHING, Unsteered, token_text, turn_start, unsteered_parts
+from finesteer_local.runtime.prompt import (
+    NOTHING,
+    Unsteered,
+    guarded_messages,
+    token_text,
+    turn_start,
+    unsteered_parts,
+)
 from finesteer_local.runtime.prompt_pass import PromptPass, first_in_scope, segments, summed
 from finesteer_local.runtime.rpc import check_workers
 from finesteer_local.runtime.tap import Array
 from finesteer_local.runtime.tapped import TappedLlama
+from finesteer_local.runtime.template import with_arguments
 from finesteer_local.runtime.thinking import Thinking, opened_at
 from finesteer_local.steering import Decision
 
@@ -39,6 +50,15 @@ class _Summaries(NamedTuple):
     rows: list[Array]  # for each profile, one row a token from `turn` on
 
 
+class _Steering(NamedTuple):
+    """How a request is steered."""
+
+    profiles: tuple[Profile, ...] = ()
+    strength: float | None = None
+    scope: str | None = None
+    skip_thinking: bool = False
+
+
 class _Prompt(NamedTuple):
     tokens: list[int]
     turn: int
@@ -47,18 +67,20 @@ class _Prompt(NamedTuple):
 
 
 TEMPLATE_OPTIONS = ("functions", "function_call", "tools", "tool_choice")  # create_chat_completion's order
+_OF_AN_ANSWER = ("_steered_from", "_prompt_due", "_prompt_turn", "_prompt_unsteered", "_prompt_read")
 _RESET = 6  # place of `reset` among generate's arguments after `tokens`
 
 
-class SteeredLlama(TappedLlama):
+class SteeredLlama(ConstrainedLlama, TappedLlama):
     """A drop-in `llama_cpp.Llama` with steering profiles.
 
-    Chat and text completion, streaming, stop words, grammars, tools, logprobs and sampling are llama-cpp-python's own.
-    While every gate is closed, tokens and logits are those of `Llama`, bit for bit.
+    Chat and text completion, streaming, stop words, tools, logprobs and sampling are llama-cpp-python's own. While
+    every gate is closed, tokens and logits are those of `Llama`, bit for bit. Grammars and JSON schemas are
+    llguidance's (`constraint`): an answer fits unless `max_tokens` or the context cut it.
 
     Args:
         model_path: a GGUF model, as for `Llama`.
-        profiles: profiles or paths of profile files; each has its own gate, their vectors add up.
+        profiles: profiles or paths of profile files, or a single one; each has its own gate, their vectors add up.
         strength: replaces every profile's own strength; 0 decides without steering.
         scope: replaces every profile's own scope: `response`, `turn` or `prompt`.
         skip_thinking: leave the thoughts unsteered that a reasoning model writes before its answer, `<think>` to
@@ -74,7 +96,7 @@ class SteeredLlama(TappedLlama):
         self,
         model_path: str,
         *,
-        profiles: Iterable[Profile | str | Path] = (),
+        profiles: Iterable[Profile | str | Path] | Profile | str | Path = (),
         strength: float | None = None,
         scope: str | None = None,
         skip_thinking: bool = False,
@@ -84,6 +106,11 @@ class SteeredLlama(TappedLlama):
         self._profiles: tuple[Profile, ...] = ()
         self._strength: float | None = None
         self._scope: str | None = None
+        self._now = _Steering()  # of the prompt read last; the settings above are the next request's
+        self._asked: _Steering | None = None  # of the request that `generate` gets next
+        self._answering: object = None  # the stream whose answer goes on
+        self._stepping = False  # while it computes
+        self._guarded: Guard | None = None  # of the chat request being rendered
         self._decisions: tuple[Decision, ...] = ()
         self._identity: ModelIdentity | None = None
         self._layers: frozenset[int] = frozenset()  # those that can be steered, once that was found out
@@ -132,15 +159,18 @@ class SteeredLlama(TappedLlama):
 
     def set_profiles(
         self,
-        profiles: Iterable[Profile | str | Path] = (),
+        profiles: Iterable[Profile | str | Path] | Profile | str | Path = (),
         *,
         strength: float | None = None,
         scope: str | None = None,
     ) -> None:
         """Replace the active profiles from the next request on; without arguments, steer nothing.
 
-        Arguments and errors as for the constructor. After an error the profiles are what they were.
+        A stream that was asked for before goes on as it was steered. Arguments and errors as for the constructor.
+        After an error the profiles are what they were.
         """
+        if isinstance(profiles, str | Path | Profile):
+            profiles = (profiles,)
         chosen = tuple(p if isinstance(p, Profile) else Profile.load(p) for p in profiles)
         if strength is not None and not 0 <= strength <= MAX_STRENGTH:
             raise ProfileError(f"strength {strength} is not in [0, {MAX_STRENGTH:g}]")
@@ -154,9 +184,22 @@ class SteeredLlama(TappedLlama):
                 profile.check_model(self.identity)
             self.check_steerable(layer for profile in chosen for layer in profile.used_layers)
         self._profiles, self._strength, self._scope = chosen, strength, scope
+        if self._answering is None:
+            self._use(self._settings(), anew=True)
+
+    def _settings(self) -> _Steering:
+        return _Steering(self._profiles, self._strength, self._scope, self.skip_thinking)
+
+    def _use(self, steering: _Steering, *, anew: bool = False) -> None:
+        """Steer the next prompt so; what was decided otherwise before is forgotten."""
+        before, self._now = self._now, steering
+        same = len(before.profiles) == len(steering.profiles) and all(map(is_, before.profiles, steering.profiles))
+        if same and before[1:3] == steering[1:3] and not anew:
+            return
         self._decisions = ()
-        nothing = [np.empty((0, profile.model.n_embd), np.float32) for profile in chosen]
-        self._summaries = _Summaries([], 0, [p.gate.summary(h) for p, h in zip(chosen, nothing, strict=True)])
+        nothing = [np.empty((0, profile.model.n_embd), np.float32) for profile in steering.profiles]
+        summaries = [p.gate.summary(h) for p, h in zip(steering.profiles, nothing, strict=True)]
+        self._summaries = _Summaries([], 0, summaries)
         self._expect_prompt()
 
     def check_steerable(self, layers: Iterable[int] = ()) -> None:
@@ -170,34 +213,64 @@ class SteeredLlama(TappedLlama):
         if hasattr(self.chat_handler, "mtmd_ctx"):
             raise SteeringError("image prompts cannot be steered; load the model without its multimodal handler")
         if not self._layers:
-            self._set_vectors({})
-            self._layers = steerable_layers(self, self.identity.architecture)
+            self._layers = self._found_layers()
         if missing := set(layers) - self._layers:
             raise SteeringError(
                 f"llama.cpp cannot steer layer {min(missing)} of architecture {self.identity.architecture!r}: "
                 "use a profile that leaves it alone"
             )
 
+    def _found_layers(self) -> frozenset[int]:
+        if self._answering is None:
+            self._set_vectors({})
+            return steerable_layers(self, self.identity.architecture)
+        vectors, kept = self._vectors, {name: getattr(self, name) for name in _OF_AN_ANSWER}
+        with self.set_aside():  # an answer goes on
+            self._set_vectors({})
+            try:
+                return steerable_layers(self, self.identity.architecture)
+            finally:
+                self._set_vectors(vectors)
+                vars(self).update(kept)
+
     # --- requests
 
     def create_chat_completion(self, messages: Any, *args: Any, **kwargs: Any) -> Any:
-        """As `Llama.create_chat_completion`; `last_decision` tells how the prompt was decided once it is read."""
+        """As `Llama.create_chat_completion`; `last_decision` tells how the prompt was decided once it is read.
+
+        The arguments of tool calls reach the template in the form that it needs (`template.with_arguments`).
+        """
+        messages = with_arguments(self, messages)
         given = {**dict(zip(TEMPLATE_OPTIONS, args, strict=False)), **kwargs}
         self._messages = (list(messages), {k: given[k] for k in TEMPLATE_OPTIONS if given.get(k) is not None})
         try:
+            messages, self._guarded = guarded_messages(self, messages, self._messages[1])
             return super().create_chat_completion(messages, *args, **kwargs)
         finally:
-            self._messages = None
+            self._messages = self._guarded = None
+
+    def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
+        """As `Llama.tokenize`, for any text; special tokens in a chat's contents stay text (`contents.guard`)."""
+        guarded, self._guarded = self._guarded, None
+        try:
+            if guarded and special:
+                return tokenise_guarded(self, text, add_bos, guarded)
+            return super().tokenize(text, add_bos, special)
+        finally:
+            self._guarded = guarded
 
     def create_completion(self, prompt: Any, *args: Any, **kwargs: Any) -> Any:
         """As `Llama.create_completion`. A raw prompt is one user message: the scope `turn` is all of it."""
+        if self._guarded and isinstance(prompt, str):
+            prompt = self.tokenize(prompt.encode(), special=True)  # a stream would do it too late
+        steering = self._settings()
         turn, unsteered = self._parts(prompt)
-        self._turn, self._unsteered = turn, unsteered
+        self._turn, self._unsteered, self._asked = turn, unsteered, steering
         try:
             result = super().create_completion(prompt, *args, **kwargs)
         finally:
-            self._turn, self._unsteered = 0, NOTHING  # where it failed before `generate` took it
-        return self._stream(result, turn, unsteered) if isinstance(result, Iterator) else result
+            self._turn, self._unsteered, self._asked = 0, NOTHING, None  # where it failed before `generate` took it
+        return self._stream(result, turn, unsteered, steering) if isinstance(result, Iterator) else result
 
     def _parts(self, prompt: str | list[int]) -> tuple[int, Unsteered]:
         """The first token of the last user message, and the parts that no scope reaches; as far as profiles ask."""
@@ -212,31 +285,54 @@ class SteeredLlama(TappedLlama):
             turn = turn_start(self, messages, tokens, **options)
         return turn, unsteered_parts(self, messages, tokens, skip_thinking=self.skip_thinking, **options)
 
-    def _stream(self, chunks: Iterator[Any], turn: int, unsteered: Unsteered) -> Iterator[Any]:
+    def _stream(self, chunks: Iterator[Any], turn: int, unsteered: Unsteered, steering: _Steering) -> Iterator[Any]:
         # The prompt is read at the first step of the stream, perhaps after other requests were made.
-        self._turn, self._unsteered = turn, unsteered
+        self._turn, self._unsteered, self._asked = turn, unsteered, steering
         try:
             yield from chunks
         except Exception:
-            self._turn, self._unsteered = 0, NOTHING
+            self._turn, self._unsteered, self._asked = 0, NOTHING, None
             raise
 
     def generate(self, tokens: Sequence[int], *args: Any, **kwargs: Any) -> Generator[int, Sequence[int] | None, None]:
         """As `Llama.generate`. Steered tokens in the cache are never reused by another prompt."""
+        steering = self._asked or self._settings()
+        prompt = _Prompt(list(tokens), self._turn, self._unsteered, steering.skip_thinking)
+        self._turn, self._unsteered, self._asked = 0, NOTHING, None
+        return self._generate(prompt, steering, args, kwargs)
+
+    def _generate(
+        self, prompt: _Prompt, steering: _Steering, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Generator[int, Sequence[int] | None, None]:
         check_workers()
-        prompt = _Prompt(list(tokens), self._turn, self._unsteered, self.skip_thinking)
-        self._turn, self._unsteered = 0, NOTHING
         if kwargs.get("grammar") is not None:  # then the answer comes at once, whatever the template opened
             prompt = prompt._replace(unsteered=replace(prompt.unsteered, thinking=None))
+        self._use(steering)
         reset = kwargs.get("reset", args[_RESET] if len(args) > _RESET else True)
         if not (reset and self._holds_just(prompt)):
             if self.n_tokens > self._steered_from and reset:
                 self.n_tokens = self.keep(self._steered_from)
                 self._requires_eval = True
             self._expect_prompt(prompt.turn, prompt.unsteered)
-            if self._profiles:
+            if steering.profiles:
                 self._requires_eval = True  # a decision needs at least the last token's hidden state
-        yield from super().generate(prompt.tokens, *args, **kwargs)
+        this = self._answering = object()
+        answer = super().generate(prompt.tokens, *args, **kwargs)
+        try:
+            more: Sequence[int] | None = None
+            while True:
+                self._stepping = True
+                try:
+                    token = answer.send(more)
+                except StopIteration:
+                    return
+                finally:
+                    self._stepping = False
+                more = yield token
+        finally:
+            answer.close()
+            if self._answering is this:
+                self._answering = None
 
     def reset(self) -> None:
         """As `Llama.reset`: the next eval reads a new prompt."""
@@ -272,13 +368,15 @@ class SteeredLlama(TappedLlama):
         """
         if not len(tokens):
             return
+        if not self._stepping:  # the caller's own, not a stream's
+            self._use(self._settings())
         if not self._prompt_due:
             self._prompt_read = None
             self._read_answer(tokens)
             return
         prompt, turn, unsteered = list(tokens), self._prompt_turn, self._prompt_unsteered
         reusable = self._steered_from
-        if any(profile.gate.pools for profile in self._profiles):
+        if any(profile.gate.pools for profile in self._now.profiles):
             read_from = self._read_from(turn)
             reusable = min(reusable, max(read_from, self._summarised(read_from)))
         if self.n_tokens > reusable:
@@ -289,7 +387,7 @@ class SteeredLlama(TappedLlama):
         self._steered_from = _NEVER
         self._decisions = ()
         self._answer_vectors, self._thinking = {}, None
-        if not self._profiles:
+        if not self._now.profiles:
             super().eval(prompt)
         else:
             try:
@@ -299,7 +397,7 @@ class SteeredLlama(TappedLlama):
                 self._decisions = ()
                 self.forget()
                 raise
-            self._prompt_read = _Prompt(self._input_ids.tolist(), turn, unsteered, self.skip_thinking)
+            self._prompt_read = _Prompt(self._input_ids.tolist(), turn, unsteered, self._now.skip_thinking)
         self._prompt_due, self._prompt_turn, self._prompt_unsteered = False, 0, NOTHING
 
     def _read_answer(self, tokens: Sequence[int]) -> None:
@@ -323,7 +421,7 @@ class SteeredLlama(TappedLlama):
 
     def _read_from(self, turn: int) -> int:
         """The first token that a gate reads: 0 where one reads the whole prompt, else the turn's first."""
-        return 0 if any(profile.gate.whole for profile in self._profiles) else turn
+        return 0 if any(profile.gate.whole for profile in self._now.profiles) else turn
 
     def _summarised(self, turn: int) -> int:
         """The cached token up to which the gates have seen a turn that starts at `turn`."""
@@ -336,9 +434,9 @@ class SteeredLlama(TappedLlama):
         turn = min(turn, n_prompt - 1)
         read_from, known_from = self._read_from(turn), self._summaries.turn
         known = slice(read_from - known_from, n_past - known_from) if read_from < n_past else slice(0)
-        starts = [first_in_scope(self._scope or profile.scope, n_prompt, turn) for profile in self._profiles]
+        starts = [first_in_scope(self._now.scope or profile.scope, n_prompt, turn) for profile in self._now.profiles]
         reading = PromptPass(
-            self._profiles,
+            self._now.profiles,
             starts,
             turn=turn,
             read_from=read_from,
@@ -366,7 +464,7 @@ class SteeredLlama(TappedLlama):
             self._steered_from = plan[0].start
         self._answer_vectors = summed(decision.answer_vectors for decision in self._decisions)
         self._n_prompt = n_prompt
-        if self._answer_vectors and self.skip_thinking:
+        if self._answer_vectors and self._now.skip_thinking:
             self._thinking = Thinking(opened=unsteered.thinking is not None)
         self._set_vectors({} if self._thinking is not None and self._thinking.open else self._answer_vectors)
 
@@ -382,7 +480,7 @@ class SteeredLlama(TappedLlama):
             super().eval(tokens[begin:stop])
 
     def _decide(self, profile: Profile, h: Array, summary: Array, n_tokens: int) -> Decision:
-        return profile.decide_from(h, summary, strength=self._strength, scope=self._scope, n_tokens=n_tokens)
+        return profile.decide_from(h, summary, strength=self._now.strength, scope=self._now.scope, n_tokens=n_tokens)
 
     def _set_vectors(self, vectors: Vectors) -> None:
         """Make `vectors` the context's control vector; a no-op where it is already."""

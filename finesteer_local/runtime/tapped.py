@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 from llama_cpp import Llama, llama_cpp
+from llama_cpp.llama_tokenizer import LlamaTokenizer
 
 from finesteer_local.runtime.machine import has_accelerator
 from finesteer_local.runtime.prompt import chat_prompt, turn_start
 from finesteer_local.runtime.tap import Tap
+from finesteer_local.runtime.template import tolerant_templates
+from finesteer_local.runtime.tokens import tokenise
 
 
 class TappedLlama(Llama):
@@ -18,7 +23,9 @@ class TappedLlama(Llama):
 
     def __init__(self, model_path: str, *, native_tap: bool = True, **kwargs: Any) -> None:
         self.tap = Tap(lambda: self._model.n_embd(), native=native_tap)
-        super().__init__(model_path, **kwargs)
+        with tolerant_templates():
+            super().__init__(model_path, **kwargs)
+        self._fill_context()
 
     # Llama.__init__ makes the parameters, fills them in and creates the context in one go; the callback must be in
     # them by then, and there is no argument for it. Their first assignment is the one moment to add it.
@@ -35,6 +42,27 @@ class TappedLlama(Llama):
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
         return {**state, "native_tap": self.tap.native}
+
+    def _fill_context(self) -> None:
+        """Make room for as many tokens as llama.cpp has: it rounds a context up to a multiple of 256."""
+        if len(self.input_ids) < self.n_ctx():
+            self.input_ids = np.zeros(self.n_ctx(), np.intc)
+            if self._logits_all:
+                self.scores = np.zeros((self.n_ctx(), self.n_vocab()), np.single)
+
+    def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
+        """As `Llama.tokenize`, for any text (see `tokens.tokenise`).
+
+        Raises:
+            PromptError: the model's tokenizer cannot take it.
+        """
+        if type(self.tokenizer_) is not LlamaTokenizer:  # the caller's own
+            return super().tokenize(text, add_bos, special)
+        return tokenise(self, self._model.tokenize, text, add_bos, special)
+
+    def tokenizer(self) -> LlamaTokenizer:
+        """As `Llama.tokenizer`, as safe as `tokenize`."""
+        return _Tokenizer(self)
 
     @property
     def n_layer(self) -> int:
@@ -74,6 +102,19 @@ class TappedLlama(Llama):
         self._requires_eval = True
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.ctx), True)
 
+    @contextmanager
+    def set_aside(self) -> Iterator[None]:
+        """Give the context to something else for the block; afterwards its cache holds what it held."""
+        n_tokens, requires_eval = self.n_tokens, self._requires_eval
+        size = llama_cpp.llama_state_get_size(self.ctx)
+        state = (ctypes.c_uint8 * size)()
+        size = llama_cpp.llama_state_get_data(self.ctx, state, size)
+        try:
+            yield
+        finally:
+            llama_cpp.llama_state_set_data(self.ctx, state, size)
+            self.n_tokens, self._requires_eval = n_tokens, requires_eval
+
     def keep(self, n_tokens: int) -> int:
         """Drop the cached tokens from `n_tokens` on. Returns how many are left: `n_tokens`, or 0.
 
@@ -98,3 +139,12 @@ class TappedLlama(Llama):
             self._batch.set_batch(batch=chunk, n_past=n_past + start, logits_all=all_rows)
             self._ctx.decode(self._batch)
             self.tap.check()
+
+
+class _Tokenizer(LlamaTokenizer):
+    def __init__(self, llama: TappedLlama) -> None:
+        super().__init__(llama)
+        self._llama = llama
+
+    def tokenize(self, text: bytes, add_bos: bool = True, special: bool = True) -> list[int]:
+        return self._llama.tokenize(text, add_bos, special)

@@ -16,7 +16,16 @@ from pydantic import BaseModel
 from sse_starlette.sse import AppStatus
 
 from finesteer_local import __version__
-from finesteer_local.server import completions_api, errors, ollama_api, openai_api, steering_api, tokens_api
+from finesteer_local.errors import StalledError
+from finesteer_local.server import (
+    completions_api,
+    errors,
+    ollama_api,
+    openai_api,
+    responses_api,
+    steering_api,
+    tokens_api,
+)
 from finesteer_local.server.metrics import Measured, Metrics
 from finesteer_local.server.schemas import ERRORS
 from finesteer_local.server.security import Guard
@@ -28,9 +37,9 @@ HINT = "This is FineSteer Local's server. The page is not part of this build; th
 
 
 class Health(BaseModel):
-    """Whether the model is loaded."""
+    """Whether the model is loaded, and answers."""
 
-    status: Literal["ok", "loading", "stopping"]
+    status: Literal["ok", "loading", "stalled", "failed", "stopping"]
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -61,7 +70,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.service = service
     errors.install(app)
-    for api in (openai_api, completions_api, steering_api, tokens_api, ollama_api):
+    for api in (openai_api, completions_api, responses_api, steering_api, tokens_api, ollama_api):
         app.include_router(api.router(service))
     _add_status(app, service, metrics)
     _add_page(app)
@@ -79,6 +88,8 @@ def _add_status(app: FastAPI, service: Service, metrics: Metrics) -> None:
         """Whether requests can be answered."""
         if service.is_ready:
             return JSONResponse({"status": "ok"})
+        if (trouble := service.trouble) is not None:
+            return JSONResponse({"status": "stalled" if isinstance(trouble, StalledError) else "failed"}, 503)
         status = "stopping" if service.is_stopping else "loading"
         return JSONResponse({"status": status}, 503, {"Retry-After": str(errors.RETRY_SECONDS)})
 

@@ -11,6 +11,7 @@ from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 
 from finesteer_local.runtime.batch import Answer, Decided, Finished, Piece, TokenScore
+from finesteer_local.server.constraints import compiled_for
 from finesteer_local.server.errors import api_error
 from finesteer_local.server.logprobs import Offsets
 from finesteer_local.server.openai_api import DONE, EVENTS, event_data, usage
@@ -55,7 +56,8 @@ class _Completion:
         service, wanted = self._service, self._wanted
         service.check_name(wanted.model)
         limits = service.settings.limits
-        prepared = await service.prepare(lambda model: of_completion(model, wanted, limits))
+        grammar = await compiled_for(service, wanted)
+        prepared = await service.prepare(lambda model: of_completion(model, wanted, limits, grammar))
         self._requests = [request for request, _ in prepared]
         self._echoes = [echo for _, echo in prepared]
         running = Running(service, self._requests)
@@ -68,7 +70,7 @@ class _Completion:
         return {
             **self._head,
             "choices": [self._whole(i, answer) for i, answer in enumerate(answers)],
-            "usage": usage(*(answer.finished for answer in answers)),
+            "usage": usage(*(answer.finished for answer in answers), n=wanted.n or 1),
         }
 
     def _steering(self, index: int, decisions: Sequence[Decision]) -> dict[str, Any]:
@@ -89,7 +91,7 @@ class _Completion:
     async def _chunks(self, events: AsyncIterator[tuple[int, Event]]) -> AsyncIterator[bytes]:
         options = self._wanted.stream_options
         offsets = [Offsets() for _ in self._requests]
-        finished: list[Finished] = []
+        finished: dict[int, Finished] = {}
         try:
             async for index, event in events:
                 if isinstance(event, Decided):
@@ -99,13 +101,16 @@ class _Completion:
                 elif isinstance(event, Piece):
                     yield self._chunk(index, event.text, self._logprobs(offsets[index], event.scores))
                 else:
-                    finished.append(event)
+                    finished[index] = event
                     yield self._chunk(index, "", None, finish_reason(event))
             if options and options.include_usage:
-                yield event_data({**self._head, "choices": [], "usage": usage(*finished)})
+                yield event_data({**self._head, "choices": [], "usage": self._usage(finished)})
             yield DONE
         except Exception as error:
             yield event_data({"error": api_error(error).fields()})
+
+    def _usage(self, finished: dict[int, Finished]) -> dict[str, Any]:
+        return usage(*(finished[i] for i in sorted(finished)), n=self._wanted.n or 1)
 
     def _chunk(
         self, index: int, text: str, logprobs: dict[str, Any] | None, reason: str | None = None, **more: Any

@@ -12,10 +12,15 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from finesteer_local.errors import (
+    ClosingError,
+    ContextLengthError,
+    EngineError,
     FineSteerError,
+    OptionError,
     ProfileError,
     PromptError,
     QueueFullError,
+    StalledError,
     SteeringError,
     UnknownNameError,
     one_line,
@@ -67,10 +72,12 @@ def api_error(error: BaseException) -> ApiError:
     if isinstance(error, HTTPException):
         said = _SAID_BY_STARLETTE.get(error.status_code, str(error.detail))
         return ApiError(error.status_code, said, headers=error.headers)
+    if isinstance(error, ClosingError):
+        return ApiError(503, f"the server is stopping: {error}", code="stopping")
     if isinstance(error, QueueFullError):
-        if "closed" in str(error):
-            return ApiError(503, "the server is stopping; no further requests are taken", code="stopping")
         return ApiError(429, str(error), code="queue_full")
+    if isinstance(error, EngineError):
+        return ApiError(503, str(error), code="stalled" if isinstance(error, StalledError) else "engine_failed")
     if isinstance(error, PromptError):
         return prompt_error(error, None)
     if isinstance(error, UnknownNameError):
@@ -87,7 +94,9 @@ def api_error(error: BaseException) -> ApiError:
 
 def prompt_error(error: PromptError, param: str | None) -> ApiError:
     """What the client gets for a prompt that cannot be used."""
-    code = "context_length_exceeded" if "the context only" in str(error) else None
+    if isinstance(error, OptionError):
+        param = error.option
+    code = "context_length_exceeded" if isinstance(error, ContextLengthError) else None
     return ApiError(400, str(error), param=param, code=code)
 
 
@@ -108,6 +117,8 @@ def validation_error(findings: Sequence[Mapping[str, Any]], body: Any) -> ApiErr
     if not place and not isinstance(body, dict):
         return ApiError(400, "send a JSON object, with the header Content-Type: application/json")
     message = str(finding["msg"]).removeprefix("Value error, ")
+    if finding["type"] == "extra_forbidden":
+        message = "this server does not take it; leave it out"
     param = ".".join(place) or None
     return ApiError(400, f"{param}: {message}" if param else message, param=param)
 

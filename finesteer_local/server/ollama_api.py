@@ -14,14 +14,21 @@ from gguf import LlamaFileType
 from pydantic import ValidationError
 
 from finesteer_local import __version__
-from finesteer_local.runtime.batch import Answer, Decided, Finished, Piece, Request
+from finesteer_local.runtime.batch import Answer, Decided, Finished, Piece, Request, TokenScore
+from finesteer_local.runtime.constraint import Compiled
+from finesteer_local.runtime.infill import can_infill
 from finesteer_local.server import ollama_schemas as schemas
+from finesteer_local.server.constraints import compiled_for
 from finesteer_local.server.errors import ApiError, api_error
+from finesteer_local.server.logprobs import chat_logprobs
+from finesteer_local.server.ollama_answer import AnswerParts, Thoughts, ends_in_thoughts, together
 from finesteer_local.server.openai_schemas import ChatRequest, CompletionRequest
 from finesteer_local.server.requests import of_chat, of_completion
 from finesteer_local.server.running import Event, LinesOf, Running, finish_reason, opened, unless_gone
 from finesteer_local.server.schemas import describe
 from finesteer_local.server.service import Model, Service
+from finesteer_local.server.template_fields import thinking_effort, thinks
+from finesteer_local.server.tool_calls import PlainText
 from finesteer_local.steering import Decision
 
 LINES: dict[str, Any] = {"application/x-ndjson": {"schema": {"type": "string"}}}
@@ -92,15 +99,12 @@ class _Reply:
     async def respond(self, http: HttpRequest) -> Any:
         service = self._service
         check_name(service, self._name)
-        try:
-            wanted = self._wanted.chat()
-        except ValidationError as error:
-            raise ApiError(400, str(error.errors()[0]["msg"])) from error
-        if wanted is None:
-            service.model  # noqa: B018  (raises while it is being loaded)
-            return self._part("", done=True, done_reason="load")
-        self._steered_as = wanted.steering
-        self._request = await service.prepare(lambda model: _request(model, wanted, service))
+        own = self._own(service.model)
+        if own is None:
+            return self._part({}, done=True, done_reason="load")
+        self._steered_as = own.steering
+        grammar = await compiled_for(service, own)
+        self._request, self._answer = await service.prepare(lambda model: self._prepared(model, own, grammar))
         running = Running(service, [self._request])
         if self._wanted.stream is not False:
             return LinesOf(running, self._lines(await opened(http, running)))
@@ -110,36 +114,66 @@ class _Reply:
             running.close()
         return self._whole(answer)
 
-    def _part(self, text: str, **more: Any) -> dict[str, Any]:
-        content = {"role": "assistant", "content": text} if self._field == "message" else text
-        return {"model": self._name, "created_at": _time(datetime.now(timezone.utc)), self._field: content, **more}
+    def _own(self, model: Model) -> ChatRequest | CompletionRequest | None:
+        """Our own request; None only loads the model, which it is."""
+        wanted = self._wanted
+        if wanted.top_logprobs and not wanted.logprobs:
+            raise ApiError(400, "top_logprobs needs logprobs: true", param="top_logprobs")
+        raw = isinstance(wanted, schemas.OllamaGenerateRequest) and wanted.is_raw
+        effort = None if raw else thinking_effort(model.llama, wanted.think)
+        try:
+            return wanted.chat(effort)
+        except ValidationError as error:
+            raise ApiError(400, str(error.errors()[0]["msg"])) from error
+
+    def _prepared(
+        self, model: Model, own: ChatRequest | CompletionRequest, grammar: Compiled | None
+    ) -> tuple[Request, AnswerParts]:
+        limits = self._service.settings.limits
+        if isinstance(own, CompletionRequest):
+            [(request, _)] = of_completion(model, own, limits, grammar)
+            return request, AnswerParts(PlainText(), None)
+        chat = of_chat(model, own, limits, grammar)
+        [request] = chat.requests
+        thoughts = Thoughts(opened=ends_in_thoughts(model.llama, request.prompt)) if self._wanted.think else None
+        return request, AnswerParts(chat.reading(), thoughts)
+
+    def _part(self, content: dict[str, Any], **more: Any) -> dict[str, Any]:
+        """A part of the answer; `content` has some of `content`, `thinking` and `tool_calls`."""
+        head = {"model": self._name, "created_at": _time(datetime.now(timezone.utc))}
+        if self._field == "message":
+            return {**head, "message": {"role": "assistant", "content": "", **content}, **more}
+        thinking = {"thinking": content["thinking"]} if "thinking" in content else {}
+        return {**head, "response": content.get("content", ""), **thinking, **more}
 
     def _steering(self, decisions: Sequence[Decision]) -> dict[str, Any]:
         return describe(self._request, decisions, self._steered_as)
 
+    def _logprobs(self, scores: Sequence[TokenScore]) -> dict[str, Any]:
+        return {"logprobs": chat_logprobs(scores)["content"]} if self._wanted.logprobs else {}
+
     def _whole(self, answer: Answer) -> dict[str, Any]:
-        return self._part(answer.text, steering=self._steering(answer.decisions), **_end(answer.finished))
+        content = together([*self._answer.add(answer.text), *self._answer.end()])
+        steering = self._steering(answer.decisions)
+        return self._part(content, steering=steering, **self._logprobs(answer.scores), **_end(answer.finished))
 
     async def _lines(self, events: AsyncIterator[tuple[int, Event]]) -> AsyncIterator[str]:
         try:
             async for _, event in events:
-                if isinstance(event, Decided):
-                    part = self._part("", done=False, steering=self._steering(event.decisions))
-                elif isinstance(event, Piece):
-                    part = self._part(event.text, done=False)
-                else:
-                    part = self._part("", **_end(event))
-                yield json.dumps(part, ensure_ascii=False) + "\n"
+                for part in self._parts(event):
+                    yield json.dumps(part, ensure_ascii=False) + "\n"
         except Exception as error:
             yield json.dumps({"error": api_error(error).message}, ensure_ascii=False) + "\n"
 
-
-def _request(model: Model, wanted: ChatRequest | CompletionRequest, service: Service) -> Request:
-    limits = service.settings.limits
-    if isinstance(wanted, ChatRequest):
-        return of_chat(model, wanted, limits)[0]
-    [(request, _)] = of_completion(model, wanted, limits)
-    return request
+    def _parts(self, event: Event) -> list[dict[str, Any]]:
+        if isinstance(event, Decided):
+            return [self._part({}, done=False, steering=self._steering(event.decisions))]
+        if isinstance(event, Piece):
+            logprobs = self._logprobs(event.scores)
+            found = self._answer.add(event.text) or ([{}] if logprobs else [])
+            return [self._part(content, done=False, **({} if i else logprobs)) for i, content in enumerate(found)]
+        rest = [self._part(content, done=False) for content in self._answer.end()]
+        return [*rest, self._part({}, **_end(event))]
 
 
 def _end(event: Finished) -> dict[str, Any]:
@@ -200,5 +234,16 @@ def _shown(service: Service) -> dict[str, Any]:
         "modified_at": _tag(service)["modified_at"],
         "details": _details(model),
         "model_info": info,
-        "capabilities": ["completion", "tools"] if "tools" in template else ["completion"],
+        "capabilities": _capabilities(model, template),
     }
+
+
+def _capabilities(model: Model, template: str) -> list[str]:
+    found = ["completion"]
+    if "tools" in template:
+        found.append("tools")
+    if can_infill(model.llama):
+        found.append("insert")
+    if thinks(model.llama):
+        found.append("thinking")
+    return found

@@ -3,28 +3,39 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
-from finesteer_local.server.openai_schemas import ChatRequest, CommonSampling, CompletionRequest, JsonObject, Tool
+from finesteer_local.server.conversation_schemas import JsonObject, Tools
+from finesteer_local.server.known_fields import ANY, OLLAMA_OPTIONS, GivenAsKnown
+from finesteer_local.server.openai_schemas import ChatRequest, CommonSampling, CompletionRequest, TokenLogprob
 from finesteer_local.server.schemas import Decisions, Given, SteeringField
+
+OllamaToolChoice = Annotated[
+    Literal["none", "auto", "required"] | None,
+    Field(description="Ours: with `required` one of the tools is called, by grammar; in `options` too."),
+]
 
 
 class Options(CommonSampling):
     """How tokens are chosen. What has no counterpart, such as `num_ctx`, is left alone."""
+
+    neutral: ClassVar[Mapping[str, Any]] = OLLAMA_OPTIONS
 
     mirostat: Literal[0, 1, 2] | None = None
     num_predict: Annotated[int, Field(ge=-2, le=1 << 31)] | None = Field(
         None, description="Longest answer in tokens; below 1 until the context is full."
     )
     steering: SteeringField = None
+    tool_choice: OllamaToolChoice = None
 
     def sampling(self) -> dict[str, Any]:
         """As our own requests have them."""
         found = {name: getattr(self, name) for name in CommonSampling.model_fields}
-        n_tokens = self.num_predict if self.num_predict and self.num_predict > 0 else None
-        return {**found, "mirostat_mode": self.mirostat, "stop": self.stop or None, "max_tokens": n_tokens}
+        n_tokens = self.num_predict if self.num_predict and self.num_predict > 0 else -1
+        return {**found, "mirostat_mode": self.mirostat, "stop": self.stops(), "max_tokens": n_tokens}
 
 
 class OllamaFunctionCall(Given):
@@ -32,6 +43,10 @@ class OllamaFunctionCall(Given):
 
     name: str
     arguments: JsonObject = Field(default_factory=dict)
+
+    def as_text(self) -> str:
+        """The arguments as OpenAI has them."""
+        return json.dumps(self.arguments, ensure_ascii=False)
 
 
 class OllamaToolCall(Given):
@@ -45,6 +60,7 @@ class OllamaMessage(Given):
 
     role: Literal["system", "user", "assistant", "tool"]
     content: str | None = None
+    thinking: str | None = None
     images: Annotated[list[str], Field(max_length=0)] | None = Field(None, description="This model reads text.")
     tool_calls: Annotated[list[OllamaToolCall], Field(max_length=128)] | None = None
     tool_name: str | None = None
@@ -54,25 +70,35 @@ class OllamaMessage(Given):
         found: dict[str, Any] = {"role": self.role, "content": self.content or ""}
         if self.tool_name is not None:
             found["name"] = self.tool_name
+        if self.thinking:
+            found["reasoning_content"] = self.thinking
         if self.tool_calls:
             found["tool_calls"] = [
                 {
                     "id": f"call_{place}_{i}",
-                    "function": {"name": call.function.name, "arguments": json.dumps(call.function.arguments)},
+                    "function": {"name": call.function.name, "arguments": call.function.as_text()},
                 }
                 for i, call in enumerate(self.tool_calls)
             ]
         return found
 
 
-class OllamaRequest(Given):
+class OllamaRequest(GivenAsKnown):
     """What `/api/chat` and `/api/generate` share."""
+
+    # `truncate` and `shift`: what is longer than the context is an error here.
+    neutral: ClassVar[Mapping[str, Any]] = {"keep_alive": ANY, "truncate": ANY, "shift": ANY}
 
     model: Annotated[str, Field(min_length=1)]
     stream: bool | None = Field(None, description="True unless given.")
     format: Literal["", "json"] | JsonObject | None = Field(None, description="`json`, or a JSON schema.")
     options: Options | None = None
     steering: SteeringField = Field(None, description="As in OpenAI's interface; in `options` too.")
+    think: bool | Literal["low", "medium", "high"] | None = Field(
+        None, description="Thoughts on, in a field of their own, or off; left out, as the template has it, in the text."
+    )
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
 
     def common(self) -> dict[str, Any]:
         """The fields of our own request."""
@@ -85,20 +111,28 @@ class OllamaRequest(Given):
             found["response_format"] = {"type": "json_object"}
         return found
 
+    def scores(self) -> dict[str, Any]:
+        """The fields of a chat's log-probabilities."""
+        return {"logprobs": self.logprobs, "top_logprobs": self.top_logprobs}
+
 
 class OllamaChatRequest(OllamaRequest):
     """`POST /api/chat`."""
 
     messages: list[OllamaMessage] = Field(default_factory=list)
-    tools: Annotated[list[Tool], Field(max_length=128)] | None = None
+    tools: Tools | None = None
+    tool_choice: OllamaToolChoice = None
 
-    def chat(self) -> ChatRequest | None:
+    def chat(self, reasoning_effort: str | None) -> ChatRequest | None:
         """Our own request; None only loads the model, which it is."""
         if not self.messages:
             return None
-        messages = [message.fields(i) for i, message in enumerate(self.messages)]
-        tools = None if self.tools is None else [tool.model_dump(exclude_none=True) for tool in self.tools]
-        return ChatRequest.model_validate({**self.common(), "messages": messages, "tools": tools})
+        found = {**self.common(), **self.scores(), "reasoning_effort": reasoning_effort}
+        found["messages"] = [message.fields(i) for i, message in enumerate(self.messages)]
+        if self.tools:
+            found["tools"] = [tool.model_dump(exclude_none=True) for tool in self.tools]
+        choice = self.tool_choice or (self.options.tool_choice if self.options else None)
+        return ChatRequest.model_validate({**found, "tool_choice": choice})
 
 
 class OllamaGenerateRequest(OllamaRequest):
@@ -107,28 +141,42 @@ class OllamaGenerateRequest(OllamaRequest):
     prompt: str = ""
     system: str | None = None
     raw: bool | None = Field(None, description="Go on with the prompt as it is, without the model's template.")
-    suffix: str | None = None
+    suffix: str | None = Field(None, description="The answer is what stands between prompt and suffix.")
     template: str | None = None
     context: list[int] | None = None
     images: list[str] | None = None
 
-    @field_validator("suffix", "template", "context", "images")
+    @field_validator("template", "context", "images")
     @classmethod
     def _not_here(cls, value: Any) -> Any:
         if value:
             raise ValueError("this server does not take it")
         return value
 
-    def chat(self) -> ChatRequest | CompletionRequest | None:
+    @property
+    def is_raw(self) -> bool:
+        """Whether the prompt is not rendered by the model's template."""
+        return bool(self.raw or self.suffix)
+
+    @model_validator(mode="after")
+    def _has_no_template(self) -> OllamaGenerateRequest:
+        if self.is_raw and (self.system or self.think):
+            raise ValueError("a raw prompt, or one with a suffix, has no template: leave out system and think")
+        return self
+
+    def chat(self, reasoning_effort: str | None) -> ChatRequest | CompletionRequest | None:
         """Our own request; None only loads the model, which it is."""
         if not self.prompt:
             return None
         common = self.common()
-        if self.raw:
-            common.pop("response_format", None)
-            return CompletionRequest.model_validate({**common, "prompt": self.prompt})
+        if self.is_raw:
+            scored = self.top_logprobs or 0 if self.logprobs else None
+            found = {**common, "prompt": self.prompt, "suffix": self.suffix, "logprobs": scored}
+            return CompletionRequest.model_validate(found)
         messages = [{"role": "system", "content": self.system}] if self.system else []
-        return ChatRequest.model_validate({**common, "messages": [*messages, {"role": "user", "content": self.prompt}]})
+        messages.append({"role": "user", "content": self.prompt})
+        found = {**common, **self.scores(), "messages": messages, "reasoning_effort": reasoning_effort}
+        return ChatRequest.model_validate(found)
 
 
 class ShowRequest(Given):
@@ -157,6 +205,7 @@ class Timed(BaseModel):
     prompt_eval_duration: int | None = None
     eval_count: int | None = None
     eval_duration: int | None = None
+    logprobs: list[TokenLogprob] | None = None
     steering: Decisions | None = None
 
 
@@ -165,6 +214,8 @@ class OllamaMessageOut(BaseModel):
 
     role: Literal["assistant"]
     content: str
+    thinking: str | None = None
+    tool_calls: list[OllamaToolCall] | None = None
 
 
 class OllamaChat(Timed):
@@ -177,6 +228,7 @@ class OllamaGenerated(Timed):
     """`/api/generate`'s answer."""
 
     response: str
+    thinking: str | None = None
 
 
 class Details(BaseModel):

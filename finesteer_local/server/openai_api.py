@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 
-from finesteer_local.runtime.batch import Answer, Decided, Finished, Piece
+from finesteer_local.runtime.batch import Answer, Decided, Finished, Piece, TokenScore
+from finesteer_local.server.constraints import compiled_for
 from finesteer_local.server.errors import api_error
 from finesteer_local.server.logprobs import chat_logprobs
 from finesteer_local.server.openai_schemas import ChatCompletion, ChatRequest, ModelOut, Models
@@ -19,6 +20,7 @@ from finesteer_local.server.requests import of_chat
 from finesteer_local.server.running import Event, EventsOf, Running, finish_reason, opened, unless_gone
 from finesteer_local.server.schemas import ERRORS, describe
 from finesteer_local.server.service import Service
+from finesteer_local.server.tool_calls import Begins, Part, Reading, Text
 
 EVENTS: dict[str, Any] = {"text/event-stream": {"schema": {"type": "string"}}}
 DONE = b"data: [DONE]\n\n"
@@ -59,20 +61,61 @@ def describe_model(service: Service) -> ModelOut:
     return ModelOut(id=settings.name, created=created, owned_by="local", context=engine.n_ctx)
 
 
-def usage(*finished: Finished) -> dict[str, Any]:
-    """Tokens of one or several answers."""
-    n_prompt, n_answer = sum(f.n_prompt for f in finished), sum(f.n_answer for f in finished)
+def usage(*finished: Finished, n: int = 1) -> dict[str, Any]:
+    """Tokens of one or several answers, `n` in turn to the same prompt, which counts once."""
+    n_prompt, n_answer = sum(f.n_prompt for f in finished[::n]), sum(f.n_answer for f in finished)
     return {
         "prompt_tokens": n_prompt,
         "completion_tokens": n_answer,
         "total_tokens": n_prompt + n_answer,
-        "prompt_tokens_details": {"cached_tokens": sum(f.n_cached for f in finished)},
+        "prompt_tokens_details": {"cached_tokens": sum(f.n_cached for f in finished[::n])},
     }
 
 
 def event_data(value: Any) -> bytes:
     """One server-sent event that holds JSON, as it goes over the wire: JSON escapes what would end a line."""
     return b"data: %s\n\n" % json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+class _Choice:
+    """One choice's calls of tools, in OpenAI's shape."""
+
+    def __init__(self, reading: Reading) -> None:
+        self._reading, self.n_calls = reading, 0
+
+    def deltas(self, text: str, *, ends: bool = False) -> list[dict[str, Any]]:
+        """What a stream says once `text` has come."""
+        parts = [*(self._reading.add(text) if text else []), *(self._reading.end() if ends else [])]
+        return [self._delta(part) for part in parts]
+
+    def _delta(self, part: Part) -> dict[str, Any]:
+        if isinstance(part, Text):
+            return {"content": part.text}
+        if isinstance(part, Begins):
+            self.n_calls += 1
+            call = {"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function"}
+            return self._call({**call, "function": {"name": part.name, "arguments": ""}})
+        return self._call({"function": {"arguments": part.text}})
+
+    def _call(self, call: dict[str, Any]) -> dict[str, Any]:
+        return {"tool_calls": [{"index": self.n_calls - 1, **call}]}
+
+    def finish(self, event: Finished) -> str:
+        reason = finish_reason(event)
+        return "tool_calls" if self.n_calls and reason == "stop" else reason
+
+    def message(self, text: str) -> dict[str, Any]:
+        """The whole answer."""
+        content, calls = "", list[dict[str, Any]]()
+        for delta in self.deltas(text, ends=True):
+            content += delta.get("content", "")
+            for call in delta.get("tool_calls", ()):
+                if "id" in call:
+                    calls.append({"id": call["id"], "type": "function", "function": call["function"]})
+                else:
+                    calls[-1]["function"]["arguments"] += call["function"]["arguments"]
+        message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+        return {**message, "content": content.strip() or None, "tool_calls": calls} if calls else message
 
 
 class _Chat:
@@ -86,77 +129,74 @@ class _Chat:
         service, wanted = self._service, self._wanted
         service.check_name(wanted.model)
         limits = service.settings.limits
-        self._request, self._tool = await service.prepare(lambda model: of_chat(model, wanted, limits))
-        running = Running(service, [self._request])
+        grammar = await compiled_for(service, wanted)
+        chat = await service.prepare(lambda model: of_chat(model, wanted, limits, grammar))
+        self._request = chat.requests[0]
+        self._choices = [_Choice(chat.reading()) for _ in chat.requests]
+        running = Running(service, chat.requests)
         if wanted.stream:
             return EventsOf(running, self._chunks(await opened(http, running)))
         try:
-            [answer] = await unless_gone(http, running.answers())
+            answers = await unless_gone(http, running.answers())
         finally:
             running.close()
-        return self._whole(answer)
-
-    def _finish(self, event: Finished) -> str:
-        reason = finish_reason(event)
-        return "tool_calls" if self._tool and reason == "stop" else reason
-
-    def _call(self, arguments: str, *, first: bool = True) -> dict[str, Any]:
-        if not first:
-            return {"function": {"arguments": arguments}}
-        name = f"call_{self._head['id']}"
-        return {"id": name, "type": "function", "function": {"name": self._tool, "arguments": arguments}}
-
-    def _whole(self, answer: Answer) -> dict[str, Any]:
-        message: dict[str, Any] = {"role": "assistant", "content": answer.text}
-        if self._tool:
-            message = {"role": "assistant", "content": None, "tool_calls": [self._call(answer.text)]}
-        choice = {
-            "index": 0,
-            "message": message,
-            "logprobs": chat_logprobs(answer.scores) if self._wanted.logprobs else None,
-            "finish_reason": self._finish(answer.finished),
-        }
         return {
             **self._head,
             "object": "chat.completion",
-            "choices": [choice],
-            "usage": usage(answer.finished),
-            "steering": describe(self._request, answer.decisions, self._wanted.steering),
+            "choices": [self._whole(i, answer) for i, answer in enumerate(answers)],
+            "usage": usage(*(answer.finished for answer in answers), n=len(answers)),
+            "steering": describe(self._request, answers[0].decisions, wanted.steering),
+        }
+
+    def _logprobs(self, scores: Sequence[TokenScore]) -> dict[str, Any] | None:
+        return chat_logprobs(scores) if self._wanted.logprobs else None
+
+    def _whole(self, index: int, answer: Answer) -> dict[str, Any]:
+        choice = self._choices[index]
+        return {
+            "index": index,
+            "message": choice.message(answer.text),
+            "logprobs": self._logprobs(answer.scores),
+            "finish_reason": choice.finish(answer.finished),
         }
 
     async def _chunks(self, events: AsyncIterator[tuple[int, Event]]) -> AsyncIterator[bytes]:
         options = self._wanted.stream_options
         wants_usage = bool(options and options.include_usage)
+        finished: dict[int, Finished] = {}
         try:
-            first = True
-            async for _, event in events:
+            async for index, event in events:
+                choice = self._choices[index]
                 if isinstance(event, Decided):
-                    content = None if self._tool else ""
                     steering = describe(self._request, event.decisions, self._wanted.steering)
-                    yield self._chunk({"role": "assistant", "content": content}, steering=steering)
+                    yield self._chunk(index, {"role": "assistant", "content": ""}, steering=steering)
                 elif isinstance(event, Piece):
-                    delta: dict[str, Any] = {"content": event.text}
-                    if self._tool:
-                        delta = {"tool_calls": [{"index": 0, **self._call(event.text, first=first)}]}
-                    first = False
-                    yield self._chunk(delta, logprobs=chat_logprobs(event.scores) if self._wanted.logprobs else None)
+                    deltas: list[dict[str, Any]] = choice.deltas(event.text)
+                    logprobs = self._logprobs(event.scores)
+                    if logprobs and not deltas:
+                        deltas = [{}]
+                    for i, delta in enumerate(deltas):
+                        yield self._chunk(index, delta, logprobs=None if i else logprobs)
                 else:
-                    yield self._chunk({}, finish_reason=self._finish(event))
-                    if wants_usage:
-                        yield event_data(
-                            {**self._head, "object": "chat.completion.chunk", "choices": [], "usage": usage(event)}
-                        )
+                    finished[index] = event
+                    for delta in choice.deltas("", ends=True):
+                        yield self._chunk(index, delta)
+                    yield self._chunk(index, {}, finish_reason=choice.finish(event))
+            if wants_usage:
+                tokens = usage(*finished.values(), n=len(finished))
+                yield event_data({**self._head, "object": "chat.completion.chunk", "choices": [], "usage": tokens})
             yield DONE
         except Exception as error:
             yield event_data({"error": api_error(error).fields()})
 
     def _chunk(
         self,
+        index: int,
         delta: dict[str, Any],
         *,
         finish_reason: str | None = None,
         logprobs: dict[str, Any] | None = None,
         **more: Any,
     ) -> bytes:
-        choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
         return event_data({**self._head, "object": "chat.completion.chunk", "choices": [choice], **more})

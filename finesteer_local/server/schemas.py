@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from finesteer_local.profile import MAX_STRENGTH, Profile
 from finesteer_local.runtime.batch import Request
@@ -60,8 +60,16 @@ class Steering(GivenExactly):
     explain: bool = Field(True, description="Whether decisions name their experts.")
 
 
+def _no_number(value: Any) -> Any:
+    """Pydantic takes 0 for false, and says of true that it should be false: that would switch steering off."""
+    if value is True or (isinstance(value, int | float) and not isinstance(value, bool)):
+        raise ValueError("leave it out for the server's profiles, name some in an object, or give false for none")
+    return value
+
+
 SteeringField = Annotated[
     Steering | Literal[False] | None,
+    BeforeValidator(_no_number),
     Field(description="Profiles for this request; false steers nothing; left out, the server's defaults."),
 ]
 

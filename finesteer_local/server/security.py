@@ -52,6 +52,8 @@ class Guard:
                     headers[name] = value
             await send(message)
 
+        if scope["path"].startswith("/api/"):
+            scope = _as_json(scope)
         try:
             self._check(scope["method"], scope["path"], Headers(scope=scope))
             await self._app(scope, _Limited(receive, self._settings.limits.body), signed)
@@ -82,6 +84,13 @@ class Guard:
                 code="invalid_api_key",
                 headers={"WWW-Authenticate": "Bearer"},
             )
+
+
+def _as_json(scope: Scope) -> Scope:
+    """Ollama reads every body as JSON, so its clients, and `curl -d`, do not say that theirs are."""
+    name = b"content-type"
+    headers = [(key, value) for key, value in scope["headers"] if key.lower() != name]
+    return {**scope, "headers": [*headers, (name, b"application/json")]}
 
 
 def is_open(path: str) -> bool:

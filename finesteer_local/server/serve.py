@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -15,6 +17,8 @@ import uvicorn
 from finesteer_local.errors import FineSteerError
 from finesteer_local.server.app import create_app
 from finesteer_local.server.settings import Settings
+
+END_SECONDS = 5.0
 
 
 def serve(
@@ -32,13 +36,16 @@ def serve(
         on_listening: called with the server's address once it listens; the model is still being loaded then.
         on_ready: called, from another thread, once the model is loaded.
 
+    A second signal does not wait: what has not ended `END_SECONDS` later is killed with the process, with code 1.
+
     Raises:
         FineSteerError: the address cannot be used, or the model cannot be loaded.
+        EngineError: the engine has failed, or does not move (`StalledError`): its threads still run then.
     """
     with _listening(settings.host, port) as listener:
         app = create_app(settings)
         service = app.state.service
-        server = uvicorn.Server(
+        server = _Server(
             uvicorn.Config(
                 app,
                 log_level="info" if verbose else "warning",
@@ -59,11 +66,36 @@ def serve(
         service.on_failure, service.on_ready = stop, on_ready
         logging.getLogger("uvicorn.error").addFilter(wanted)
         on_listening(address(settings.host, listener.getsockname()[1]))
-        with _terminated():
-            server.run(sockets=[listener])
-        service.stop(drain=False)  # nothing, unless a second Ctrl-C would not wait
+        try:
+            with _terminated():
+                server.run(sockets=[listener])
+        except KeyboardInterrupt:  # uvicorn passes Ctrl-C on once all is done
+            if service.failure is None:
+                raise
+        finally:
+            service.stop(drain=False)  # nothing, unless a second signal would not wait
+            server.ended.set()
         if service.failure is not None:
             raise service.failure
+
+
+class _Server(uvicorn.Server):
+    """Does not wait after a second signal, whichever it is."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.ended = threading.Event()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit and not self.force_exit:
+            self.force_exit = True
+            threading.Thread(target=self._kill, name="finesteer-end", daemon=True).start()
+        super().handle_exit(sig, frame)
+
+    def _kill(self) -> None:
+        if not self.ended.wait(END_SECONDS):
+            logging.getLogger("finesteer_local").error("the server is stuck, and was ended by force")
+            os._exit(1)
 
 
 def address(host: str, port: int) -> str:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
+from finesteer_local.errors import EngineError, StalledError
 from finesteer_local.identity import read_model_identity
 from finesteer_local.runtime import SteeredLlama, open_model
 from finesteer_local.runtime.batch import AnswerStream, BatchEngine, Request
@@ -21,6 +24,7 @@ from finesteer_local.server.settings import Settings
 
 T = TypeVar("T")
 
+_LOOK = 0.25  # seconds
 _OWN_CONTEXT = 512  # tokens of the model's own context, which only the check for steerability uses
 
 
@@ -47,8 +51,10 @@ class Service:
         self.on_ready: Callable[[], None] = lambda: None
         self._model: Model | None = None
         self._stopping = False
+        self._preparing_since: float | None = None
         self._lock = threading.Lock()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="finesteer-prepare")
+        self._compiler = ThreadPoolExecutor(2, thread_name_prefix="finesteer-compile")
         metrics.watch(self._gauges)
 
     # --- the model
@@ -67,15 +73,38 @@ class Service:
                     self._model = model
             if wanted:
                 self.on_ready()
+                self._watch(model)
             else:
                 _close(model, drain=False)
         except BaseException as error:
             self.failure = error
             self.on_failure()
 
+    def _watch(self, model: Model) -> None:
+        """Give up once the engine has failed, or has been stuck for twice the time that is allowed."""
+        stuck = 0.0
+        while self._model is model:
+            time.sleep(_LOOK)
+            trouble = self.trouble
+            stuck = stuck + _LOOK if isinstance(trouble, StalledError) else 0.0
+            if trouble is not None and (stuck == 0 or stuck > self.settings.limits.stall):
+                self.failure = trouble
+                self.on_failure()
+                return
+
+    @property
+    def trouble(self) -> EngineError | None:
+        """Why no request can be answered though the model is loaded."""
+        model, since = self._model, self._preparing_since
+        if model is not None and model.engine.failure is not None:
+            return model.engine.failure
+        if since is not None and time.monotonic() - since > self.settings.limits.stall:
+            return StalledError("a request has taken too long to prepare, and others wait for it; restart the server")
+        return None
+
     @property
     def is_ready(self) -> bool:
-        return self._model is not None and not self._stopping
+        return self._model is not None and not self._stopping and self.trouble is None
 
     @property
     def is_stopping(self) -> bool:
@@ -87,27 +116,67 @@ class Service:
 
         Raises:
             ApiError: it is still being loaded, or the server is stopping.
+            EngineError: it has failed, or is stuck.
         """
         if self._stopping:
             raise ApiError(503, "the server is stopping; no further requests are taken", code="stopping")
         if self._model is None:
             raise ApiError(503, "the model is being loaded; try again in a moment", code="loading")
+        if (trouble := self.trouble) is not None:
+            raise trouble
         return self._model
 
     def stop(self, *, drain: bool = True) -> None:
-        """Answer what was accepted, unless `drain` is false, then close the model. Once more does nothing."""
+        """Answer what was accepted, unless `drain` is false, then close the model. Once more does nothing.
+
+        What is stuck is left as it is, and `failure` says so.
+        """
         with self._lock:
             self._stopping, model, self._model = True, self._model, None
-        self._worker.shutdown()
-        if model is not None:
-            _close(model, drain=drain)
+        try:
+            self._end_preparing()
+            if model is not None:
+                _close(model, drain=drain)
+        except EngineError as error:
+            self.failure = error
+
+    def _end_preparing(self) -> None:
+        with suppress(RuntimeError):  # it was ended before
+            last = self._worker.submit(lambda: None)
+            self._worker.shutdown(wait=False)
+            self._compiler.shutdown(wait=False, cancel_futures=True)
+            while not last.done():
+                time.sleep(_LOOK / 10)
+                if (trouble := self.trouble) is not None:
+                    raise trouble
 
     # --- requests
 
     async def prepare(self, work: Callable[[Model], T]) -> T:
         """Do what takes a while, and what is not made for several threads, in the thread for that."""
         model = self.model
-        return await asyncio.get_running_loop().run_in_executor(self._worker, work, model)
+
+        def timed() -> T:
+            self._preparing_since = time.monotonic()
+            try:
+                return work(model)
+            finally:
+                self._preparing_since = None
+
+        done = asyncio.get_running_loop().run_in_executor(self._worker, timed)
+        try:
+            return await asyncio.wait_for(done, self.settings.limits.stall + _LOOK)
+        except asyncio.TimeoutError as error:
+            raise self.trouble or StalledError("the request waited too long to be prepared; try again") from error
+
+    async def compile(self, work: Callable[[Model], T]) -> T:
+        """Do what may take seconds, and is made for several threads, where no other request waits for it."""
+        model = self.model
+        done = asyncio.get_running_loop().run_in_executor(self._compiler, work, model)
+        try:
+            return await asyncio.wait_for(done, self.settings.limits.seconds)
+        except asyncio.TimeoutError as error:
+            raise ApiError(503, "the request's time was up before the answer began", code="timeout") from error
 
     def submit(self, requests: Sequence[Request]) -> list[AnswerStream]:
         """Give requests to the engine: all of them, or none."""
@@ -164,7 +233,9 @@ def open_service_model(settings: Settings) -> Model:
         end_when_lost()  # there is nothing left to answer with; whoever supervises the server starts it again
     try:
         limits = settings.limits
-        engine = BatchEngine(llama, n_parallel=limits.parallel, n_ctx=n_ctx, max_queue=limits.queue)
+        engine = BatchEngine(
+            llama, n_parallel=limits.parallel, n_ctx=n_ctx, max_queue=limits.queue, stall_seconds=limits.stall
+        )
     except BaseException:
         llama.close()
         raise

@@ -23,6 +23,7 @@ class Limits:
     messages: int = 512  # of one conversation
     prompts: int = 32  # of one completion request
     seconds: float = 600.0  # from a request's arrival to its answer's end
+    stall: float = 120.0  # after which an engine that does not move counts as stuck; twice that ends the server
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Settings:
     limits: Limits = Limits()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "host", plain_host(self.host))
         check_address(self.host, self.api_key)
         unknown = self.required - {profile.name for profile in self.profiles}
         if unknown:
@@ -64,7 +66,7 @@ class Settings:
 
 def check_address(host: str, api_key: str | None) -> None:
     """Raise `FineSteerError` where others could use the server without a key."""
-    if not api_key and not is_loopback(host):
+    if not api_key and not is_loopback(plain_host(host)):
         raise FineSteerError(
             f"{host or 'an empty address'} can be reached from other machines; give an --api-key "
             "(or FINESTEER_API_KEY), or leave out --host"
@@ -75,6 +77,11 @@ def model_name(given: str) -> str:
     """What clients call a model that the user named, or gave as a file."""
     name = Path(given).name
     return name[: -len(".gguf")] if name.lower().endswith(".gguf") else name
+
+
+def plain_host(host: str) -> str:
+    """`host` without the brackets that an IPv6 address has in a URL."""
+    return host[1:-1] if host.startswith("[") and host.endswith("]") else host
 
 
 def is_loopback(host: str) -> bool:

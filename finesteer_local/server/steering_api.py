@@ -22,6 +22,7 @@ from finesteer_local.server.schemas import (
     describe_profile,
 )
 from finesteer_local.server.service import Model, Service
+from finesteer_local.server.template_fields import variables
 
 
 def router(service: Service) -> APIRouter:
@@ -75,5 +76,6 @@ def _profiles(model: Model) -> Profiles:
 
 def _explained(model: Model, wanted: ExplainRequest, service: Service) -> Request:
     options: dict[str, Any] = {"tools": [tool.for_template() for tool in wanted.tools]} if wanted.tools else {}
-    request = conversation(model, wanted.messages, wanted.steering, service.settings.limits, **options)
+    limits, chosen = service.settings.limits, variables(model.llama, wanted)
+    request = conversation(model, wanted.messages, wanted.steering, limits, chosen, **options)
     return replace(request, max_tokens=0)

@@ -21,6 +21,7 @@ PLAIN, WRAPPED, FOREIGN, PAGE = "plain", "wrapped", "foreign", "page"
 FORMS = (PLAIN, WRAPPED, FOREIGN, PAGE)
 """How a request comes: by itself, in a dress that hides it, in another language than English, in a long text."""
 MIN_PAIRS = 24
+MIN_PROMPTS = 8  # different ones: some are held out, and a gate finds the rest's layer by cross-validation
 PAIRS_A_QUESTION = 2
 
 
@@ -80,6 +81,11 @@ class TrainingData:
             raise DataError(f"{self.name!r} cannot name a profile; use lower-case letters, digits, - and _")
         if len(self.pairs) < MIN_PAIRS:
             raise DataError(f"{len(self.pairs)} pairs are too few to train on; give at least {MIN_PAIRS}")
+        if (n_prompts := len(self.positive)) < MIN_PROMPTS:
+            raise DataError(
+                f"the pairs have {n_prompts} different prompt{'s' * (n_prompts != 1)}, too few to train a gate on; "
+                f"give at least {MIN_PROMPTS}"
+            )
 
     @property
     def positive(self) -> list[Prompt]:

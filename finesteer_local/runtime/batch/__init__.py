@@ -2,7 +2,6 @@
 
 from finesteer_local.runtime.batch.answer import Answer, AnswerStream, Decided, Finished, Piece, TokenScore
 from finesteer_local.runtime.batch.engine import BatchEngine, Load
-from finesteer_local.runtime.batch.grammar import schema_grammar
 from finesteer_local.runtime.batch.many import answers, greedy_answers, greedy_request
 from finesteer_local.runtime.batch.pieces import Sizes
 from finesteer_local.runtime.batch.request import (
@@ -35,5 +34,4 @@ __all__ = [
     "completion_request",
     "greedy_answers",
     "greedy_request",
-    "schema_grammar",
 ]

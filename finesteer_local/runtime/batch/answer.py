@@ -117,6 +117,8 @@ class AnswerStream:
     def put(self, event: Event | BaseException) -> None:
         """For the engine: add an event, or the error that ends the stream."""
         with self._changed:
+            if self._ended:
+                return  # given up from another thread
             self._events.append(event)
             self._ended = self._ended or isinstance(event, Finished | BaseException)
             self._changed.notify_all()

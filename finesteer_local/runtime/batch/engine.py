@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 import threading
 from collections import deque
 from dataclasses import dataclass
 from types import TracebackType
 
-from finesteer_local.errors import FineSteerError, QueueFullError, SteeringError
+from finesteer_local.errors import ClosingError, EngineError, QueueFullError, StalledError, SteeringError, one_line
 from finesteer_local.runtime.batch.answer import AnswerStream
 from finesteer_local.runtime.batch.context import Streams
 from finesteer_local.runtime.batch.pieces import Sizes
@@ -16,10 +17,15 @@ from finesteer_local.runtime.batch.request import Request
 from finesteer_local.runtime.batch.sampler import Sampler
 from finesteer_local.runtime.batch.scheduler import Scheduler
 from finesteer_local.runtime.batch.sequence import Waiting
+from finesteer_local.runtime.batch.watchdog import Watchdog
 from finesteer_local.runtime.steered import SteeredLlama
 from finesteer_local.runtime.threads import release_workers
 
+log = logging.getLogger("finesteer_local")
+
 MAX_QUEUE = 256
+STALL_SECONDS = 300.0
+_LOOK = 0.25  # seconds
 ON_GPU = Sizes(chunk=512, whole=512, between=512)
 PREFIX_BYTES = 16 << 20
 
@@ -49,6 +55,8 @@ class BatchEngine:
         max_queue: requests that wait for a place.
         sizes: how prompts are cut into pieces; None takes short ones on the CPU, longer ones (`ON_GPU`) on a GPU.
         prefix_bytes: memory for beginnings that prompts share, such as a system prompt.
+        stall_seconds: where nothing moves for so long, neither a piece of a prompt nor a token, all requests end with a
+            `StalledError`, and new ones are refused until something moves again.
 
     Raises:
         ModelError: llama.cpp cannot make such a context.
@@ -64,6 +72,7 @@ class BatchEngine:
         sizes: Sizes | None = None,
         prefix_bytes: int = PREFIX_BYTES,
         native_tap: bool = True,
+        stall_seconds: float = STALL_SECONDS,
     ) -> None:
         if not 1 <= n_parallel <= 256:
             raise ValueError(f"{n_parallel} requests at a time; llama.cpp takes 1 to 256")
@@ -84,6 +93,9 @@ class BatchEngine:
         )
         self._scheduler = Scheduler(llama, self._streams, n_slots=n_parallel, sizes=sizes, prefix_bytes=prefix_bytes)
         self._inbox: deque[Waiting] = deque()
+        self._failure: EngineError | None = None
+        self._watchdog = Watchdog(stall_seconds, self._on_stall)
+        self._scheduler.on_move = self._watchdog.move
         self._changed = threading.Condition()
         self._closing = self._draining = False
         self._thread = threading.Thread(target=self._run, name="finesteer-batch", daemon=True)
@@ -105,13 +117,23 @@ class BatchEngine:
             running, waiting = len(self._scheduler.running), len(self._scheduler.queue) + len(self._inbox)
             return Load(running, waiting, len(self._scheduler.slots))
 
+    @property
+    def failure(self) -> EngineError | None:
+        """Why requests are refused: a step failed, or nothing moves."""
+        if self._failure is None and self._watchdog.stalled:
+            return StalledError("the model's engine does not move; restart it")
+        return self._failure
+
     def submit(self, request: Request) -> AnswerStream:
         """Accept a request; its events come as they happen.
 
         Raises:
             PromptError, ProfileError, SteeringError: the request cannot be served, see `Request.check`.
-            QueueFullError: `max_queue` requests are waiting already, or the engine is closing.
+            QueueFullError: `max_queue` requests are waiting already, or the engine is closing (`ClosingError`).
+            EngineError: the engine has failed, or does not move.
         """
+        if self.failure is not None:
+            raise self.failure
         request.check(self.llama, self.n_ctx)
         if request.steer and self._unsteerable is not None:
             raise self._unsteerable
@@ -122,9 +144,9 @@ class BatchEngine:
         stream = AnswerStream(self._notify)
         with self._changed:
             load = self.load
-            if self._closing or self._draining:
+            if self._closing or self._draining or self.failure:
                 sampler.close()
-                raise QueueFullError("the model is being closed; no further requests are taken")
+                raise self.failure or ClosingError("the model is being closed; no further requests are taken")
             if load.running + load.waiting >= load.places + self._max_queue:
                 sampler.close()
                 raise QueueFullError(f"{load.waiting} requests are waiting already; try again later")
@@ -133,11 +155,19 @@ class BatchEngine:
         return stream
 
     def close(self, *, drain: bool = False) -> None:
-        """Stop, and free the context. With `drain`, running and waiting requests are answered first."""
+        """Stop, and free the context. With `drain`, running and waiting requests are answered first.
+
+        Raises:
+            StalledError: it does not move; its thread still holds the model, which must not be closed.
+        """
         with self._changed:
             self._draining, self._closing = True, self._closing or not drain
             self._changed.notify_all()
-        self._thread.join()
+        while self._thread.is_alive():
+            self._thread.join(_LOOK)
+            if self._watchdog.stalled and self._thread.is_alive():
+                raise StalledError("the model's engine does not move, and cannot be closed")
+        self._watchdog.close()
 
     def __enter__(self) -> BatchEngine:
         return self
@@ -152,19 +182,33 @@ class BatchEngine:
             self._changed.notify_all()
 
     def _run(self) -> None:
-        error: BaseException = FineSteerError("the model was closed before the answer was finished")
+        error: BaseException = ClosingError("the model was closed before the answer was finished")
         try:
             while self._wait():
+                self._watchdog.begin()
                 self._scheduler.step()
-        except BaseException as unexpected:  # nobody else would see it
-            error = unexpected
-            raise
+        except BaseException as unexpected:
+            log.error("the engine failed", exc_info=unexpected)  # nobody else would see it
+            what = one_line(f"{type(unexpected).__name__}: {unexpected}")
+            error = self._failure = EngineError(f"the model's engine failed and has stopped ({what}); restart it")
         finally:
+            self._watchdog.rest()
             with self._changed:
                 self._closing = True
                 self._take_inbox()
                 self._scheduler.abandon(error)
             self._streams.close()
+
+    def _on_stall(self) -> None:
+        """End all requests, from the watchdog's thread; the engine's own forgets them once it moves."""
+        log.error("the engine has not moved for a while")
+        error = StalledError("the model's engine does not move; the answer was given up")
+        with self._changed:
+            streams = [waiting.stream for waiting in (*self._inbox, *self._scheduler.queue)]
+            streams += [sequence.stream for sequence in self._scheduler.running]
+        for stream in streams:
+            stream.cancelled = True
+            stream.put(error)
 
     def _wait(self) -> bool:
         """Wait for something to do; False once there is nothing more to come."""
@@ -175,6 +219,7 @@ class BatchEngine:
                     return True
                 if self._draining:
                     return False
+                self._watchdog.rest()
                 release_workers()  # another thread may compute while there is nothing to do here
                 self._changed.wait()
             return False

@@ -9,8 +9,11 @@ from typing import Any
 
 from llama_cpp import Llama
 
-from finesteer_local.errors import FineSteerError, ProfileError, PromptError
+from finesteer_local.errors import ContextLengthError, FineSteerError, OptionError, ProfileError, PromptError
 from finesteer_local.profile import MAX_STRENGTH, SCOPES, Profile
+from finesteer_local.runtime.constrained import constraint_of
+from finesteer_local.runtime.constraint import Compiled, Constraint
+from finesteer_local.runtime.infill import infill_prompt
 from finesteer_local.runtime.prompt import (
     NOTHING,
     Message,
@@ -31,7 +34,6 @@ def _defaults(function: Callable[..., Any]) -> dict[str, Any]:
 
 _CHAT_DEFAULTS = _defaults(Llama.create_chat_completion)  # the chat handlers themselves have other ones
 _COMPLETION_DEFAULTS = _defaults(Llama.create_completion)
-MAX_GRAMMAR = 1 << 18  # letters; llama.cpp's parser is recursive
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,8 @@ class Sampling:
     seed: int | None = None
     """None draws one; `Finished.seed` tells which."""
     logit_bias: Mapping[int, float] = field(default_factory=dict)
-    grammar: str | None = None
-    """GBNF; `llama_cpp.LlamaGrammar.from_json_schema` makes one from a JSON schema."""
+    grammar: str | Constraint | Compiled | None = None
+    """GBNF, or what `constraint.json_schema` makes of a JSON schema."""
 
 
 GREEDY = Sampling(temperature=0.0)
@@ -118,22 +120,22 @@ class Request:
         if not self.prompt:
             raise PromptError("the prompt is empty")
         if len(self.prompt) >= n_ctx:
-            raise PromptError(
-                f"the prompt has {len(self.prompt):,} tokens, the context only {n_ctx:,}; "
-                "shorten it, or open the model with a larger context"
-            )
-        if not all(0 <= token < n_vocab for token in (*self.prompt, *sampling.logit_bias)):
-            raise PromptError(f"a token is not in the model's vocabulary of {n_vocab:,}")
+            remedy = "shorten it, or open the model with a larger context"
+            raise ContextLengthError(len(self.prompt), n_ctx, remedy)
+        unknown = f"a token is not in the model's vocabulary of {n_vocab:,}"
+        if not all(0 <= token < n_vocab for token in self.prompt):
+            raise PromptError(unknown)
+        if not all(0 <= token < n_vocab for token in sampling.logit_bias):
+            raise OptionError("logit_bias", unknown)
         if not 0 <= self.turn < len(self.prompt):
             raise PromptError("the last user message starts outside of the prompt")
         if (self.max_tokens or 0) < 0 or (self.logprobs or 0) < 0:
-            raise PromptError("max_tokens and logprobs must not be negative")
+            name = "max_tokens" if (self.max_tokens or 0) < 0 else "logprobs"
+            raise OptionError(name, "max_tokens and logprobs must not be negative")
         if not all(self.stop):
-            raise PromptError("a stop word is empty")
+            raise OptionError("stop", "a stop word is empty")
         if sampling.seed is not None and not 0 <= sampling.seed < 1 << 32:
-            raise PromptError(f"seed {sampling.seed} is not in [0, 2^32)")
-        if sampling.grammar is not None and len(sampling.grammar) > MAX_GRAMMAR:
-            raise PromptError(f"the grammar is longer than {MAX_GRAMMAR:,} letters")
+            raise OptionError("seed", f"seed {sampling.seed} is not in [0, 2^32)")
         names = [steer.profile.name for steer in self.steer]
         if len(set(names)) < len(names):
             raise ProfileError("the same profile is active twice; raise its strength instead")
@@ -148,19 +150,21 @@ def chat_request(
     *,
     steer: Sequence[Steer] = (),
     skip_thinking: bool | None = None,
+    variables: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Request:
     """The request that `llama.create_chat_completion(messages, **options)` makes, with the steering of its own.
 
     The template's stop words and the grammar of tools or a response format are part of it. `skip_thinking` is that of
-    `llama` unless given.
+    `llama` unless given; `variables` are the template's own, such as `enable_thinking` (`template_variables`).
 
     Raises:
         PromptError: the model's template rejects the conversation, or an option has no counterpart.
     """
     try:
-        prompt, arguments = chat_completion(llama, messages, **{**_CHAT_DEFAULTS, **options})
         template = {k: options[k] for k in TEMPLATE_OPTIONS if options.get(k) is not None}
+        template.update(variables or {})
+        prompt, arguments = chat_completion(llama, messages, **{**_CHAT_DEFAULTS, **options, **template})
         turn = turn_start(llama, messages, prompt, **template)
         skips = llama.skip_thinking if skip_thinking is None else skip_thinking
         unsteered = NOTHING
@@ -179,16 +183,21 @@ def completion_request(
     *,
     steer: Sequence[Steer] = (),
     skip_thinking: bool | None = None,
+    suffix: str | None = None,
     **options: Any,
 ) -> Request:
     """The request that `llama.create_completion(prompt, **options)` makes, with the steering of its own.
 
-    A raw prompt is one user message: the scope `turn` is all of it.
+    A raw prompt is one user message: the scope `turn` is all of it. With a `suffix` the answer is what stands between
+    the two (`infill_prompt`).
 
     Raises:
-        PromptError: an option has no counterpart.
+        PromptError: an option has no counterpart, or the model cannot fill in.
     """
-    tokens = _raw_tokens(llama, prompt) if isinstance(prompt, str) else prompt
+    if suffix is not None:
+        tokens: Sequence[int] = infill_prompt(llama, prompt, suffix)
+    else:
+        tokens = _raw_tokens(llama, prompt) if isinstance(prompt, str) else prompt
     skips = llama.skip_thinking if skip_thinking is None else skip_thinking
     unsteered = Unsteered(thinking=opened_at(tokens, token_text(llama), raw=True)) if steer and skips else NOTHING
     arguments = {**_COMPLETION_DEFAULTS, **options}
@@ -226,7 +235,7 @@ def _request(
         sampling=Sampling(
             **{name: arguments[name] for name in names if arguments.get(name) is not None},
             logit_bias={int(k): float(v) for k, v in (arguments.get("logit_bias") or {}).items()},
-            grammar=None if grammar is None else grammar._grammar,
+            grammar=None if grammar is None else constraint_of(grammar),
         ),
         max_tokens=arguments.get("max_tokens") or None,
         stop=(stop,) if isinstance(stop, str) else tuple(word for word in stop if word),

@@ -9,8 +9,9 @@ import numpy as np
 from llama_cpp import _internals, llama_cpp
 from numpy.typing import NDArray
 
-from finesteer_local.errors import PromptError, SteeringError
+from finesteer_local.errors import SteeringError
 from finesteer_local.runtime.batch.request import Sampling
+from finesteer_local.runtime.constraint import compiled
 from finesteer_local.runtime.steered import SteeredLlama
 
 Logits = NDArray[np.float32]  # (n_vocab,)
@@ -22,7 +23,7 @@ class Sampler:
     """The sampler chain of `llama_cpp.Llama` (`_init_sampler`): bias, penalties, grammar, then how to choose.
 
     Raises:
-        PromptError: the grammar does not parse.
+        PromptError: the grammar does not compile (`constraint.compiled`).
     """
 
     def __init__(self, llama: SteeredLlama, sampling: Sampling, seed: int) -> None:
@@ -37,42 +38,38 @@ class Sampler:
         self._choose = _chain()
         if not self._greedy:
             _add_choice(self._choose, sampling, seed, self._n_vocab)
-        self._grammar = None if sampling.grammar is None else _Grammar(llama, sampling.grammar)
+        self._constraint = None if sampling.grammar is None else compiled(llama, sampling.grammar).begin()
 
     def sample(self, logits: Logits) -> int:
         """Choose a token and remember it.
 
         Raises:
             SteeringError: the logits are not finite.
-            PromptError: the grammar allows no token.
+            PromptError: the grammar allows no token, or has become too complex.
         """
         if self._greedy and not self._weighs:
             token = int(logits.argmax())  # NaN is the greatest to NumPy
             if not np.isfinite(logits[token]):
                 raise SteeringError(_NOT_FINITE)
-            if self._grammar is None:
-                return token
-        elif not np.isfinite(logits.max()):
+            if self._constraint is not None:
+                allowed = self._constraint.allowed()
+                token = token if allowed[token] else int(np.where(allowed, logits, np.float32(-np.inf)).argmax())
+                self._constraint.accept(token)
+            return token
+        if not np.isfinite(logits.max()):
             raise SteeringError(_NOT_FINITE)
         token = self._from(logits)
         self._weigh.accept(token)
         self._choose.accept(token)
-        if self._grammar is not None:
-            self._grammar.accept(token)
+        if self._constraint is not None:
+            self._constraint.accept(token)
         return token
 
     def _from(self, logits: Logits) -> int:
         candidates = _Candidates(logits)
         candidates.apply(self._weigh.sampler)
-        if self._grammar is not None:
-            # Greedy, the likeliest token is right if the grammar allows it: the other tokens need no look.
-            if self._greedy:
-                token = candidates.likeliest()
-                if self._grammar.allows(token):
-                    return token
-            candidates.apply(self._grammar.sampler)
-            if not candidates.any_left:
-                raise PromptError("the grammar allows no token of this model's vocabulary here")
+        if self._constraint is not None:
+            candidates.leave(self._constraint.allowed())
         if self._greedy:
             return candidates.likeliest()
         candidates.apply(self._choose.sampler)
@@ -81,8 +78,7 @@ class Sampler:
     def close(self) -> None:
         self._weigh.close()
         self._choose.close()
-        if self._grammar is not None:
-            self._grammar.close()
+        self._constraint = None
 
 
 _NOT_FINITE = "the model's logits are not finite; a lower strength may help, or the model file is damaged"
@@ -126,36 +122,10 @@ class _Candidates:
         """The first of the likeliest tokens; samplers that weigh leave the tokens in their places."""
         return int(self._data["id"][self._data["logit"].argmax()])
 
-    @property
-    def any_left(self) -> bool:
-        return bool(self._data["logit"].max() > -np.inf)
+    def leave(self, allowed: NDArray[np.bool_]) -> None:
+        """Rule out all other tokens. Samplers that weigh leave the tokens in their places."""
+        self._data["logit"][~allowed] = -np.inf
 
     def selected(self) -> int:
         # A sampler may have put the tokens elsewhere.
         return int(self._array.data[self._array.selected].id)
-
-
-class _Grammar:
-    """llama.cpp's grammar sampler. It ends the process on a token that it does not allow: ask before `accept`."""
-
-    def __init__(self, llama: SteeredLlama, text: str) -> None:
-        self.sampler = llama_cpp.llama_sampler_init_grammar(llama._model.vocab, text.encode(), b"root")
-        if not self.sampler:
-            raise PromptError("the grammar is not valid GBNF, or has no rule `root`")
-
-    def allows(self, token: int) -> bool:
-        data = (llama_cpp.llama_token_data * 1)(llama_cpp.llama_token_data(token, 0.0, 0.0))
-        array = llama_cpp.llama_token_data_array(data, 1, -1, False)
-        llama_cpp.llama_sampler_apply(self.sampler, ctypes.byref(array))
-        return bool(data[0].logit > -np.inf)
-
-    def accept(self, token: int) -> None:
-        llama_cpp.llama_sampler_accept(self.sampler, token)
-
-    def close(self) -> None:
-        if self.sampler:
-            llama_cpp.llama_sampler_free(self.sampler)
-            self.sampler = None
-
-    def __del__(self) -> None:
-        self.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -58,6 +58,7 @@ class Scheduler:
         self.prefixes = PrefixStore(prefix_bytes if streams.restores_exactly else 0)
         self.queue: deque[Waiting] = deque()
         self._moves = streams.can_move
+        self.on_move: Callable[[], None] = lambda: None  # called whenever something was read or answered
         self._pieces: dict[int, bytes] = {}  # token -> its text
         self._admissions = self._passed_over = 0
         self._common: Vectors = {}  # what all answers were steered by in the last `_steady` steps
@@ -240,6 +241,7 @@ class Scheduler:
                 for i in range(start, stop)
             ]
         )
+        self.on_move()
         ended_early = reading is not None and reading.read_again_from is not None
         if wants_all and not ended_early:
             self._score_prompt(sequence, start, stop)
@@ -337,6 +339,7 @@ class Scheduler:
         """Choose the next token from the logits of `row`, and tell of it."""
         request, logits = sequence.request, self.streams.logits(row)
         token = sequence.sampler.sample(logits)
+        self.on_move()
         if sequence.first_token is None:
             sequence.first_token = time.perf_counter()
         ends = self._ends(token)
