@@ -39,7 +39,7 @@ WHOLE_TOKENS = 160  # of an answer that is judged as a whole; what has not ended
 TEMPERATURE = 0.8  # of such an answer: that of `chat`
 MAX_PROMPT = 600  # letters: every trial reads its prompts anew, and long ones would take most of the time
 LONG_TOKENS = range(2 * SHORT_PROMPT, LONG_PROMPT + 1)  # letters say little: what is encoded has a token for every two
-LONG_ANSWERS = 64  # to prompts of so many tokens, by which the length decay is chosen
+LONG_ANSWERS = 32  # to prompts of so many tokens, by which the length decay is chosen
 FEW_LONG = 8  # fewer say nothing
 SHORT, LONG = "short", "long"
 """What a trial asks."""
@@ -64,7 +64,7 @@ class Search:
     a strength from which it is some way to either edge."""
 
 
-DECAYS = (0.0, 0.15, 0.3, 0.45)
+DECAYS = (0.0, 0.2, 0.4)
 SEARCHES = {
     # Two answers more or less are .04. A refusal is decided by the prompt.
     "refusal": Search(
