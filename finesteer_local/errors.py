@@ -43,15 +43,20 @@ class PromptError(FineSteerError, ValueError):
 class ContextLengthError(PromptError):
     """A prompt that leaves no room for an answer in the context."""
 
-    def __init__(self, n_prompt: int, n_ctx: int, remedy: str) -> None:
-        self.n_prompt, self.n_ctx = n_prompt, n_ctx
-        super().__init__(f"the prompt has {n_prompt:,} tokens, the context only {n_ctx:,}; {remedy}")
+    n_prompt = n_ctx = 0  # tokens
+
+    @classmethod
+    def of(cls, n_prompt: int, n_ctx: int, remedy: str) -> ContextLengthError:
+        """The error of a prompt of `n_prompt` tokens in a context of `n_ctx`."""
+        error = cls(f"the prompt has {n_prompt:,} tokens, the context only {n_ctx:,}; {remedy}")
+        error.n_prompt, error.n_ctx = n_prompt, n_ctx
+        return error
 
 
 class OptionError(PromptError):
     """Something else than the prompt is wrong in a request: `option` says what."""
 
-    def __init__(self, option: str, message: str) -> None:
+    def __init__(self, message: str, option: str | None = None) -> None:
         self.option = option
         super().__init__(message)
 

@@ -54,8 +54,6 @@ def read_model_identity(path: str | Path) -> ModelIdentity:
         except OSError as error:
             of = f", a part of {path.name}" if part != path else ""
             raise ModelError(f"cannot read the model {part}{of}: {error.strerror}") from error
-    if path != parts[0]:
-        raise ModelError(f"{path} is a later part of a split model; give its first: {parts[0]}")
     key = _READING + "|".join(
         f"{part.resolve()}:{s.st_size}:{s.st_mtime_ns}" for part, s in zip(parts, stats, strict=True)
     )
@@ -72,6 +70,13 @@ def read_model_identity(path: str | Path) -> ModelIdentity:
     with contextlib.suppress(FineSteerError, OSError), paths.atomic_write(cache_file) as temporary:
         temporary.write_text(json.dumps(known, indent=1), encoding="utf-8")
     return identity
+
+
+def check_first_part(path: Path) -> None:
+    """Raise `ModelError` for a later part of a split model: llama.cpp opens it by its first."""
+    first = _parts(path)[0]
+    if path != first:
+        raise ModelError(f"{path} is a later part of a split model; give its first: {first}")
 
 
 def _parts(path: Path) -> list[Path]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from finesteer_local.errors import DataError, one_line
+from finesteer_local.errors import DataError
 
 ROLES = ("system", "user", "assistant")
 Messages = list[dict[str, str]]
@@ -33,22 +33,26 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             row = json.loads(line.decode("utf-8-sig"), parse_constant=_no_number, parse_float=_finite)
         except UnicodeDecodeError as error:
             raise DataError(f"{where}: not UTF-8 text") from error
-        except json.JSONDecodeError as error:
-            raise DataError(f"{where}: not JSON") from error
+        except _NoNumberError as error:
+            raise DataError(f"{where}: not JSON ({error})") from error
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{where}: not JSON ({one_line(str(error))})") from error
+            raise DataError(f"{where}: not JSON") from error
         if not isinstance(row, dict):
             raise DataError(f"{where}: not a JSON object")
         yield where, row
 
 
+class _NoNumberError(ValueError):
+    """Python's JSON has numbers that JSON does not have."""
+
+
 def _no_number(name: str) -> float:
-    raise ValueError(f"{name} is no number there")
+    raise _NoNumberError(f"{name} is no number there")
 
 
 def _finite(text: str) -> float:
     if math.isinf(value := float(text)):
-        raise ValueError(f"{text[:40]} is too large")
+        raise _NoNumberError(f"{text[:40]} is too large")
     return value
 
 

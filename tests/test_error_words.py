@@ -18,6 +18,7 @@ from finesteer_local.errors import DataError, ModelError, ProfileError
 from finesteer_local.identity import read_model_identity
 from finesteer_local.jsonl import read_rows
 from finesteer_local.profile import Profile
+from finesteer_local.runtime import open_model
 from finesteer_local.server.settings import Settings, check_address
 from finesteer_local.training.data import MIN_PAIRS, Pair, Prompt, TrainingData
 from reference import steered_llama
@@ -53,7 +54,7 @@ def test_parts_of_a_split_model(tiny: Path, tmp_path: Path) -> None:
         read_model_identity(first)
     shutil.copy(tiny, second)
     with pytest.raises(ModelError, match=r"is a later part of a split model; give its first: .*00001-of-00002"):
-        read_model_identity(second)
+        open_model(second)
 
 
 def test_what_is_no_profile(tiny: Path, tmp_path: Path) -> None:

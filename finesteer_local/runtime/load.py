@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from finesteer_local.errors import FineSteerError, ModelError
-from finesteer_local.identity import read_model_identity
+from finesteer_local.identity import check_first_part, read_model_identity
 from finesteer_local.profile import Profile
 from finesteer_local.runtime.prompt import PLAIN_FORMAT
 from finesteer_local.runtime.rpc import use_workers
@@ -52,6 +52,7 @@ def open_model(
         WorkerError: a worker cannot be used, or llama.cpp was built without RPC.
     """
     identity = read_model_identity(path)  # catches what llama.cpp would abort on
+    check_first_part(Path(path))
     use_workers(rpc)
     threads = n_threads or default_threads()
     try:

@@ -95,7 +95,7 @@ def api_error(error: BaseException) -> ApiError:
 def prompt_error(error: PromptError, param: str | None) -> ApiError:
     """What the client gets for a prompt that cannot be used."""
     if isinstance(error, OptionError):
-        param = error.option
+        param = error.option or param
     code = "context_length_exceeded" if isinstance(error, ContextLengthError) else None
     return ApiError(400, str(error), param=param, code=code)
 

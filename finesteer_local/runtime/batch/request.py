@@ -121,21 +121,21 @@ class Request:
             raise PromptError("the prompt is empty")
         if len(self.prompt) >= n_ctx:
             remedy = "shorten it, or open the model with a larger context"
-            raise ContextLengthError(len(self.prompt), n_ctx, remedy)
+            raise ContextLengthError.of(len(self.prompt), n_ctx, remedy)
         unknown = f"a token is not in the model's vocabulary of {n_vocab:,}"
         if not all(0 <= token < n_vocab for token in self.prompt):
             raise PromptError(unknown)
         if not all(0 <= token < n_vocab for token in sampling.logit_bias):
-            raise OptionError("logit_bias", unknown)
+            raise OptionError(unknown, "logit_bias")
         if not 0 <= self.turn < len(self.prompt):
             raise PromptError("the last user message starts outside of the prompt")
         if (self.max_tokens or 0) < 0 or (self.logprobs or 0) < 0:
             name = "max_tokens" if (self.max_tokens or 0) < 0 else "logprobs"
-            raise OptionError(name, "max_tokens and logprobs must not be negative")
+            raise OptionError("max_tokens and logprobs must not be negative", name)
         if not all(self.stop):
-            raise OptionError("stop", "a stop word is empty")
+            raise OptionError("a stop word is empty", "stop")
         if sampling.seed is not None and not 0 <= sampling.seed < 1 << 32:
-            raise OptionError("seed", f"seed {sampling.seed} is not in [0, 2^32)")
+            raise OptionError(f"seed {sampling.seed} is not in [0, 2^32)", "seed")
         names = [steer.profile.name for steer in self.steer]
         if len(set(names)) < len(names):
             raise ProfileError("the same profile is active twice; raise its strength instead")
