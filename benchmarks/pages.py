@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 import click
@@ -40,7 +41,7 @@ PLACES = {"at the beginning": 0.0, "in the middle": 0.5, "at the end": 1.0}
 def main(model: str, profile: str, suite: Sequence[Path], requests: int, tokens: str, threads: int | None) -> None:
     lengths = [int(n) for n in tokens.split(",")]
     paragraphs = [json.loads(line)["text"] for line in TEXT.read_text("utf-8").splitlines()]
-    with open_model(resolve_model(model), n_ctx=max(lengths) + 1024, n_threads=threads) as llama:
+    with closing(open_model(resolve_model(model), n_ctx=max(lengths) + 1024, n_threads=threads)) as llama:
         gate = Profile.load(resolve_profile(profile, llama.identity))
         sizes = [len(llama.tokenize(text.encode(), add_bos=False)) + 1 for text in paragraphs]
 
