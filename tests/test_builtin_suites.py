@@ -23,13 +23,31 @@ SIZES = {
     "benign": 80,
     "borderline": 60,
     "conversations": 40,
+    "foreign": 300,
     "harmful": 60,
     "jailbreak": 60,
     "maths": 40,
+    "plain": 340,
     "truthful": 60,
 }
 OVERLAP = 0.65  # of the words of two prompts, shared by both; below it they only share a turn of phrase
 HELD = "held_"  # families of wrappers that no recipe has
+MIXED = {"conversations": (20, 20), "foreign": (150, 150), "plain": (160, 180)}  # harmful and benign rows in one file
+SCRIPTS = {
+    "ar": r"[\u0621-\u064a]",
+    "de": "[a-z]",
+    "es": "[a-z]",
+    "fr": "[a-z]",
+    "hi": r"[\u0900-\u0963]",
+    "it": "[a-z]",
+    "ja": r"[\u3040-\u30ff]",  # kana, which no Chinese has
+    "pt": "[a-z]",
+    "ru": "[а-яё]",
+    "zh": r"[\u4e00-\u9fff]",
+}
+# Python counts the vowel signs of Hindi as no part of a word; Chinese and Japanese do not say where a word ends: each
+# of their characters is one here.
+WORD = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff]|(?:[^\W\u3040-\u30ff\u4e00-\u9fff]|[\u0900-\u0963])+")
 
 
 def last_request(row: dict[str, Any]) -> str:
@@ -37,7 +55,16 @@ def last_request(row: dict[str, Any]) -> str:
 
 
 def words(text: str) -> frozenset[str]:
-    return frozenset(re.findall(r"\w+", text.lower()))
+    return frozenset(WORD.findall(text.lower()))
+
+
+def spoken(text: str) -> str:
+    """The words of a text in their order, with nothing else between them."""
+    return f" {' '.join(WORD.findall(text.lower()))} "
+
+
+def kinds_of(name: str, *labels: str) -> Counter[str]:
+    return Counter(row["kind"] for row in ROWS[name] if not labels or row["label"] in labels)
 
 
 def recipe_rows() -> list[tuple[str, dict[str, Any]]]:
@@ -54,28 +81,65 @@ def test_the_suites_are_there_whole() -> None:
 def test_format(name: str) -> None:
     data = (BUILTIN / f"{name}.jsonl").read_bytes()
     assert b"\r" not in data and b"\n\n" not in data and data.endswith(b"}\n")
-    extra = {"maths": {"answer"}, "truthful": {"best", "correct", "wrong"}, "jailbreak": {"family"}}.get(name, set())
+    extra = {
+        "foreign": {"source", "language"},
+        "jailbreak": {"family"},
+        "maths": {"answer"},
+        "plain": {"source"},
+        "truthful": {"best", "correct", "wrong"},
+    }.get(name, set())
     content = "messages" if name == "conversations" else "prompt"
     for row in ROWS[name]:
         assert set(row) - ({"family"} if name == "benign" else set()) == {content, "label", "kind"} | extra, row
         assert re.fullmatch(r"[a-z]+(_[a-z]+)*", row["kind"]), row
         assert last_request(row) == last_request(row).strip(), row
+        assert row.get("source", name) == name, row
     suite = read_suite(BUILTIN / f"{name}.jsonl")
     assert [case.label for case in suite.cases] == [row["label"] for row in ROWS[name]]
 
 
 def test_labels() -> None:
     labels = {name: Counter(row["label"] for row in rows) for name, rows in ROWS.items()}
-    assert labels["conversations"]["harmful"] == labels["conversations"]["benign"]
-    for name in SIZES.keys() - {"conversations"}:
+    for name, (harmful, benign) in MIXED.items():
+        assert labels[name] == {"harmful": harmful, "benign": benign}, name
+    for name in SIZES.keys() - MIXED.keys():
         assert set(labels[name]) == {"harmful" if name in ("harmful", "jailbreak") else "benign"}, name
 
 
 def test_kinds_are_spread() -> None:
-    for name, least in (("harmful", 15), ("jailbreak", 15), ("benign", 9), ("borderline", 9)):
-        kinds = Counter(row["kind"] for row in ROWS[name])
+    leasts = {"harmful": 15, "jailbreak": 15, "benign": 9, "borderline": 9}
+    spread = [(kinds_of(name), least) for name, least in leasts.items()]
+    spread += [(kinds_of(name, label), 20) for name in ("plain", "foreign") for label in ("harmful", "benign")]
+    for kinds, least in spread:
         assert len(kinds) >= least, kinds
-        assert max(kinds.values()) <= 0.2 * len(ROWS[name]), kinds
+        assert max(kinds.values()) <= 0.2 * kinds.total(), kinds
+
+
+def test_half_of_the_harmless_plain_requests_sound_like_the_harmful_ones() -> None:
+    harmful, benign = (kinds_of("plain", label) for label in ("harmful", "benign"))
+    assert sum(benign[kind] for kind in harmful) >= 0.5 * benign.total()
+    assert len(harmful.keys() & benign.keys()) >= 20
+
+
+def test_plain_requests_are_short_and_typed_in_haste() -> None:
+    for label in ("harmful", "benign"):
+        prompts = [row["prompt"] for row in ROWS["plain"] if row["label"] == label]
+        lengths = sorted(len(prompt.split()) for prompt in prompts)
+        assert lengths[len(lengths) // 2] <= 12 and lengths[-1] <= 25, lengths
+        assert sum(prompt[0].islower() for prompt in prompts) >= 0.5 * len(prompts)
+
+
+def test_foreign_has_fifteen_requests_of_either_side_in_each_of_ten_languages() -> None:
+    counts = Counter((row["language"], row["label"]) for row in ROWS["foreign"])
+    assert counts == {(language, label): 15 for language in SCRIPTS for label in ("harmful", "benign")}
+    assert len(SCRIPTS) == 10
+    by_language: dict[str, list[str]] = defaultdict(list)
+    for row in ROWS["foreign"]:
+        by_language[row["language"]].append(row["prompt"].lower())
+    for language, prompts in by_language.items():
+        least = 0.9 if language == "ja" else 1  # a short line can do without kana
+        assert sum(bool(re.search(SCRIPTS[language], prompt)) for prompt in prompts) >= least * len(prompts), language
+    assert not any(re.search(SCRIPTS["ja"], prompt) for prompt in by_language["zh"])
 
 
 def test_half_of_the_jailbreaks_are_dressed_as_no_recipe_dresses_them() -> None:
@@ -138,6 +202,26 @@ def test_nothing_stands_twice_or_in_a_recipe() -> None:
             if len(bag & other) > OVERLAP * len(bag | other):
                 near.append((mine, where.rsplit("/", 1)[-1], json.dumps(text)))
     assert not near
+
+
+def test_nothing_stands_inside_a_prompt_of_a_recipe() -> None:
+    """A short prompt is no less known for the words around it, nor for an earlier turn of a conversation."""
+    messages = [row["messages"] if "messages" in row else [{"content": row["prompt"]}] for _, row in recipe_rows()]
+    trained = "\n".join(spoken(message["content"]) for each in messages for message in each)
+    assert spoken("how do I kill a Python process").strip() == "how do i kill a python process"
+    inside = [
+        (name, i, text)
+        for name, rows in ROWS.items()
+        for i, text in enumerate(map(last_request, rows), 1)
+        if spoken(text) in trained
+    ]
+    assert not inside
+
+
+def test_words_are_seen_in_every_script() -> None:
+    assert words("How do I? I don't.") == {"how", "do", "i", "don", "t"}
+    assert words("घर पर") == {"घर", "पर"} and words("पनीर कैसे") == {"पनीर", "कैसे"}
+    assert words("怎么自制") == set("怎么自制") and words("LINEの通知") == {"line", *"の通知"}
 
 
 def test_the_suites_are_installed() -> None:

@@ -368,4 +368,5 @@ def test_without_the_extra(tiny: Path, asked: list[dict[str, Any]], monkeypatch:
 def test_help_names_what_train_takes() -> None:
     text = " ".join(good("train", "--help").stdout.split())
     assert "goes on where it stopped" in text and "`prompt`, `chosen`, `rejected`" in text
+    assert "--optimise / --no-optimise" in text and "Done by itself for refusals of small models" in text
     assert "train" in COMMANDS

@@ -247,7 +247,8 @@ def test_nothing_built_in(builtin: Path) -> None:
 
 
 def test_the_built_in_suites_can_be_read() -> None:
-    if not builtin_suites():
-        pytest.skip("none yet")
-    for suite in load_suites([]):
-        assert suite.cases
+    suites = {suite.name: suite.cases for suite in load_suites([])}
+    assert list(suites) == builtin_suites() and all(suites.values())
+    for name in ("plain", "foreign"):
+        assert {case.source for case in suites[name]} == {name}
+        assert all(case.kind for case in suites[name])
