@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from finesteer_local.errors import DataError
 from finesteer_local.runtime.expand import open_fast
 from finesteer_local.steering import Gate
 from finesteer_local.training.data import Prompt, read_prompts, split
-from finesteer_local.training.gates import fit_contrastive_gate, fit_subspace_gate
+from finesteer_local.training.gates import GateFit, fit_contrastive_gate, fit_subspace_gate
 from finesteer_local.training.harvest import Progress, TrainingHarvest, Turns, quiet
 from finesteer_local.training.recipes import load_recipe
 
@@ -61,11 +60,15 @@ def train_gate(
             if kind == "scs":
                 learn, held = split(n, [prompt.kind for prompt in wanted], seed)
                 gate, fit = fit_subspace_gate(inside.last[learn], inside.last[held], outside.last)
-                return gate, asdict(fit)
+                return gate, _figures(fit)
             probe, fit = fit_contrastive_gate(
                 inside, outside, seed=seed, progress=lambda done, total: progress("training the gate", done, total)
             )
-            return probe, asdict(fit)
+            return probe, _figures(fit)
+
+
+def _figures(fit: GateFit) -> dict[str, float]:
+    return {"auroc": fit.auroc, "recall": fit.recall, "openings": fit.openings}
 
 
 def _enough(prompts: Sequence[Prompt], where: str) -> list[Prompt]:
