@@ -17,7 +17,7 @@ from finesteer_local.server.logprobs import Offsets
 from finesteer_local.server.openai_api import DONE, EVENTS, event_data, usage
 from finesteer_local.server.openai_schemas import Completion, CompletionRequest
 from finesteer_local.server.requests import of_completion
-from finesteer_local.server.running import Event, EventsOf, Running, finish_reason, opened, unless_gone
+from finesteer_local.server.running import Event, EventsOf, Running, finish_reason, opened, size_of, unless_gone
 from finesteer_local.server.schemas import ERRORS, describe
 from finesteer_local.server.service import Service
 from finesteer_local.steering import Decision
@@ -57,7 +57,7 @@ class _Completion:
         service.check_name(wanted.model)
         limits = service.settings.limits
         grammar = await compiled_for(service, wanted)
-        prepared = await service.prepare(lambda model: of_completion(model, wanted, limits, grammar))
+        prepared = await service.prepare(lambda model: of_completion(model, wanted, limits, grammar), size_of(http))
         self._requests = [request for request, _ in prepared]
         self._echoes = [echo for _, echo in prepared]
         running = Running(service, self._requests)

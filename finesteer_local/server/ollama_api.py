@@ -24,7 +24,7 @@ from finesteer_local.server.logprobs import chat_logprobs
 from finesteer_local.server.ollama_answer import AnswerParts, Thoughts, ends_in_thoughts, together
 from finesteer_local.server.openai_schemas import ChatRequest, CompletionRequest
 from finesteer_local.server.requests import of_chat, of_completion
-from finesteer_local.server.running import Event, LinesOf, Running, finish_reason, opened, unless_gone
+from finesteer_local.server.running import Event, LinesOf, Running, finish_reason, opened, size_of, unless_gone
 from finesteer_local.server.schemas import describe
 from finesteer_local.server.service import Model, Service
 from finesteer_local.server.template_fields import thinking_effort, thinks
@@ -104,7 +104,8 @@ class _Reply:
             return self._part({}, done=True, done_reason="load")
         self._steered_as = own.steering
         grammar = await compiled_for(service, own)
-        self._request, self._answer = await service.prepare(lambda model: self._prepared(model, own, grammar))
+        prepared = await service.prepare(lambda model: self._prepared(model, own, grammar), size_of(http))
+        self._request, self._answer = prepared
         running = Running(service, [self._request])
         if self._wanted.stream is not False:
             return LinesOf(running, self._lines(await opened(http, running)))

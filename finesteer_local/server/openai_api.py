@@ -17,7 +17,7 @@ from finesteer_local.server.errors import api_error
 from finesteer_local.server.logprobs import chat_logprobs
 from finesteer_local.server.openai_schemas import ChatCompletion, ChatRequest, ModelOut, Models
 from finesteer_local.server.requests import of_chat
-from finesteer_local.server.running import Event, EventsOf, Running, finish_reason, opened, unless_gone
+from finesteer_local.server.running import Event, EventsOf, Running, finish_reason, opened, size_of, unless_gone
 from finesteer_local.server.schemas import ERRORS, describe
 from finesteer_local.server.service import Service
 from finesteer_local.server.tool_calls import Begins, Part, Reading, Text
@@ -130,7 +130,7 @@ class _Chat:
         service.check_name(wanted.model)
         limits = service.settings.limits
         grammar = await compiled_for(service, wanted)
-        chat = await service.prepare(lambda model: of_chat(model, wanted, limits, grammar))
+        chat = await service.prepare(lambda model: of_chat(model, wanted, limits, grammar), size_of(http))
         self._request = chat.requests[0]
         self._choices = [_Choice(chat.reading()) for _ in chat.requests]
         running = Running(service, chat.requests)

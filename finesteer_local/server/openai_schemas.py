@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, BeforeValidator, Field
 
 from finesteer_local.server.conversation_schemas import (
     JsonObject,
@@ -16,7 +16,7 @@ from finesteer_local.server.conversation_schemas import (
     Tools,
 )
 from finesteer_local.server.known_fields import OPENAI, GivenAsKnown
-from finesteer_local.server.schemas import Decisions, Given, SteeringField
+from finesteer_local.server.schemas import Decisions, Given, Many, SteeringField
 
 MAX_CHOICES = 8
 MAX_STOPS = 128
@@ -29,7 +29,15 @@ Choices = Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None
 ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None
 BiasKey = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
 Bias = Annotated[float, Field(ge=-100, le=100)]
+_MAX_BIASES = 1024
 Token = Annotated[int, Field(ge=0, le=(1 << 31) - 1)]
+
+
+def _few(value: Any) -> Any:
+    """Each of a million entries would be told of otherwise."""
+    if isinstance(value, dict) and len(value) > _MAX_BIASES:
+        raise ValueError(f"has {len(value):,} tokens, and at most {_MAX_BIASES:,} can be biased")
+    return value
 
 
 class StreamOptions(Given):
@@ -54,7 +62,7 @@ class CommonSampling(GivenAsKnown):
     mirostat_tau: Annotated[float, Field(ge=0, le=100)] | None = None
     mirostat_eta: Annotated[float, Field(ge=0, le=1)] | None = None
     seed: Annotated[int, Field(ge=-_MAX_SEED - 1, le=_MAX_SEED)] | None = Field(None, description="-1 draws one.")
-    stop: Word | Annotated[list[Word], Field(max_length=MAX_STOPS)] | None = Field(
+    stop: Word | Annotated[Many[Word], Field(max_length=MAX_STOPS)] | None = Field(
         None, description="Empty words are none."
     )
 
@@ -70,7 +78,7 @@ class SamplingFields(CommonSampling):
     neutral: ClassVar[Mapping[str, Any]] = OPENAI
 
     mirostat_mode: Literal[0, 1, 2] | None = None
-    logit_bias: dict[BiasKey, Bias] | None = Field(None, max_length=1024)
+    logit_bias: Annotated[dict[BiasKey, Bias], BeforeValidator(_few)] | None = Field(None, max_length=_MAX_BIASES)
     grammar: Annotated[str, Field(min_length=1, max_length=1 << 16)] | None = Field(
         None, description="GBNF, llama.cpp's grammar format."
     )
@@ -105,7 +113,7 @@ class ChatRequest(TemplateFields, SamplingFields):
     """`POST /v1/chat/completions`."""
 
     model: str | None = None
-    messages: list[Message] = Field(min_length=1)
+    messages: Many[Message] = Field(min_length=1)
     steering: SteeringField = None
     max_tokens: MaxTokens = Field(None, description="Longest answer; -1 and 0 until the context ends.")
     max_completion_tokens: MaxTokens = None
@@ -127,7 +135,7 @@ class ExplainRequest(TemplateFields):
     """`POST /v1/steering/explain`: the part of a chat request that is decided upon."""
 
     model: str | None = None
-    messages: list[Message] = Field(min_length=1)
+    messages: Many[Message] = Field(min_length=1)
     steering: SteeringField = None
     tools: Tools | None = None
 
@@ -203,12 +211,12 @@ class ChatCompletion(BaseModel):
 # --- completions ---
 
 PromptText = Annotated[str, Field(min_length=1)]
-PromptTokens = Annotated[list[Token], Field(min_length=1)]
+PromptTokens = Annotated[Many[Token], Field(min_length=1)]
 Prompt = (
     PromptText
-    | Annotated[list[PromptText], Field(min_length=1)]
+    | Annotated[Many[PromptText], Field(min_length=1)]
     | PromptTokens
-    | Annotated[list[PromptTokens], Field(min_length=1)]
+    | Annotated[Many[PromptTokens], Field(min_length=1)]
 )
 
 

@@ -27,7 +27,7 @@ from finesteer_local.server.responses_schemas import (
     ResponseOut,
     ResponsesRequest,
 )
-from finesteer_local.server.running import Event, EventsOf, Running, finish_reason, opened, unless_gone
+from finesteer_local.server.running import Event, EventsOf, Running, finish_reason, opened, size_of, unless_gone
 from finesteer_local.server.schemas import ERRORS, describe
 from finesteer_local.server.service import Service
 from finesteer_local.server.tool_calls import Begins, Reading, Text
@@ -176,7 +176,9 @@ class _Response:
         except ValidationError as error:
             raise ApiError(400, str(error.errors()[0]["msg"]), param="input") from error
         grammar = await compiled_for(service, own)
-        chat = await service.prepare(lambda model: of_chat(model, own, limits, grammar))
+        remembered = sum(len(message.content or "") for message in own.messages)
+        size = max(size_of(http), remembered)
+        chat = await service.prepare(lambda model: of_chat(model, own, limits, grammar), size)
         [self._request] = chat.requests
         self._output = _Output(chat.reading())
         running = Running(service, [self._request])

@@ -11,7 +11,7 @@ from fastapi import Request as HttpRequest
 from finesteer_local.runtime.batch import Request
 from finesteer_local.server.openai_schemas import ExplainRequest
 from finesteer_local.server.requests import conversation
-from finesteer_local.server.running import Running, unless_gone
+from finesteer_local.server.running import Running, size_of, unless_gone
 from finesteer_local.server.schemas import (
     ERRORS,
     Decisions,
@@ -53,7 +53,7 @@ def router(service: Service) -> APIRouter:
     async def explain(http: HttpRequest, wanted: ExplainRequest) -> dict[str, Any]:
         """Decide, and generate nothing."""
         service.check_name(wanted.model)
-        request = await service.prepare(lambda model: _explained(model, wanted, service))
+        request = await service.prepare(lambda model: _explained(model, wanted, service), size_of(http))
         running = Running(service, [request])
         try:
             [answer] = await unless_gone(http, running.answers())
