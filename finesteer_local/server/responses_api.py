@@ -17,6 +17,7 @@ from finesteer_local.server.constraints import compiled_for
 from finesteer_local.server.errors import ApiError, api_error
 from finesteer_local.server.logprobs import chat_logprobs
 from finesteer_local.server.openai_api import EVENTS
+from finesteer_local.server.openai_schemas import ChatRequest
 from finesteer_local.server.requests import of_chat
 from finesteer_local.server.responses_memory import Memory
 from finesteer_local.server.responses_schemas import (
@@ -33,6 +34,14 @@ from finesteer_local.server.service import Service
 from finesteer_local.server.tool_calls import Begins, Reading, Text
 
 Told = tuple[str, dict[str, Any]]  # an event's type and its fields
+
+_PARAMS = {
+    "max_tokens": "max_output_tokens",
+    "messages": "input",
+    "reasoning_effort": "reasoning.effort",
+    "response_format": "text.format",
+}
+"""What fields of a chat are called here."""
 
 
 def router(service: Service) -> APIRouter:
@@ -168,13 +177,22 @@ class _Response:
         }
 
     async def respond(self, http: HttpRequest) -> Any:
-        service, wanted, limits = self._service, self._wanted, self._service.settings.limits
+        service, wanted = self._service, self._wanted
         service.check_name(wanted.model)
         self._items = self._memory.conversation(wanted.previous_response_id, wanted.items())
         try:
             own = wanted.chat(self._items)
         except ValidationError as error:
             raise ApiError(400, str(error.errors()[0]["msg"]), param="input") from error
+        try:
+            return await self._respond(http, own)
+        except ApiError as error:
+            if error.param is not None:  # the client has not sent a chat
+                error.param = _PARAMS.get(error.param, error.param)
+            raise
+
+    async def _respond(self, http: HttpRequest, own: ChatRequest) -> Any:
+        service, wanted, limits = self._service, self._wanted, self._service.settings.limits
         grammar = await compiled_for(service, own)
         remembered = sum(len(message.content or "") for message in own.messages)
         size = max(size_of(http), remembered)

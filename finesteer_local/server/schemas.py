@@ -88,16 +88,16 @@ class Steering(GivenExactly):
     explain: bool = Field(True, description="Whether decisions name their experts.")
 
 
-def _no_number(value: Any) -> Any:
-    """Pydantic takes 0 for false, and says of true that it should be false: that would switch steering off."""
-    if value is True or (isinstance(value, int | float) and not isinstance(value, bool)):
+def _object_or_false(value: Any) -> Any:
+    """Pydantic takes 0 for false, and says of all else that it should be false: that would switch steering off."""
+    if not (value is None or value is False or isinstance(value, Mapping | Steering)):
         raise ValueError("leave it out for the server's profiles, name some in an object, or give false for none")
     return value
 
 
 SteeringField = Annotated[
     Steering | Literal[False] | None,
-    BeforeValidator(_no_number),
+    BeforeValidator(_object_or_false),
     Field(description="Profiles for this request; false steers nothing; left out, the server's defaults."),
 ]
 
