@@ -19,6 +19,7 @@ from llama_cpp import LlamaState
 from finesteer_local.errors import ProfileError, SteeringError
 from finesteer_local.identity import ModelIdentity, read_model_identity
 from finesteer_local.profile import MAX_STRENGTH, SCOPES, Profile
+from finesteer_local.runtime.compat import asks_reset
 from finesteer_local.runtime.constrained import ConstrainedLlama
 from finesteer_local.runtime.contents import Guard, tokenise_guarded
 from finesteer_local.runtime.control import Vectors, same_vectors, set_control_vector
@@ -68,7 +69,6 @@ class _Prompt(NamedTuple):
 
 TEMPLATE_OPTIONS = ("functions", "function_call", "tools", "tool_choice")  # create_chat_completion's order
 _OF_AN_ANSWER = ("_steered_from", "_prompt_due", "_prompt_turn", "_prompt_unsteered", "_prompt_read")
-_RESET = 6  # place of `reset` among generate's arguments after `tokens`
 
 
 class SteeredLlama(ConstrainedLlama, TappedLlama):
@@ -308,14 +308,14 @@ class SteeredLlama(ConstrainedLlama, TappedLlama):
         if kwargs.get("grammar") is not None:  # then the answer comes at once, whatever the template opened
             prompt = prompt._replace(unsteered=replace(prompt.unsteered, thinking=None))
         self._use(steering)
-        reset = kwargs.get("reset", args[_RESET] if len(args) > _RESET else True)
+        reset = asks_reset(args, kwargs)
         if not (reset and self._holds_just(prompt)):
             if self.n_tokens > self._steered_from and reset:
                 self.n_tokens = self.keep(self._steered_from)
-                self._requires_eval = True
+                self.stale = True
             self._expect_prompt(prompt.turn, prompt.unsteered)
             if steering.profiles:
-                self._requires_eval = True  # a decision needs at least the last token's hidden state
+                self.stale = True  # a decision needs at least the last token's hidden state
         this = self._answering = object()
         answer = super().generate(prompt.tokens, *args, **kwargs)
         try:
@@ -354,7 +354,7 @@ class SteeredLlama(ConstrainedLlama, TappedLlama):
 
         llama-cpp-python samples from such logits at once. Reading the last token again, alone, would round differently.
         """
-        return self._prompt_read == prompt and self.n_tokens == len(prompt.tokens) and not self._requires_eval
+        return self._prompt_read == prompt and self.n_tokens == len(prompt.tokens) and not self.stale
 
     def eval(self, tokens: Sequence[int]) -> None:
         """As `Llama.eval`. The first call after `reset`, `load_state` or `set_profiles` reads a prompt and decides;
@@ -371,6 +371,7 @@ class SteeredLlama(ConstrainedLlama, TappedLlama):
         if not self._stepping:  # the caller's own, not a stream's
             self._use(self._settings())
         if not self._prompt_due:
+            read = self.input_ids[: self.n_tokens].tolist()
             self._prompt_read = None
             self._read_answer(tokens)
             return
@@ -397,7 +398,8 @@ class SteeredLlama(ConstrainedLlama, TappedLlama):
                 self._decisions = ()
                 self.forget()
                 raise
-            self._prompt_read = _Prompt(self._input_ids.tolist(), turn, unsteered, self._now.skip_thinking)
+            read = self.input_ids[: self.n_tokens].tolist()
+            self._prompt_read = _Prompt(read, turn, unsteered, self._now.skip_thinking)
         self._prompt_due, self._prompt_turn, self._prompt_unsteered = False, 0, NOTHING
 
     def _read_answer(self, tokens: Sequence[int]) -> None:
@@ -426,7 +428,7 @@ class SteeredLlama(ConstrainedLlama, TappedLlama):
     def _summarised(self, turn: int) -> int:
         """The cached token up to which the gates have seen a turn that starts at `turn`."""
         tokens, known_from, _ = self._summaries
-        return self.longest_token_prefix(tokens, self._input_ids.tolist()) if known_from <= turn else 0
+        return self.longest_token_prefix(tokens, self.input_ids[: self.n_tokens].tolist()) if known_from <= turn else 0
 
     def _read_prompt(self, tokens: list[int], turn: int, unsteered: Unsteered) -> None:
         n_past = self.n_tokens
@@ -456,7 +458,7 @@ class SteeredLlama(ConstrainedLlama, TappedLlama):
         if not reading.complete:
             raise SteeringError("llama.cpp did not show the layers that the profiles use; nothing was generated")
         self._decisions = reading.decisions
-        self._summaries = _Summaries(self._input_ids.tolist(), read_from, reading.summaries)
+        self._summaries = _Summaries(self.input_ids[: self.n_tokens].tolist(), read_from, reading.summaries)
         plan = segments(self._decisions, starts, unsteered)
         if reading.read_again_from is not None:
             self._read_again(reading.read_again_from, n_prompt, [(s.start, s.vectors) for s in plan])

@@ -18,6 +18,7 @@ from llama_cpp import llama_cpp as _api
 from numpy.typing import NDArray
 
 from finesteer_local.errors import SteeringError
+from finesteer_local.runtime.compat import GET_SCHEDULER
 from finesteer_local.runtime.ggml import function
 
 MAX_LAYERS = 1024
@@ -78,9 +79,9 @@ _set_callback = function(
 
 
 def _scheduler_of() -> Any:
-    """`llama_context::get_sched`, by the name that GCC and Clang give it; None where the library does not show it."""
+    """`llama_context::get_sched`; None where the library does not show it."""
     try:
-        return function("_ZNK13llama_context9get_schedEv", ctypes.c_void_p, [ctypes.c_void_p])
+        return function(GET_SCHEDULER, ctypes.c_void_p, [ctypes.c_void_p])
     except SteeringError:
         return None
 

@@ -15,17 +15,18 @@ import numpy as np
 from llama_cpp import Llama, llama_cpp
 
 from finesteer_local.errors import ModelError, PromptError
+from finesteer_local.runtime.amx import PlainLlama
 from finesteer_local.runtime.control import Vectors, set_control_vector
 
 
 def open_plain(path: str | Path, *, n_ctx: int, n_threads: int, n_gpu_layers: int = 0) -> Llama:
-    """llama-cpp-python's own `Llama`, opened as `open_model` opens a `SteeredLlama`.
+    """llama-cpp-python's own `Llama` (without AMX), opened as `open_model` opens a `SteeredLlama`.
 
     Raises:
         ModelError: llama.cpp cannot load it.
     """
     try:
-        return Llama(
+        return PlainLlama(
             str(path),
             n_ctx=n_ctx,
             n_threads=n_threads,

@@ -11,6 +11,7 @@ from llama_cpp import Llama
 
 from finesteer_local.errors import ContextLengthError, FineSteerError, OptionError, ProfileError, PromptError
 from finesteer_local.profile import MAX_STRENGTH, SCOPES, Profile
+from finesteer_local.runtime.compat import model_of
 from finesteer_local.runtime.constrained import constraint_of
 from finesteer_local.runtime.constraint import Compiled, Constraint
 from finesteer_local.runtime.infill import infill_prompt
@@ -211,7 +212,7 @@ def active_steering(llama: SteeredLlama) -> tuple[Steer, ...]:
 
 def _raw_tokens(llama: SteeredLlama, text: str) -> list[int]:
     """As `llama.create_completion` makes tokens of a raw prompt."""
-    model = llama._model
+    model = model_of(llama)
     first = llama.token_bos() if model.token_cls() == -1 else model.token_cls()
     last = llama.token_eos() if model.token_sep() == -1 else model.token_sep()
     tokens = llama.tokenize(text.encode(), add_bos=False, special=True) if text else []

@@ -22,6 +22,7 @@ from finesteer_local.runtime.control import Vectors, same_vectors
 from finesteer_local.runtime.prompt import token_text
 from finesteer_local.runtime.steered import SteeredLlama
 from finesteer_local.runtime.tap import Addition
+from finesteer_local.runtime.tokens import vocab_of
 
 STEADY = 32
 """Steps in which all answers were steered alike, after which the control vector takes over from the tap."""
@@ -57,7 +58,7 @@ class Scheduler:
         self.slots = [Slot(number) for number in range(n_slots)]
         self.prefixes = PrefixStore(prefix_bytes if streams.restores_exactly else 0)
         self.queue: deque[Waiting] = deque()
-        self._moves = streams.can_move
+        self._moves, self._vocab = streams.can_move, vocab_of(llama)
         self.on_move: Callable[[], None] = lambda: None  # called whenever something was read or answered
         self._pieces: dict[int, bytes] = {}  # token -> its text
         self._admissions = self._passed_over = 0
@@ -363,7 +364,7 @@ class Scheduler:
         return room if sequence.request.max_tokens is None else min(sequence.request.max_tokens, room)
 
     def _ends(self, token: int) -> bool:
-        return bool(llama_cpp.llama_vocab_is_eog(self.llama._model.vocab, token))
+        return bool(llama_cpp.llama_vocab_is_eog(self._vocab, token))
 
     def _text(self, token: int) -> bytes:
         if token not in self._pieces:
