@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
 
-from finesteer_local.errors import DownloadError, MissingExtraError
+from finesteer_local.distribution import missing_extra
+from finesteer_local.errors import DownloadError
 from finesteer_local.fetch import sha256_of
 
 Progress = Callable[[int, int], None]
@@ -105,9 +106,7 @@ def _from_hub(source: str, target: Path, limit: int) -> None:
     try:
         from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
     except ImportError as error:
-        raise MissingExtraError(
-            "hf: needs huggingface_hub; install with: pip install 'finesteer-local[hub]'"
-        ) from error
+        raise missing_extra("hub", "hf: needs huggingface_hub") from error
     repo = f"{match[1]}/{match[2]}"
     try:
         about = get_hf_file_metadata(hf_hub_url(repo, match[3], revision=match[4]), timeout=_TIMEOUT)

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from finesteer_local.errors import MissingExtraError, ModelError, PromptError, SteeringError
+from finesteer_local.distribution import missing_extra
+from finesteer_local.errors import ModelError, PromptError, SteeringError
 from finesteer_local.identity import ModelIdentity, fingerprint, read_model_identity
 from finesteer_local.profile import Profile
 from finesteer_local.runtime.harvest import Reader
@@ -29,7 +30,6 @@ from finesteer_local.steering import Decision
 
 Array = NDArray[np.float32]
 
-INSTALL = "pip install 'finesteer-local[transformers]'"
 MAX_CONTEXT = 4096
 # transformers' model_type -> llama.cpp's architecture, where the norms are the same numbers but for `_OFFSET`.
 _ARCHITECTURES = {
@@ -334,7 +334,7 @@ def _load(folder: Path, device: str) -> tuple[Any, Any]:
     try:
         from transformers import AutoModelForCausalLM, AutoTokenizer
     except ImportError as error:
-        raise MissingExtraError(f"this backend needs transformers; install with: {INSTALL}") from error
+        raise missing_extra("transformers", "this backend needs transformers") from error
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder} is no Hugging Face model directory: it has no config.json")
     if not any(folder.glob("*.safetensors")):
