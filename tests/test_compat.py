@@ -12,8 +12,11 @@ from typing import Any
 
 import pytest
 from llama_cpp import Llama, _internals, llama_cpp
+from llama_cpp import __version__ as llama_cpp_version
+from packaging.specifiers import SpecifierSet
 
 import finesteer_local
+import newest_llama_cpp
 from finesteer_local.errors import SteeringError
 from finesteer_local.runtime import compat
 from finesteer_local.runtime.ggml import function
@@ -136,3 +139,24 @@ def test_every_field_that_is_set_is_looked_for() -> None:
         for keyword in node.keywords
     }
     assert found | {"use_extra_bufts"} == wanted  # amx.py sets that by itself
+
+
+# --- other releases
+
+
+@pytest.mark.parametrize(
+    ("before", "release", "after"),
+    [
+        ("llama-cpp-python>=0.3.36", "0.3.36", "llama-cpp-python>=0.3.36,<0.3.37"),
+        ("llama-cpp-python>=0.3.36,<0.3.37", "0.4.0", "llama-cpp-python>=0.3.36,<0.4.1"),
+    ],
+)
+def test_the_range_of_tested_releases(before: str, release: str, after: str) -> None:
+    assert newest_llama_cpp.widened(before, release) == after
+
+
+def test_the_installed_release_is_a_tested_one() -> None:
+    tomllib = pytest.importorskip("tomllib")
+    listed = tomllib.loads((newest_llama_cpp.ROOT / "pyproject.toml").read_text("utf-8"))["project"]["dependencies"]
+    [text] = [line for line in listed if line.startswith(newest_llama_cpp.PACKAGE)]
+    assert SpecifierSet(text.removeprefix(newest_llama_cpp.PACKAGE)).contains(llama_cpp_version)

@@ -12,7 +12,7 @@ import pytest
 from finesteer_local import distribution
 from finesteer_local.doctor import BROKEN, GOOD, NOTE, Finding, examine_installation, examine_model
 from finesteer_local.doctor import installation as installation_module
-from finesteer_local.runtime import machine, open_model
+from finesteer_local.runtime import compat, machine, open_model
 from finesteer_local.runtime import probe as probe_module
 from finesteer_local.runtime import tap as tap_module
 from tiny import make_profile, write_tiny_model
@@ -73,6 +73,17 @@ def test_llama_cpp_that_does_not_load(monkeypatch: pytest.MonkeyPatch) -> None:
     found = installation()
     assert found["loads"].state == BROKEN and "--no-binary llama-cpp-python" in found["loads"].remedy
     assert "device CPU" not in found and "cache" in found
+
+
+def test_a_release_that_lacks_something(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = installation()["private parts"]
+    assert found.state == GOOD and compat.tested() and found.says.endswith(f"tested releases: {compat.tested()}")
+    monkeypatch.delattr("llama_cpp._internals.LlamaSampler.add_dist")
+    for name in ("machine", "compat"):
+        monkeypatch.delitem(sys.modules, f"finesteer_local.runtime.{name}")
+    loads = installation()["loads"]
+    assert loads.state == BROKEN and loads.says.endswith("has no _internals.LlamaSampler.add_dist")
+    assert "pip install 'llama-cpp-python" in loads.remedy
 
 
 def test_the_tap_in_python(monkeypatch: pytest.MonkeyPatch) -> None:

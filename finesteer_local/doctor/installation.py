@@ -41,7 +41,10 @@ def examine_installation(n_threads: int | None = None, *, rpc: Sequence[str] = (
         import finesteer_local.runtime.machine  # noqa: F401
     except Exception as error:  # whatever a library that does not fit this machine raises
         reason = " ".join(str(error).split())
-        yield Finding("llama.cpp", "loads", f"no: {reason}", BROKEN, f"install it for this machine: {REINSTALL}")
+        remedy = f"install it for this machine: {REINSTALL}"
+        if isinstance(error, FineSteerError):  # a release that lacks something (`runtime.compat.check`)
+            reason, _, remedy = reason.partition("; ")
+        yield Finding("llama.cpp", "loads", f"no: {reason}", BROKEN, remedy)
     else:
         yield from _llama_cpp(n_threads, rpc)
     yield from _files()
@@ -95,6 +98,7 @@ def _version(name: str) -> str:
 def _llama_cpp(n_threads: int | None, workers: Sequence[str]) -> Iterator[Finding]:
     from finesteer_local.runtime import machine
     from finesteer_local.runtime.amx import has_amx
+    from finesteer_local.runtime.compat import tested
     from finesteer_local.runtime.load import default_threads
     from finesteer_local.runtime.rpc import use_workers
     from finesteer_local.runtime.tap import native_filter
@@ -134,6 +138,8 @@ def _llama_cpp(n_threads: int | None, workers: Sequence[str]) -> Iterator[Findin
         "" if gpu else f'for an NVIDIA GPU: CMAKE_ARGS="-DGGML_CUDA=on" {REINSTALL} (Vulkan, HIP: -DGGML_VULKAN, _HIP)',
         {"supported": gpu},
     )
+    says = f"all that we use of {machine.version()} is there; tested releases: {tested() or 'not known'}"
+    yield Finding("llama.cpp", "private parts", says, data={"version": machine.version(), "tested": tested()})
     rpc = machine.supports_rpc()
     yield Finding(
         "llama.cpp",

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
-import importlib.metadata
 import inspect
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
@@ -23,6 +21,7 @@ import llama_cpp
 from llama_cpp import llama_chat_format, llama_grammar
 from llama_cpp import llama_cpp as _api
 
+from finesteer_local import distribution
 from finesteer_local.errors import SteeringError
 from finesteer_local.runtime.amx import PlainLlama
 
@@ -58,7 +57,7 @@ _FIELDS = {  # structure -> fields that we set
     "llama_model_params": ("load_mode", "n_gpu_layers", "use_extra_bufts"),
     "llama_model_quantize_params": ("allow_requantize", "ftype"),
 }
-_DISTRIBUTION, _PACKAGE = "finesteer-local", "llama-cpp-python"
+_PACKAGE = "llama-cpp-python"
 
 S = TypeVar("S", bound=ctypes.Structure)
 
@@ -92,17 +91,13 @@ def check() -> None:
 
 def tested() -> str:
     """The releases of llama-cpp-python that this one of ours was tested with, as in `>=0.3.36,<0.3.37`."""
-    try:
-        lines = importlib.metadata.requires(_DISTRIBUTION) or ()
-    except importlib.metadata.PackageNotFoundError:
-        return ""
-    return next((found[1] for line in lines if (found := re.match(rf"{_PACKAGE}\s*([^;]+)", line))), "").strip()
+    return next((str(each.specifier) for each in distribution.requirements() if each.name == _PACKAGE), "")
 
 
 def _unfit(lacks: Sequence[str]) -> SteeringError:
+    install = distribution.install(_PACKAGE + tested())
     return SteeringError(
-        f"{_PACKAGE} {llama_cpp.__version__} has no {', '.join(lacks)}; "
-        f"install a release that was tested: pip install '{_PACKAGE}{tested()}'"
+        f"{_PACKAGE} {llama_cpp.__version__} has no {', '.join(lacks)}; install a release that was tested: {install}"
     )
 
 
