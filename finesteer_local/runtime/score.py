@@ -34,7 +34,7 @@ def answer_logprobs(
     for answer in answers:
         tokens = list(answer)
         if llama.n_tokens != len(prompt):
-            llama._expect_prompt(turn)
+            llama.expect(turn)
             llama.eval(prompt)
             first = _logits(llama, -1, 1).copy()  # (1, n_vocab); the next decode overwrites llama.cpp's own
         scores = [*_logprobs(first, tokens[:1])]

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from finesteer_local.errors import ModelError
 from finesteer_local.runtime.compat import model_of, new_batch, new_context, set_fields
-from finesteer_local.runtime.control import Vectors, same_vectors, set_control_vector
+from finesteer_local.runtime.control import ControlVector
 from finesteer_local.runtime.steered import SteeredLlama
 from finesteer_local.runtime.tap import Tap
 
@@ -45,7 +45,6 @@ class Streams:
         self.n_layer, self.n_embd, self.n_vocab = llama.n_layer, llama.n_embd(), llama.n_vocab()
         self.n_ctx, self.n_ubatch = n_ctx, n_ubatch
         self._window = llama_cpp.llama_model_n_swa(llama.model)
-        self._vectors: Vectors = {}
         self.tap = Tap(lambda: self.n_embd, native=native_tap)
         params = set_fields(
             llama_cpp.llama_context_params.from_buffer_copy(llama.context_params),
@@ -64,6 +63,7 @@ class Streams:
                 f"llama.cpp cannot make a context of {n_sequences} times {n_ctx:,} tokens: {error}; ask for fewer"
             ) from error
         self.ctx = self._context.ctx
+        self.control = ControlVector(self.ctx, n_layer=self.n_layer, n_embd=self.n_embd)  # of all sequences
         self._memory = llama_cpp.llama_get_memory(self.ctx)
         self._batch = new_batch(n_ubatch, verbose=llama.verbose)
         llama.share_adapter(self.ctx)
@@ -149,12 +149,6 @@ class Streams:
             return True
         self.keep(sequence, 0)
         return False
-
-    def set_vectors(self, vectors: Vectors) -> None:
-        """Make `vectors` the control vector of all sequences; a no-op where it is already."""
-        if not same_vectors(vectors, self._vectors):
-            set_control_vector(self.ctx, vectors, n_layer=self.n_layer, n_embd=self.n_embd)
-            self._vectors = vectors
 
 
 def bytes_per_token(llama: SteeredLlama) -> int:

@@ -122,9 +122,9 @@ class Scheduler:
             self.slots = [Slot(slot.number) for slot in self.slots]
 
     def _place(self, sequence: Sequence, free: Items[Slot]) -> None:
-        prompt, ends = sequence.tokens, [end for end in sequence.ends if end <= sequence.may_reuse]
-        ends.append(sequence.n_prompt)
-        kept = self.prefixes.find(prompt, ends, sequence.may_reuse)
+        prompt, limit = sequence.tokens, sequence.may_reuse()
+        ends = [*(end for end in sequence.ends if end <= limit), sequence.n_prompt]
+        kept = self.prefixes.find(prompt, ends, limit)
         own = {slot.number: common_cut(slot.tokens, slot.cuts, prompt, ends) for slot in free}
 
         def worth(slot: Slot) -> tuple[float, int]:
@@ -228,14 +228,14 @@ class Scheduler:
             self.streams.tap.disarm()
 
     def _read_piece(self, sequence: Sequence, start: int, stop: int) -> None:
-        request, last, reading = sequence.request, stop == sequence.n_prompt, sequence.reading
+        request, last, second = sequence.request, stop == sequence.n_prompt, sequence.reads_again
         self._steady = 0
-        self.streams.set_vectors({})
-        if reading is not None:
-            self.streams.tap.arm(reading.handlers)
-        else:
-            self.streams.tap.add(sequence.additions(start, stop))
+        self.streams.control.set({})
         wants_all = request.prompt_logprobs
+        if second:
+            self.streams.tap.add(sequence.additions(start, stop, all_rows=wants_all))
+        elif sequence.handlers:
+            self.streams.tap.arm(sequence.handlers)
         self.streams.decode(
             [
                 Token(sequence.tokens[i], i, sequence.slot, wants_all or i == sequence.n_prompt - 1)
@@ -243,15 +243,13 @@ class Scheduler:
             ]
         )
         self.on_move()
-        ended_early = reading is not None and reading.read_again_from is not None
-        if wants_all and not ended_early:
+        again = None if second else sequence.read_again_from  # then the pass has ended early
+        if wants_all and again is None:
             self._score_prompt(sequence, start, stop)
         first_reading_done = sequence.read(stop)
         if not last and stop == sequence.turn and sequence.clean[-1:] == [stop]:
             self.prefixes.offer(sequence.tokens[:stop], sequence.clean, lambda: self.streams.save(sequence.slot))
-        if first_reading_done and ended_early:
-            again = sequence.read_again_from
-            assert again is not None
+        if first_reading_done and again is not None:
             sequence.begin_again(self.streams.keep(sequence.slot, again))
         if first_reading_done and not wants_all:
             self._tell_decision(sequence)
@@ -300,7 +298,7 @@ class Scheduler:
         else:
             self._steady += 1
         uniform = self._steady > STEADY
-        self.streams.set_vectors(vectors if uniform else {})
+        self.streams.control.set(vectors if uniform else {})
         return uniform
 
     def _decode_run(self, run: Items[Sequence], uniform: bool) -> None:
