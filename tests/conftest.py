@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # only the server's tests load what it needs
     from finesteer_local.profile import Profile
     from serving import Served
 
-pytest_plugins = ["not_run"]
+pytest_plugins = ["not_run", "web"]
 
 _USERS_HOME = os.environ.get("FINESTEER_HOME")
 
