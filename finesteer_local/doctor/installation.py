@@ -99,7 +99,7 @@ def _llama_cpp(n_threads: int | None, workers: Sequence[str]) -> Iterator[Findin
     from finesteer_local.runtime import machine
     from finesteer_local.runtime.amx import has_amx
     from finesteer_local.runtime.compat import tested
-    from finesteer_local.runtime.load import default_threads
+    from finesteer_local.runtime.cores import default_threads
     from finesteer_local.runtime.rpc import use_workers
     from finesteer_local.runtime.tap import native_filter
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,17 +9,12 @@ from typing import Any
 from finesteer_local.errors import FineSteerError, ModelError
 from finesteer_local.identity import check_first_part, read_model_identity
 from finesteer_local.profile import Profile
+from finesteer_local.runtime.cores import default_threads
 from finesteer_local.runtime.prompt import PLAIN_FORMAT
 from finesteer_local.runtime.rpc import use_workers
 from finesteer_local.runtime.steered import SteeredLlama
 
 DEFAULT_CONTEXT = 4096
-
-
-def default_threads() -> int:
-    """Threads for prefill and decode: every core of a small machine, the likely physical cores of a larger one."""
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return available if available <= 4 else available // 2
 
 
 def open_model(
