@@ -145,7 +145,7 @@ def chat_length(llama: SteeredLlama, messages: Sequence[Message]) -> int:
 
 def _check_fits(llama: SteeredLlama, n_prompt: int) -> None:
     if n_prompt >= llama.n_ctx():
-        raise ContextLengthError.of(n_prompt, llama.n_ctx(), "shorten it or make room with --ctx")
+        raise ContextLengthError(n_prompt, llama.n_ctx(), "shorten it or make room with --ctx")
 
 
 def _answer(

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from llama_cpp import llama_cpp
 
-from finesteer_local.errors import PromptError, SteeringError
+from finesteer_local.errors import ContextLengthError, PromptError, SteeringError
 from finesteer_local.runtime.compat import model_of, new_context, set_fields
 from finesteer_local.runtime.expand import expanded
 from finesteer_local.runtime.packing import Batch, Plan, Request
@@ -111,9 +111,7 @@ class Harvester(Reader):
             if not 0 <= request.first < len(request.tokens):
                 raise PromptError("an empty prompt or answer has no hidden states")
             if len(request.tokens) > self.llama.n_ctx():
-                raise PromptError(
-                    f"a prompt of {len(request.tokens)} tokens is longer than the context ({self.llama.n_ctx()})"
-                )
+                raise ContextLengthError(len(request.tokens), self.llama.n_ctx())
         if self._expandable and sum(len(request.tokens) for request in requests) >= self._expand_from:
             self._expand(requests[0])
         plan = self._plan(requests)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from llama_cpp import Llama, llama_cpp
 
-from finesteer_local.errors import ModelError, PromptError
+from finesteer_local.errors import ContextLengthError, ModelError
 from finesteer_local.runtime.amx import PlainLlama
 from finesteer_local.runtime.control import Vectors, set_control_vector
 
@@ -42,7 +42,7 @@ def generated(llama: Llama, prompt: Sequence[int]) -> Iterator[int]:
     """Greedy tokens from `Llama.generate`, steered as `llama` is; the first step reads all of `prompt`.
 
     Raises:
-        PromptError: the prompt does not fit the context.
+        ContextLengthError: the prompt does not fit the context.
     """
     _check_room(llama, prompt)
     llama.reset()  # type: ignore[no-untyped-call]
@@ -54,7 +54,7 @@ def decoded(llama: Llama, prompt: Sequence[int]) -> Iterator[int]:
     """`llama_decode` alone, as llama-bench calls it: the prompt, then the same token again and again.
 
     Raises:
-        PromptError: the prompt does not fit the context.
+        ContextLengthError: the prompt does not fit the context.
         ModelError: llama.cpp cannot decode it.
     """
     _check_room(llama, prompt)
@@ -129,6 +129,4 @@ def _decode(llama: Llama, tokens: object) -> None:
 
 def _check_room(llama: Llama, prompt: Sequence[int]) -> None:
     if not 0 < len(prompt) < llama.n_ctx():
-        raise PromptError(
-            f"a prompt of {len(prompt):,} tokens does not fit the context of {llama.n_ctx():,}; raise --ctx"
-        )
+        raise ContextLengthError(len(prompt), llama.n_ctx(), "raise --ctx")

@@ -95,6 +95,8 @@ class Service:
     @property
     def trouble(self) -> EngineError | None:
         """Why no request can be answered though the model is loaded."""
+        if isinstance(self.failure, EngineError):
+            return self.failure  # still while the server ends
         model, since = self._model, self._preparing_since
         if model is not None and model.engine.failure is not None:
             return model.engine.failure
@@ -118,12 +120,12 @@ class Service:
             ApiError: it is still being loaded, or the server is stopping.
             EngineError: it has failed, or is stuck.
         """
+        if (trouble := self.trouble) is not None:
+            raise trouble
         if self._stopping:
             raise ApiError(503, "the server is stopping; no further requests are taken", code="stopping")
         if self._model is None:
             raise ApiError(503, "the model is being loaded; try again in a moment", code="loading")
-        if (trouble := self.trouble) is not None:
-            raise trouble
         return self._model
 
     def stop(self, *, drain: bool = True) -> None:

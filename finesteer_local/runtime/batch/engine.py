@@ -9,7 +9,7 @@ from collections import deque
 from dataclasses import dataclass
 from types import TracebackType
 
-from finesteer_local.errors import ClosingError, EngineError, QueueFullError, StalledError, SteeringError, one_line
+from finesteer_local.errors import EngineClosedError, EngineError, QueueFullError, StalledError, SteeringError, one_line
 from finesteer_local.runtime.batch.answer import AnswerStream
 from finesteer_local.runtime.batch.context import Streams
 from finesteer_local.runtime.batch.pieces import Sizes
@@ -129,7 +129,8 @@ class BatchEngine:
 
         Raises:
             PromptError, ProfileError, SteeringError: the request cannot be served, see `Request.check`.
-            QueueFullError: `max_queue` requests are waiting already, or the engine is closing (`ClosingError`).
+            QueueFullError: `max_queue` requests are waiting already.
+            EngineClosedError: it is being closed.
             EngineError: the engine has failed, or does not move.
         """
         if self.failure is not None:
@@ -146,7 +147,7 @@ class BatchEngine:
             load = self.load
             if self._closing or self._draining or self.failure:
                 sampler.close()
-                raise self.failure or ClosingError("the model is being closed; no further requests are taken")
+                raise self.failure or EngineClosedError("the model is being closed; no further requests are taken")
             if load.running + load.waiting >= load.places + self._max_queue:
                 sampler.close()
                 raise QueueFullError(f"{load.waiting} requests are waiting already; try again later")
@@ -182,7 +183,7 @@ class BatchEngine:
             self._changed.notify_all()
 
     def _run(self) -> None:
-        error: BaseException = ClosingError("the model was closed before the answer was finished")
+        error: BaseException = EngineClosedError("the model was closed before the answer was finished")
         try:
             while self._wait():
                 self._watchdog.begin()
