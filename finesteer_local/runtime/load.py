@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from finesteer_local.errors import FineSteerError, ModelError
-from finesteer_local.identity import check_first_part, read_model_identity
+from finesteer_local.identity import ModelIdentity, check_first_part, read_model_identity
 from finesteer_local.profile import Profile
 from finesteer_local.runtime.cores import default_threads
 from finesteer_local.runtime.prompt import PLAIN_FORMAT
@@ -26,6 +26,7 @@ def open_model(
     n_ctx: int = 0,
     n_threads: int | None = None,
     rpc: Sequence[str] = (),
+    identity: ModelIdentity | None = None,
     verbose: bool = False,
     **kwargs: Any,
 ) -> SteeredLlama:
@@ -36,6 +37,7 @@ def open_model(
         n_threads: for prefill and decode; None asks `default_threads`.
         rpc: workers, `host:port`, whose devices llama.cpp may put layers on, this model's and every later one's
             (`runtime.rpc`); `n_gpu_layers` counts layers there too.
+        identity: what `read_model_identity(path)` gave, where that was read before.
         verbose: let llama.cpp write its log to stderr.
 
     A model without a chat template gets the plain format of `prompt.PLAIN_FORMAT` (see `uses_plain_format`).
@@ -45,14 +47,14 @@ def open_model(
         ProfileError, SteeringError: as for `SteeredLlama`.
         WorkerError: a worker cannot be used, or llama.cpp was built without RPC.
     """
-    identity = read_model_identity(path)  # catches what llama.cpp would abort on
+    identity = identity or read_model_identity(path)  # catches what llama.cpp would abort on
     check_first_part(Path(path))
     use_workers(rpc)
     threads = n_threads or default_threads()
     try:
         llama = SteeredLlama(
             str(path),
-            profiles=(),
+            identity=identity,
             n_ctx=n_ctx or min(identity.context_length or DEFAULT_CONTEXT, DEFAULT_CONTEXT),
             n_threads=threads,
             n_threads_batch=threads,

@@ -44,6 +44,7 @@ class SteeredLlama(ConstrainedLlama, ChatLlama):
         scope: replaces every profile's own scope: `response`, `turn` or `prompt`.
         skip_thinking: leave the thoughts unsteered that a reasoning model writes before its answer, `<think>` to
             `</think>` (`thinking.TAGS`); its prompt is steered as the scope says.
+        identity: of the model; None reads it once it is needed.
         kwargs: everything that `Llama` takes.
 
     Attributes:
@@ -63,11 +64,12 @@ class SteeredLlama(ConstrainedLlama, ChatLlama):
         strength: float | None = None,
         scope: str | None = None,
         skip_thinking: bool = False,
+        identity: ModelIdentity | None = None,
         **kwargs: Any,
     ) -> None:
         self.steer: tuple[Steer, ...] = ()
         self.skip_thinking = skip_thinking
-        self._identity: ModelIdentity | None = None
+        self._identity = identity
         self._layers: frozenset[int] = frozenset()  # those that can be steered, once that was found out
         self._expected: Steering | None = None  # of the next prompt, where more is known of it than the settings say
         self._due: Steering | None = Steering()  # of the prompt that the next `eval` reads; None: an answer goes on

@@ -230,6 +230,7 @@ def open_service_model(settings: Settings) -> Model:
         n_threads=settings.threads,
         n_gpu_layers=settings.gpu_layers,
         rpc=settings.rpc,
+        identity=identity,
     )
     if settings.rpc:
         end_when_lost()  # there is nothing left to answer with; whoever supervises the server starts it again
