@@ -12,12 +12,11 @@ from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 from pydantic import ValidationError
 
-from finesteer_local.runtime.batch import Decided, Finished, Piece, TokenScore
-from finesteer_local.server.constraints import compiled_for
+from finesteer_local.runtime.batch import Answer, Decided, Finished, Piece, TokenScore
 from finesteer_local.server.errors import ApiError, api_error
 from finesteer_local.server.logprobs import chat_logprobs
 from finesteer_local.server.openai_api import EVENTS
-from finesteer_local.server.requests import of_chat
+from finesteer_local.server.requests import prepared
 from finesteer_local.server.responses_memory import Memory
 from finesteer_local.server.responses_schemas import (
     LOGPROBS,
@@ -27,7 +26,7 @@ from finesteer_local.server.responses_schemas import (
     ResponseOut,
     ResponsesRequest,
 )
-from finesteer_local.server.running import Event, EventsOf, Running, finish_reason, opened, unless_gone
+from finesteer_local.server.running import Events, Running, finish_reason
 from finesteer_local.server.schemas import ERRORS, describe
 from finesteer_local.server.service import Service
 from finesteer_local.server.tool_calls import Begins, Reading, Text
@@ -168,28 +167,24 @@ class _Response:
         }
 
     async def respond(self, http: HttpRequest) -> Any:
-        service, wanted, limits = self._service, self._wanted, self._service.settings.limits
+        service, wanted = self._service, self._wanted
         service.check_name(wanted.model)
         self._items = self._memory.conversation(wanted.previous_response_id, wanted.items())
         try:
             own = wanted.chat(self._items)
         except ValidationError as error:
             raise ApiError(400, str(error.errors()[0]["msg"]), param="input") from error
-        grammar = await compiled_for(service, own)
-        chat = await service.prepare(lambda model: of_chat(model, own, limits, grammar))
+        chat = await prepared(service, own)
         [self._request] = chat.requests
         self._output = _Output(chat.reading())
-        running = Running(service, [self._request])
-        if wanted.stream:
-            return EventsOf(running, self._events(await opened(http, running)))
-        try:
-            [answer] = await unless_gone(http, running.answers())
-        finally:
-            running.close()
+        return await Running(service, chat).respond(http, self._whole, self._events if wanted.stream else None)
+
+    def _whole(self, answers: list[Answer]) -> dict[str, Any]:
+        [answer] = answers
         self._output.add(answer.text, self._logprobs(answer.scores))
         self._output.end(_status(answer.finished))
-        steering = describe(self._request, answer.decisions, wanted.steering)
-        return {**self._whole(answer.finished), "steering": steering}
+        steering = describe(self._request, answer.decisions, self._wanted.steering)
+        return {**self._ended(answer.finished), "steering": steering}
 
     def _logprobs(self, scores: Sequence[TokenScore]) -> list[dict[str, Any]]:
         wanted = LOGPROBS in (self._wanted.include or ())
@@ -198,7 +193,7 @@ class _Response:
     def _begun(self) -> dict[str, Any]:
         return {**self._head, "status": "in_progress", "output": [], "usage": None}
 
-    def _whole(self, event: Finished) -> dict[str, Any]:
+    def _ended(self, event: Finished) -> dict[str, Any]:
         """The answer, which is remembered from now on."""
         output = self._output.items
         if self._wanted.store is not False:
@@ -217,7 +212,7 @@ class _Response:
         found = {**self._head, "status": status, "output": output, "usage": usage}
         return found if status == "completed" else {**found, "incomplete_details": {"reason": "max_output_tokens"}}
 
-    async def _events(self, events: AsyncIterator[tuple[int, Event]]) -> AsyncIterator[bytes]:
+    async def _events(self, events: Events) -> AsyncIterator[bytes]:
         number = 0
 
         def data(told: Told) -> bytes:
@@ -243,7 +238,7 @@ class _Response:
                     status = _status(event)
                     for told in self._output.end(status):
                         yield data(told)
-                    yield data((f"response.{status}", {"response": {**self._whole(event), **steering}}))
+                    yield data((f"response.{status}", {"response": {**self._ended(event), **steering}}))
         except Exception as error:
             found = api_error(error)
             yield data(("error", {"code": found.code, "message": found.message, "param": found.param}))
