@@ -160,6 +160,15 @@ def test_a_request_is_checked_once(server: Served, monkeypatch: pytest.MonkeyPat
         assert len(checked) == n
 
 
+@pytest.mark.parametrize("more", [{}, {"echo": True}, {"steering": {"skip_thinking": True}}])
+def test_a_token_that_there_is_not(server: Served, more: dict[str, Any]) -> None:
+    """llama.cpp ends the process where it is asked for such a token's text."""
+    answer = server.post("/v1/completions", {"prompt": [[1, 2], [1, 10**6]], "max_tokens": 1, **more})
+    error = answer.json()["error"]
+    assert answer.status_code == 400 and error["param"] == "prompt" and "vocabulary" in error["message"]
+    assert server.post("/v1/completions", {"prompt": [1, 2], "max_tokens": 1, **more}).status_code == 200
+
+
 def test_one_prompt_that_is_too_long_refuses_all(server: Served) -> None:
     answer = server.post("/v1/completions", {"prompt": ["Hello", "Hello " * 5000], "max_tokens": 400})
     error = answer.json()["error"]

@@ -124,6 +124,8 @@ def _of_completion(model: Model, wanted: CompletionRequest, limits: Limits, gram
     n_tokens = COMPLETION_TOKENS if wanted.max_tokens is None else wanted.max_tokens
     found, echoes = list[Request](), list[str]()
     for prompt in prompts:
+        if not isinstance(prompt, str):
+            check_tokens(model, prompt, "prompt")  # what follows looks at their text before the engine checks them
         try:
             request = completion_request(model.llama, prompt, steer=steer, skip_thinking=skips, **options)
         except PromptError as error:
@@ -133,7 +135,8 @@ def _of_completion(model: Model, wanted: CompletionRequest, limits: Limits, gram
         request = capped(request, None if n_tokens == -1 else n_tokens, limits)
         choices = _choices(request, wanted.n)
         found += choices
-        echoes += [_text_of(model, prompt) if wanted.echo else ""] * len(choices)
+        echo = "" if not wanted.echo else prompt if isinstance(prompt, str) else text_of(model, prompt)
+        echoes += [echo] * len(choices)
     return Prepared(found, "prompt", echoes=echoes)
 
 
@@ -145,7 +148,13 @@ def capped(request: Request, max_tokens: int | None, limits: Limits) -> Request:
     return replace(request, max_tokens=longest)
 
 
-def _text_of(model: Model, prompt: str | list[int]) -> str:
-    if isinstance(prompt, str):
-        return prompt
-    return bytes(model.llama.detokenize(prompt, special=True)).decode(errors="ignore")
+def check_tokens(model: Model, tokens: list[int], param: str) -> None:
+    """Raise `ApiError` for a token that there is not: llama.cpp ends the process when it is asked for its text."""
+    n_vocab = model.llama.n_vocab()
+    if any(token >= n_vocab for token in tokens):
+        raise ApiError(400, f"a token is not in the model's vocabulary of {n_vocab:,}", param=param)
+
+
+def text_of(model: Model, tokens: list[int]) -> str:
+    """The text of tokens that the model has; what is no whole letter is left out."""
+    return bytes(model.llama.detokenize(tokens, special=True)).decode(errors="ignore")
