@@ -139,7 +139,7 @@ class SteeredRequest:
         last = self.n_prompt - 1
         if not any(profile.gate.pools for profile in self._profiles):
             return last
-        n_seen = _n_common(seen.tokens, self.tokens) if seen and seen.start <= self._read_from else 0
+        n_seen = n_common(seen.tokens, self.tokens) if seen and seen.start <= self._read_from else 0
         return min(last, max(self._read_from, n_seen))
 
     def begin(self, n_past: int, seen: Seen | None = None, *, steers: bool = True) -> None:
@@ -253,6 +253,6 @@ class SteeredRequest:
             self._thinking.cut(n_answer)
 
 
-def _n_common(a: Sequence[int], b: Sequence[int]) -> int:
+def n_common(a: Sequence[int], b: Sequence[int]) -> int:
     """How many tokens both begin with."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

@@ -151,6 +151,35 @@ class Streams:
         return False
 
 
+class OwnStream(Streams):
+    """The one sequence of `llama`'s own context, with its tap and its control vector; nothing else is allocated.
+
+    Meanwhile `llama` must not compute; what its cache held is forgotten, now and when this is closed.
+    """
+
+    def __init__(self, llama: SteeredLlama) -> None:
+        self.n_layer, self.n_embd, self.n_vocab = llama.n_layer, llama.n_embd(), llama.n_vocab()
+        self.n_ctx, self.n_ubatch = llama.n_ctx(), min(llama.context_params.n_ubatch, llama.n_batch)
+        self._window = llama_cpp.llama_model_n_swa(llama.model)
+        self.tap, self.control, self.ctx, self._llama = llama.tap, llama.control, llama.ctx, llama
+        self._memory = llama_cpp.llama_get_memory(self.ctx)
+        self._batch = new_batch(self.n_ubatch, verbose=llama.verbose)
+        self._empty()
+
+    def keep(self, sequence: int, n_tokens: int) -> int:
+        """As `Streams.keep`; 0 too where `llama` was asked meanwhile whether it can be steered, and forgot."""
+        newest = llama_cpp.llama_memory_seq_pos_max(self._memory, sequence)
+        return super().keep(sequence, n_tokens if newest + 1 >= n_tokens else 0)
+
+    def close(self) -> None:
+        self._batch.close()
+        self._empty()
+
+    def _empty(self) -> None:
+        self.control.set({})
+        self._llama.forget()
+
+
 def bytes_per_token(llama: SteeredLlama) -> int:
     """About what a token's keys and values take in the KV cache, float16."""
     model = llama.model

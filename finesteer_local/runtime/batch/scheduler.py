@@ -21,6 +21,7 @@ from finesteer_local.runtime.batch.sequence import Sequence, Waiting
 from finesteer_local.runtime.control import Vectors, same_vectors
 from finesteer_local.runtime.prompt import token_text
 from finesteer_local.runtime.steered import SteeredLlama
+from finesteer_local.runtime.steered_request import n_common
 from finesteer_local.runtime.tap import Addition
 from finesteer_local.runtime.tokens import vocab_of
 
@@ -51,10 +52,23 @@ class Scheduler:
     """Runs requests in the slots of `streams`. Not for several threads: `BatchEngine` is.
 
     An error of one request ends that request; the others do not notice.
+
+    Args:
+        goes_on: what the last request left in its place, its answer included, serves a prompt that begins with it, up
+            to its last user message: as in llama.cpp, where it may round otherwise than reading it anew.
     """
 
-    def __init__(self, llama: SteeredLlama, streams: Streams, *, n_slots: int, sizes: Sizes, prefix_bytes: int) -> None:
-        self.llama, self.streams, self.sizes = llama, streams, sizes
+    def __init__(
+        self,
+        llama: SteeredLlama,
+        streams: Streams,
+        *,
+        n_slots: int,
+        sizes: Sizes,
+        prefix_bytes: int,
+        goes_on: bool = False,
+    ) -> None:
+        self.llama, self.streams, self.sizes, self._goes_on = llama, streams, sizes, goes_on
         self.slots = [Slot(number) for number in range(n_slots)]
         self.prefixes = PrefixStore(prefix_bytes if streams.restores_exactly else 0)
         self.queue: deque[Waiting] = deque()
@@ -125,7 +139,7 @@ class Scheduler:
         prompt, limit = sequence.tokens, sequence.may_reuse()
         ends = [*(end for end in sequence.ends if end <= limit), sequence.n_prompt]
         kept = self.prefixes.find(prompt, ends, limit)
-        own = {slot.number: common_cut(slot.tokens, slot.cuts, prompt, ends) for slot in free}
+        own = {slot.number: self._reusable(slot, sequence, ends, limit) for slot in free}
 
         def worth(slot: Slot) -> tuple[float, int]:
             n_reused = max(own[slot.number], len(kept.tokens) if kept else 0)
@@ -142,6 +156,12 @@ class Scheduler:
             sequence.begin(len(kept.tokens))
         else:
             sequence.begin(self.streams.keep(slot.number, n_own))
+
+    def _reusable(self, slot: Slot, sequence: Sequence, ends: Items[int], limit: int) -> int:
+        """How many tokens that lie in `slot` serve `sequence`."""
+        if self._goes_on:
+            return min(n_common(slot.tokens, sequence.tokens), limit, sequence.turn)
+        return common_cut(slot.tokens, slot.cuts, sequence.tokens, ends)
 
     def _close_gaps(self) -> None:
         """Move answers into free places next to others, so that one `llama_decode` serves them all.
@@ -180,6 +200,8 @@ class Scheduler:
         slot = self.slots[sequence.slot]
         slot.running, slot.spoilt = None, spoilt
         slot.tokens, slot.cuts = ([], []) if spoilt else sequence.retained()
+        if self._goes_on and not spoilt:
+            slot.tokens = sequence.unsteered()
         sequence.sampler.close()
 
     def _finish(self, sequence: Sequence, reason: str) -> None:
@@ -243,6 +265,8 @@ class Scheduler:
             ]
         )
         self.on_move()
+        if sequence.stream.cancelled:
+            return  # nothing is told of it any more; `_admit` ends it
         again = None if second else sequence.read_again_from  # then the pass has ended early
         if wants_all and again is None:
             self._score_prompt(sequence, start, stop)

@@ -99,6 +99,11 @@ class Sequence(SteeredRequest):
         self.clean = [end for end in self.clean if end <= n_past]
         self._again = cuts_from(n_past, self.n_prompt, sizes=self._sizes)
 
+    def unsteered(self) -> list[int]:
+        """The tokens in the cache, of the prompt and the answer, up to the first that was steered."""
+        n_clean = self.plan[0].start if self.plan else self.n_prompt if self._vectors else self.n_past
+        return self.tokens[: min(n_clean, self.n_past)]
+
     def retained(self) -> tuple[list[int], list[int]]:
         """What the cache may serve later requests with: tokens, and the cuts in them."""
         n_clean = self.clean[-1] if self.clean else 0
