@@ -37,10 +37,6 @@ class Steer:
     strength: float | None = None
     scope: str | None = None
 
-    def check(self) -> None:
-        """Raise `ProfileError` for a value outside its range."""
-        check_range(self.strength, self.scope)
-
     @property
     def effective_scope(self) -> str:
         return self.scope or self.profile.scope
@@ -60,7 +56,7 @@ def check_steer(steer: Sequence[Steer], model: Identified) -> None:
     if len(set(names)) < len(names):
         raise ProfileError("the same profile is active twice; raise its strength instead")
     for one in steer:
-        one.check()
+        check_range(one.strength, one.scope)
         one.profile.check_model(model.identity)
 
 
