@@ -87,7 +87,7 @@ class Mode:
     fail: tuple[int, str] | None = None  # status and message of the next answer, once
     retry_after: int | None = None
     break_after: int | None = None  # chunks, then an error event, once
-    loading: bool = False
+    health: str = "ok"
     required: tuple[str, ...] = ()
     profiles: list[dict[str, Any]] = field(default_factory=lambda: [{"name": "safety", "strength": 1.15}])
     scope: str | None = None
@@ -193,7 +193,7 @@ def application(mode: Mode) -> Starlette:
         return FileResponse(STATIC / "index.html")
 
     async def health(request: Request) -> Response:
-        return JSONResponse({"status": "loading"}, 503) if mode.loading else JSONResponse({"status": "ok"})
+        return JSONResponse({"status": mode.health}, 200 if mode.health == "ok" else 503)
 
     async def models(request: Request) -> Response:
         if not allowed(request):

@@ -14,7 +14,7 @@ from gguf import GGUFWriter
 
 from cli import call, error_of, good
 from finesteer_local.doctor import installation
-from finesteer_local.errors import DataError, ModelError, ProfileError
+from finesteer_local.errors import DataError, FineSteerError, ModelError, ProfileError
 from finesteer_local.identity import read_model_identity
 from finesteer_local.jsonl import read_rows
 from finesteer_local.profile import Profile
@@ -146,3 +146,9 @@ def test_a_context_that_is_no_multiple_of_256(tiny: Path, ctx: int) -> None:
         "chat", tiny, "--ctx", ctx, "--temperature", "0", "--max-tokens", "60", stdin=lines + "\n/save /dev/stdout\n"
     )
     assert told.exit_code in (0, 1) and "Traceback" not in told.stderr
+
+
+@pytest.mark.parametrize("host", ["http://localhost", "http://127.0.0.1:8080", "localhost/"])
+def test_a_url_is_no_host(host: str) -> None:
+    with pytest.raises(FineSteerError, match="takes a name or an address"):
+        check_address(host, "key")

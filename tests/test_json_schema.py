@@ -67,6 +67,29 @@ def test_every_answer_fits(walker: Walker, keyword: str) -> None:
     assert refused == REFUSED.get(keyword, 0)
 
 
+REFUSALS: dict[str, Any] = {
+    "uniqueItems": {"type": "array", "items": {"type": "string"}, "uniqueItems": True},
+    "minProperties": {"type": "object", "additionalProperties": {"type": "integer"}, "minProperties": 2},
+    "not": {"type": "string", "not": {"pattern": "^a"}},
+    "pattern": {"type": "string", "pattern": "^(?!a)b"},
+    "$ref": {"$ref": "https://example.org/schema.json"},
+    "$dynamicRef": {"$dynamicRef": "other.json#node"},
+}
+
+
+@pytest.mark.parametrize("keyword", REFUSALS)
+@pytest.mark.parametrize("where", ["top", "property", "item"])
+def test_what_cannot_be_had_is_refused_by_its_name(walker: Walker, keyword: str, where: str) -> None:
+    schema = REFUSALS[keyword]
+    if where == "property":
+        schema = {"type": "object", "properties": {"x": schema}, "required": ["x"]}
+    elif where == "item":
+        schema = {"type": "array", "items": schema, "minItems": 1}
+    with pytest.raises(PromptError) as error:
+        answers(walker, schema)
+    assert str(error.value).startswith(f"{keyword} "), error.value
+
+
 FITTING = {
     "not": ({"type": "string", "not": {"enum": ["a", "ab"]}}, ["", "b", "abc", "aa"], ["a", "ab"]),
     "if": (

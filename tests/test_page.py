@@ -607,13 +607,17 @@ def test_errors_are_a_quiet_line_with_retry(opened: Opener, server: PageServer) 
     expect(answers(page).last.locator(".problem")).to_have_count(0)
 
 
-def test_a_loading_server_is_waited_for(opened: Opener, server: PageServer) -> None:
-    server.mode.loading = True
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [("loading", "is loading its model"), ("stalled", "model does not move"), ("failed", "model has failed")],
+)
+def test_a_server_that_cannot_answer_yet_or_no_more(opened: Opener, server: PageServer, word: str, told: str) -> None:
+    server.mode.health = word
     page = opened(expected="status of 503")
-    expect(page.locator(".banner")).to_contain_text("loading its model")
+    expect(page.locator(".banner")).to_contain_text(told)
     box(page).fill(HARMLESS)
     expect(page.get_by_role("button", name="Send", exact=True)).to_be_disabled()
-    server.mode.loading = False
+    server.mode.health = "ok"
     expect(page.locator(".banner")).to_have_count(0)
     box(page).press("Enter")
     done(page)

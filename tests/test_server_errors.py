@@ -49,6 +49,8 @@ for _ in range(80):
         ({"stop": ["x"] * 129}, "stop", "at most 128"),
         ({"logit_bias": {"x": 1}}, "logit_bias.x", "pattern"),
         ({"logit_bias": {"99999": 1}}, "logit_bias", "vocabulary"),
+        ({"logit_bias": {str(i): 1 for i in range(1025)}}, "logit_bias", "at most 1,024"),
+        *(({"steering": odd}, "steering", "leave it out for the server's") for odd in (True, 0, [], "false", "safety")),
         ({"top_logprobs": 21}, "top_logprobs", "less"),
         ({"top_logprobs": 2}, "top_logprobs", "needs logprobs"),
         ({"grammar": "root ::= ("}, "grammar", "not valid GBNF"),
@@ -141,3 +143,25 @@ def test_what_the_client_did_not_cause_it_is_not_told() -> None:
     assert api_error(SteeringError("not finite")).status == 400
     assert ApiError(429, "x").headers["Retry-After"]
     assert ApiError(400, "a\nb\ud800").message == "a b"
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"reasoning": {"effort": "high"}}, "reasoning.effort"),
+        ({"text": {"format": {"type": "json_schema", "name": "x", "schema": {"type": "nonsense"}}}}, "text.format"),
+        ({"input": [{"role": "user", "content": "x"}] * 513}, "input"),
+        ({"input": "x" * 2000}, "input"),
+    ],
+)
+def test_fields_are_called_what_the_client_called_them(server: Served, fields: Any, param: str) -> None:
+    answer = server.post("/v1/responses", {"input": "Hi", **fields})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == param, answer.text
+
+
+@pytest.mark.parametrize("content", [b'{"a": "\xe9"}', b'{"a":' * 50_000, b'{"a":' + b"9" * 100_000 + b"}"])
+def test_bodies_that_cannot_be_read(server: Served, content: bytes) -> None:
+    answer = server.http.post("/v1/completions", content=content, headers={"Content-Type": "application/json"})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"]) == (400, "invalid_json") and "body" in error["message"]

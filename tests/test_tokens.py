@@ -103,3 +103,18 @@ def test_an_error_inside_comes_through(tiny: Path, monkeypatch: pytest.MonkeyPat
 
     with pytest.raises(KeyError, match="inside"):
         module.tokenise(llama, fails, b"x" * 10_000, True, False)
+
+
+def test_the_text_of_a_long_token_is_not_lost(tmp_path: Path) -> None:
+    long = ("=" * 33, "-" * 300)
+    llama = steered_llama(write_tiny_model(tmp_path / "m.gguf", user_defined=long))
+    text = f"a{long[0]}b{long[1]}{SPECIAL[1]}c".encode()
+    tokens = llama.tokenize(text, add_bos=False, special=True)
+    assert len(tokens) == 6
+    assert llama.detokenize(tokens, special=True) == text == llama.tokenizer().detokenize(tokens, special=True)
+    assert llama.detokenize(tokens) == text.replace(SPECIAL[1].encode(), b"")
+
+
+def test_the_text_of_many_tokens_takes_no_minutes(tiny: Path) -> None:
+    llama = steered_llama(tiny)
+    assert llama.detokenize([1] * 500_000, special=True) == SPECIAL[1].encode() * 500_000

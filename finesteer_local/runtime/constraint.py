@@ -7,7 +7,6 @@ llama.cpp's own grammar sampler can compute for ever on an ambiguous grammar, an
 
 from __future__ import annotations
 
-import ctypes
 import json
 import re
 import threading
@@ -26,7 +25,7 @@ from numpy.typing import NDArray
 from finesteer_local.errors import PromptError
 from finesteer_local.runtime.gbnf import lark
 from finesteer_local.runtime.schema import lowered
-from finesteer_local.runtime.tokens import vocab_of
+from finesteer_local.runtime.tokens import texts_of, vocab_of
 
 COMPILE_SECONDS = 10.0
 _STACK = 256 << 20  # bytes of the compiling thread's stack: llguidance follows rules by recursion
@@ -216,7 +215,7 @@ class _Vocabulary:
         ]
         special_ids = set(self.special_token_ids)
         # What an answer shows of a token is what counts: nothing of a control token, the name of a user-defined one.
-        self.tokens = [_piece(vocab, token) for token in range(n_vocab)]
+        self.tokens = list(texts_of(vocab, range(n_vocab), special=True))
 
         self._tokenizer = LlamaTokenizer(llama)  # the model's own, whatever the caller has put in its place
         self._by_text = {text: token for token, text in enumerate(self.tokens) if text and token not in special_ids}
@@ -245,16 +244,6 @@ class _Vocabulary:
             tokens.append(token)
             start = stop
         return tokens
-
-
-def _piece(vocab: Any, token: int) -> bytes:
-    size = 64
-    while True:
-        buffer = ctypes.create_string_buffer(size)
-        n = llama_cpp.llama_token_to_piece(vocab, token, buffer, size, 0, True)
-        if n >= 0:
-            return buffer.raw[:n]
-        size = -n
 
 
 def _tokens(llama: Llama) -> LLTokenizer:

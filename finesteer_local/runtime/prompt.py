@@ -198,11 +198,12 @@ def _remembered_prompt(llama: Llama, messages: Sequence[Message], options: Mappi
         key = json.dumps([handler, messages, options])
     except (TypeError, ValueError):  # tools may hold anything
         return chat_prompt(llama, messages, **options)
-    if key not in known or _tells_time(llama):
-        known[key] = chat_prompt(llama, messages, **options)
+    found = known.get(key)
+    if found is None or _tells_time(llama):
+        found = known[key] = chat_prompt(llama, messages, **options)
         if len(known) > _REMEMBERED:
             known.popitem(last=False)
-    return known[key]
+    return found
 
 
 def _tells_time(llama: Llama) -> bool:

@@ -16,7 +16,7 @@ from finesteer_local.runtime.machine import has_accelerator
 from finesteer_local.runtime.prompt import chat_prompt, turn_start
 from finesteer_local.runtime.tap import Tap
 from finesteer_local.runtime.template import tolerant_templates
-from finesteer_local.runtime.tokens import tokenise
+from finesteer_local.runtime.tokens import detokenise, tokenise
 
 
 class TappedLlama(OpenLlama):
@@ -58,6 +58,12 @@ class TappedLlama(OpenLlama):
         if type(self.tokenizer_) is not LlamaTokenizer:  # the caller's own
             return super().tokenize(text, add_bos, special)
         return tokenise(self, super().tokenize, text, add_bos, special)
+
+    def detokenize(self, tokens: list[int], prev_tokens: list[int] | None = None, special: bool = False) -> bytes:
+        """As `Llama.detokenize`, long tokens included (see `tokens.detokenise`)."""
+        if type(self.tokenizer_) is not LlamaTokenizer:  # the caller's own
+            return super().detokenize(tokens, prev_tokens, special)
+        return detokenise(self, tokens, special)
 
     def tokenizer(self) -> LlamaTokenizer:
         """As `Llama.tokenizer`, as safe as `tokenize`."""
@@ -146,3 +152,6 @@ class _Tokenizer(LlamaTokenizer):
 
     def tokenize(self, text: bytes, add_bos: bool = True, special: bool = True) -> list[int]:
         return self._llama.tokenize(text, add_bos, special)
+
+    def detokenize(self, tokens: list[int], prev_tokens: list[int] | None = None, special: bool = False) -> bytes:
+        return self._llama.detokenize(tokens, prev_tokens, special)

@@ -1,4 +1,4 @@
-"""From text to tokens: the one place where a model's tokenizer runs, whatever the text holds.
+"""From text to tokens and back: the one place where a model's tokenizer runs, whatever the text holds.
 
 llama.cpp splits text for BPE vocabularies by `std::regex` (`unicode_regex_split`), which recurses once for every letter
 that a match takes: 30,000 letters without a break overflow a stack of 8 MiB and end the process. And it walks its
@@ -7,9 +7,10 @@ list of fragments from the start for every special token (`tokenizer_st_partitio
 
 from __future__ import annotations
 
+import ctypes
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -133,6 +134,33 @@ def _with_stack(size: int, work: Callable[[], T]) -> T:
     if failed:
         raise failed[0]
     return found[0]
+
+
+# --- back to text
+
+_BYTES = 64  # of a token's text, unless it is longer
+
+
+def texts_of(vocab: Any, tokens: Iterable[int], special: bool) -> Iterator[bytes]:
+    """The text of each token, that of control tokens only with `special`.
+
+    llama-cpp-python's own `detokenize` leaves out a token of more than 32 bytes, such as the blanks before deeply
+    indented code.
+    """
+    size, buffer = _BYTES, ctypes.create_string_buffer(_BYTES)
+    for token in tokens:
+        n = llama_cpp.llama_token_to_piece(vocab, token, buffer, size, 0, special)
+        if n < 0:
+            size, buffer = -n, ctypes.create_string_buffer(-n)
+            n = llama_cpp.llama_token_to_piece(vocab, token, buffer, size, 0, special)
+        yield ctypes.string_at(buffer, n)
+
+
+def detokenise(llama: Llama, tokens: Sequence[int], special: bool) -> bytes:
+    """The text of `tokens`, without the blank that some vocabularies put behind the token that begins a text."""
+    text = b"".join(texts_of(vocab_of(llama), tokens, special))
+    begins = len(tokens) > 0 and tokens[0] == llama.token_bos()
+    return text.removeprefix(b" ") if begins else text
 
 
 # --- special tokens

@@ -9,14 +9,14 @@ from pydantic import BaseModel, Field
 from finesteer_local.server.conversation_schemas import Message, ResponseFormat, ToolCall, ToolChoice, Tools
 from finesteer_local.server.openai_schemas import FinishReason, Usage
 from finesteer_local.server.sampling_schemas import Choices, MaxTokens, SamplingFields, StreamOptions, TemplateFields
-from finesteer_local.server.schemas import Decisions, SteeringField
+from finesteer_local.server.schemas import Decisions, Many, SteeringField
 
 
 class ChatRequest(TemplateFields, SamplingFields):
     """`POST /v1/chat/completions`."""
 
     model: str | None = None
-    messages: list[Message] = Field(min_length=1)
+    messages: Many[Message] = Field(min_length=1)
     steering: SteeringField = None
     max_tokens: MaxTokens = Field(None, description="Longest answer; -1 and 0 until the context ends.")
     max_completion_tokens: MaxTokens = None
@@ -38,7 +38,7 @@ class ExplainRequest(TemplateFields):
     """`POST /v1/steering/explain`: the part of a chat request that is decided upon."""
 
     model: str | None = None
-    messages: list[Message] = Field(min_length=1)
+    messages: Many[Message] = Field(min_length=1)
     steering: SteeringField = None
     tools: Tools | None = None
 

@@ -16,7 +16,7 @@ from finesteer_local.server.errors import api_error
 from finesteer_local.server.logprobs import Offsets
 from finesteer_local.server.openai_api import DONE, EVENTS, event_data, usage
 from finesteer_local.server.requests import prepared
-from finesteer_local.server.running import Events, Running, finish_reason
+from finesteer_local.server.running import Events, Running, finish_reason, size_of
 from finesteer_local.server.schemas import ERRORS, describe
 from finesteer_local.server.service import Service
 from finesteer_local.steering import Decision
@@ -54,7 +54,7 @@ class _Completion:
     async def respond(self, http: HttpRequest) -> Any:
         service, wanted = self._service, self._wanted
         service.check_name(wanted.model)
-        texts = await prepared(service, wanted)
+        texts = await prepared(service, wanted, size_of(http))
         self._requests, self._echoes = texts.requests, texts.echoes
         return await Running(service, texts).respond(http, self._whole, self._chunks if wanted.stream else None)
 

@@ -9,15 +9,15 @@ from pydantic import BaseModel, Field
 from finesteer_local.server.conversation_schemas import ResponseFormat
 from finesteer_local.server.openai_schemas import FinishReason, Usage
 from finesteer_local.server.sampling_schemas import Choices, MaxTokens, SamplingFields, StreamOptions, Token
-from finesteer_local.server.schemas import Decisions, SteeringField
+from finesteer_local.server.schemas import Decisions, Many, SteeringField
 
 PromptText = Annotated[str, Field(min_length=1)]
-PromptTokens = Annotated[list[Token], Field(min_length=1)]
+PromptTokens = Annotated[Many[Token], Field(min_length=1)]
 Prompt = (
     PromptText
-    | Annotated[list[PromptText], Field(min_length=1)]
+    | Annotated[Many[PromptText], Field(min_length=1)]
     | PromptTokens
-    | Annotated[list[PromptTokens], Field(min_length=1)]
+    | Annotated[Many[PromptTokens], Field(min_length=1)]
 )
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from finesteer_local.server.schemas import Given
+from finesteer_local.server.schemas import Given, Many
 
 
 def _is_text(value: dict[str, Any]) -> dict[str, Any]:
@@ -58,14 +58,14 @@ class Message(Given):
     """A message of the conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | list[ContentPart] | None = None
+    content: str | Many[ContentPart] | None = None
     name: str | None = None
     refusal: str | None = Field(None, description="Read where there is no content.")
     reasoning_content: str | None = Field(
         None, description="The thoughts before an answer; the template drops old ones."
     )
     tool_call_id: str | None = None
-    tool_calls: Annotated[list[ToolCall], Field(max_length=128)] | None = None
+    tool_calls: Annotated[Many[ToolCall], Field(max_length=128)] | None = None
     function_call: FunctionCall | None = Field(None, description="OpenAI's older form of one tool call.")
 
     @model_validator(mode="after")
@@ -116,7 +116,7 @@ class Tool(Given):
         return {"type": "function", "function": function}
 
 
-Tools = Annotated[list[Tool], Field(max_length=128)]
+Tools = Annotated[Many[Tool], Field(max_length=128)]
 
 
 class NamedFunction(Given):
@@ -136,7 +136,7 @@ class AllowedTools(Given):
     """Some of the tools."""
 
     mode: Literal["auto", "required"]
-    tools: list[NamedTool]
+    tools: Many[NamedTool]
 
 
 class AllowedToolsChoice(Given):

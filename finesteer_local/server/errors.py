@@ -30,6 +30,7 @@ log = logging.getLogger("finesteer_local.server")
 
 RETRY_SECONDS = 2
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+_SAID_BY_FASTAPI = "There was an error parsing the body"
 _SAID_BY_STARLETTE = {
     404: "there is nothing at this address",
     405: "this address does not take this method",
@@ -69,6 +70,9 @@ def api_error(error: BaseException) -> ApiError:
     """What the client gets for `error`. What it did not cause, it is told no more of than that."""
     if isinstance(error, ApiError):
         return error
+    if isinstance(error, HTTPException) and error.detail == _SAID_BY_FASTAPI:
+        message = "the body cannot be read as JSON: it is not UTF-8, nests too deep, or has a number of too many digits"
+        return ApiError(400, message, code="invalid_json")
     if isinstance(error, HTTPException):
         said = _SAID_BY_STARLETTE.get(error.status_code, str(error.detail))
         return ApiError(error.status_code, said, headers=error.headers)

@@ -71,7 +71,7 @@ class GivenAsKnown(GivenExactly):
     def _without_neutral(cls, data: Any) -> Any:
         if not isinstance(data, Mapping):
             return data
-        names = {field.alias or name for name, field in cls.model_fields.items()}
+        names = cls.field_names()
         return {k: v for k, v in data.items() if k in names or not (v is None or changes_nothing(cls.neutral, k, v))}
 
 

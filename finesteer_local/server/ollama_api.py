@@ -23,7 +23,7 @@ from finesteer_local.server.errors import ApiError, api_error
 from finesteer_local.server.logprobs import chat_logprobs
 from finesteer_local.server.ollama_answer import AnswerParts, Thoughts, ends_in_thoughts, together
 from finesteer_local.server.requests import prepared
-from finesteer_local.server.running import Event, Events, LinesOf, Running, finish_reason
+from finesteer_local.server.running import Event, Events, LinesOf, Running, finish_reason, size_of
 from finesteer_local.server.schemas import describe
 from finesteer_local.server.service import Model, Service
 from finesteer_local.server.template_fields import thinking_effort, thinks
@@ -101,7 +101,7 @@ class _Reply:
         if own is None:
             return self._part({}, done=True, done_reason="load")
         self._steered_as = own.steering
-        found = await prepared(service, own)
+        found = await prepared(service, own, size_of(http))
         [self._request] = found.requests
         self._answer = AnswerParts(found.reading(), self._thoughts())
         lines = None if self._wanted.stream is False else self._lines

@@ -13,7 +13,7 @@ from finesteer_local.server.completions_schemas import CompletionRequest
 from finesteer_local.server.conversation_schemas import JsonObject, Tools
 from finesteer_local.server.known_fields import ANY, OLLAMA_OPTIONS, GivenAsKnown
 from finesteer_local.server.sampling_schemas import CommonSampling
-from finesteer_local.server.schemas import Decisions, Given, SteeringField
+from finesteer_local.server.schemas import Decisions, Given, Many, SteeringField
 
 OllamaToolChoice = Annotated[
     Literal["none", "auto", "required"] | None,
@@ -63,8 +63,8 @@ class OllamaMessage(Given):
     role: Literal["system", "user", "assistant", "tool"]
     content: str | None = None
     thinking: str | None = None
-    images: Annotated[list[str], Field(max_length=0)] | None = Field(None, description="This model reads text.")
-    tool_calls: Annotated[list[OllamaToolCall], Field(max_length=128)] | None = None
+    images: Annotated[Many[str], Field(max_length=0)] | None = Field(None, description="This model reads text.")
+    tool_calls: Annotated[Many[OllamaToolCall], Field(max_length=128)] | None = None
     tool_name: str | None = None
 
     def fields(self, place: int) -> dict[str, Any]:
@@ -121,7 +121,7 @@ class OllamaRequest(GivenAsKnown):
 class OllamaChatRequest(OllamaRequest):
     """`POST /api/chat`."""
 
-    messages: list[OllamaMessage] = Field(default_factory=list)
+    messages: Many[OllamaMessage] = Field(default_factory=list)
     tools: Tools | None = None
     tool_choice: OllamaToolChoice = None
 
@@ -145,8 +145,8 @@ class OllamaGenerateRequest(OllamaRequest):
     raw: bool | None = Field(None, description="Go on with the prompt as it is, without the model's template.")
     suffix: str | None = Field(None, description="The answer is what stands between prompt and suffix.")
     template: str | None = None
-    context: list[int] | None = None
-    images: list[str] | None = None
+    context: Many[int] | None = None
+    images: Many[str] | None = None
 
     @field_validator("template", "context", "images")
     @classmethod

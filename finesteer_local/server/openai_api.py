@@ -17,7 +17,7 @@ from finesteer_local.server.errors import api_error
 from finesteer_local.server.logprobs import chat_logprobs
 from finesteer_local.server.openai_schemas import ModelOut, Models
 from finesteer_local.server.requests import prepared
-from finesteer_local.server.running import Events, Running, finish_reason
+from finesteer_local.server.running import Events, Running, finish_reason, size_of
 from finesteer_local.server.schemas import ERRORS, describe
 from finesteer_local.server.service import Service
 from finesteer_local.server.tool_calls import Begins, Part, Reading, Text
@@ -128,7 +128,7 @@ class _Chat:
     async def respond(self, http: HttpRequest) -> Any:
         service, wanted = self._service, self._wanted
         service.check_name(wanted.model)
-        chat = await prepared(service, wanted)
+        chat = await prepared(service, wanted, size_of(http))
         self._request = chat.requests[0]
         self._choices = [_Choice(chat.reading()) for _ in chat.requests]
         return await Running(service, chat).respond(http, self._whole, self._chunks if wanted.stream else None)

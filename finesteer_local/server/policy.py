@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -67,7 +68,7 @@ class Shelf:
 
 
 class Policy:
-    """The server's steering. Not for several threads.
+    """The server's steering, for several threads.
 
     A required profile is part of every request, at the strength and scope that the server was started with, or more.
     """
@@ -81,6 +82,7 @@ class Policy:
         scope: str | None,
     ) -> None:
         self.shelf = shelf
+        self._lock = threading.RLock()
         self._defaults = tuple(Steer(profile, strength, scope) for profile in profiles)
         self._scope = scope
         self.skip_thinking = False
@@ -93,6 +95,10 @@ class Policy:
             ApiError: it would weaken a required profile.
             UnknownNameError, ProfileError: it names a profile that there is not, or that cannot be used.
         """
+        with self._lock:  # the defaults and their scope belong together
+            return self._steer(wanted)
+
+    def _steer(self, wanted: Steering | bool | None) -> tuple[Steer, ...]:
         if wanted is None:
             return self._defaults
         if isinstance(wanted, bool):
@@ -175,6 +181,10 @@ class Policy:
         Raises:
             ApiError: a profile that there is not, or less than what is required.
         """
+        with self._lock:
+            self._replace(defaults)
+
+    def _replace(self, defaults: Defaults) -> None:
         found = []
         for i, wanted in enumerate(defaults.profiles):
             try:
@@ -189,11 +199,11 @@ class Policy:
 
     def now(self) -> DefaultsNow:
         """The defaults, with the strengths that they come to."""
+        with self._lock:
+            defaults, scope = self._defaults, self._scope
         return DefaultsNow(
-            profiles=[
-                ActiveProfile(name=steer.profile.name, strength=effective_strength(steer)) for steer in self._defaults
-            ],
-            scope=self._scope,  # type: ignore[arg-type]
+            profiles=[ActiveProfile(name=steer.profile.name, strength=effective_strength(steer)) for steer in defaults],
+            scope=scope,  # type: ignore[arg-type]
             required=list(self._required),
         )
 

@@ -42,8 +42,8 @@ class Prepared(NamedTuple):
     echoes: Sequence[str] = ()  # what each choice's text begins with
 
 
-async def prepared(service: Service, wanted: ChatRequest | CompletionRequest) -> Prepared:
-    """What runs for `wanted`, made beside the event loop.
+async def prepared(service: Service, wanted: ChatRequest | CompletionRequest, size: int) -> Prepared:
+    """What runs for `wanted`, a request of `size` bytes, made beside the event loop.
 
     Raises:
         ApiError, PromptError, ProfileError, UnknownNameError: the request cannot be served.
@@ -51,8 +51,8 @@ async def prepared(service: Service, wanted: ChatRequest | CompletionRequest) ->
     """
     grammar, limits = await compiled_for(service, wanted), service.settings.limits
     if isinstance(wanted, CompletionRequest):
-        return await service.prepare(lambda model: _of_completion(model, wanted, limits, grammar))
-    return await service.prepare(lambda model: _of_chat(model, wanted, limits, grammar))
+        return await service.prepare(lambda model: _of_completion(model, wanted, limits, grammar), size)
+    return await service.prepare(lambda model: _of_chat(model, wanted, limits, grammar), size)
 
 
 def _of_chat(model: Model, wanted: ChatRequest, limits: Limits, grammar: Compiled | None) -> Prepared:

@@ -13,6 +13,7 @@ from fastapi import Request as HttpRequest
 from pydantic import ValidationError
 
 from finesteer_local.runtime.batch import Answer, Decided, Finished, Piece, TokenScore
+from finesteer_local.server.chat_schemas import ChatRequest
 from finesteer_local.server.errors import ApiError, api_error
 from finesteer_local.server.logprobs import chat_logprobs
 from finesteer_local.server.openai_api import EVENTS
@@ -26,12 +27,20 @@ from finesteer_local.server.responses_schemas import (
     ResponseOut,
     ResponsesRequest,
 )
-from finesteer_local.server.running import Events, Running, finish_reason
+from finesteer_local.server.running import Events, Running, finish_reason, size_of
 from finesteer_local.server.schemas import ERRORS, describe
 from finesteer_local.server.service import Service
 from finesteer_local.server.tool_calls import Begins, Reading, Text
 
 Told = tuple[str, dict[str, Any]]  # an event's type and its fields
+
+_PARAMS = {
+    "max_tokens": "max_output_tokens",
+    "messages": "input",
+    "reasoning_effort": "reasoning.effort",
+    "response_format": "text.format",
+}
+"""What fields of a chat are called here."""
 
 
 def router(service: Service) -> APIRouter:
@@ -174,10 +183,20 @@ class _Response:
             own = wanted.chat(self._items)
         except ValidationError as error:
             raise ApiError(400, str(error.errors()[0]["msg"]), param="input") from error
-        chat = await prepared(service, own)
+        try:
+            return await self._respond(http, own)
+        except ApiError as error:
+            if error.param is not None:  # the client has not sent a chat
+                error.param = _PARAMS.get(error.param, error.param)
+            raise
+
+    async def _respond(self, http: HttpRequest, own: ChatRequest) -> Any:
+        remembered = sum(len(message.content or "") for message in own.messages)
+        chat = await prepared(self._service, own, max(size_of(http), remembered))
         [self._request] = chat.requests
         self._output = _Output(chat.reading())
-        return await Running(service, chat).respond(http, self._whole, self._events if wanted.stream else None)
+        events = self._events if self._wanted.stream else None
+        return await Running(self._service, chat).respond(http, self._whole, events)
 
     def _whole(self, answers: list[Answer]) -> dict[str, Any]:
         [answer] = answers

@@ -12,7 +12,7 @@ from finesteer_local.server.conversation_schemas import JsonObject, joined
 from finesteer_local.server.errors import ApiError
 from finesteer_local.server.known_fields import ANY, OPENAI
 from finesteer_local.server.sampling_schemas import MaxTokens, ReasoningEffort, SamplingFields
-from finesteer_local.server.schemas import Decisions, Given, SteeringField
+from finesteer_local.server.schemas import Decisions, Given, Many, SteeringField
 
 LOGPROBS = "message.output_text.logprobs"
 
@@ -34,7 +34,7 @@ class MessageItem(Given):
 
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part]
+    content: str | Many[Part]
 
 
 class CallItem(Given):
@@ -51,7 +51,7 @@ class ResultItem(Given):
 
     type: Literal["function_call_output"]
     call_id: str
-    output: str | list[Part]
+    output: str | Many[Part]
 
 
 class ReferenceItem(Given):
@@ -86,7 +86,7 @@ class AllowedTools(Given):
 
     type: Literal["allowed_tools"]
     mode: Literal["auto", "required"]
-    tools: list[NamedTool]
+    tools: Many[NamedTool]
 
 
 class TextFormat(Given):
@@ -129,7 +129,7 @@ class ResponsesRequest(SamplingFields):
     }
 
     model: str | None = None
-    input: Annotated[str, Field(min_length=1)] | Annotated[list[Item], Field(min_length=1)]
+    input: Annotated[str, Field(min_length=1)] | Annotated[Many[Item], Field(min_length=1)]
     instructions: str | None = None
     previous_response_id: str | None = Field(None, description="Go on after this answer, while it is remembered.")
     store: bool | None = Field(None, description="False: this answer is not remembered, in memory, for a while.")
@@ -137,11 +137,11 @@ class ResponsesRequest(SamplingFields):
     max_output_tokens: MaxTokens = None
     stream: bool | None = None
     text: TextFields | None = None
-    tools: Annotated[list[FunctionTool], Field(max_length=128)] | None = None
+    tools: Annotated[Many[FunctionTool], Field(max_length=128)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | AllowedTools | None = None
     reasoning: Reasoning | None = None
     chat_template_kwargs: JsonObject | None = None
-    include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] | None = None
+    include: Many[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
 
     def items(self) -> list[Item]:

@@ -17,7 +17,7 @@ from finesteer_local.runtime.batch import Answer, AnswerStream, Decided, Finishe
 from finesteer_local.runtime.batch.answer import CANCELLED, LENGTH
 from finesteer_local.server.errors import ApiError, ClientGone, prompt_error
 from finesteer_local.server.requests import Prepared
-from finesteer_local.server.service import Service
+from finesteer_local.server.service import LONG, Service
 
 T = TypeVar("T")
 Event = Decided | Piece | Finished
@@ -177,6 +177,12 @@ class Running:
 def finish_reason(event: Finished) -> str:
     """`stop` or `length`; an answer whose time was up was cut like one that was too long."""
     return LENGTH if event.reason == CANCELLED else event.reason
+
+
+def size_of(http: HttpRequest) -> int:
+    """Bytes of a request's body; one that does not say counts as a long one."""
+    length = http.headers.get("content-length", "")
+    return int(length) if length.isdecimal() else LONG + 1
 
 
 async def unless_gone(http: HttpRequest, work: Awaitable[T]) -> T:

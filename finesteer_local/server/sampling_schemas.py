@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from finesteer_local.server.conversation_schemas import JsonObject
 from finesteer_local.server.known_fields import OPENAI, GivenAsKnown
-from finesteer_local.server.schemas import Given
+from finesteer_local.server.schemas import Given, Many
 
 MAX_CHOICES = 8
 MAX_STOPS = 128
@@ -22,7 +22,15 @@ Choices = Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None
 ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None
 BiasKey = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
 Bias = Annotated[float, Field(ge=-100, le=100)]
+_MAX_BIASES = 1024
 Token = Annotated[int, Field(ge=0, le=(1 << 31) - 1)]
+
+
+def _few(value: Any) -> Any:
+    """Each of a million entries would be told of otherwise."""
+    if isinstance(value, dict) and len(value) > _MAX_BIASES:
+        raise ValueError(f"has {len(value):,} tokens, and at most {_MAX_BIASES:,} can be biased")
+    return value
 
 
 class StreamOptions(Given):
@@ -47,7 +55,7 @@ class CommonSampling(GivenAsKnown):
     mirostat_tau: Annotated[float, Field(ge=0, le=100)] | None = None
     mirostat_eta: Annotated[float, Field(ge=0, le=1)] | None = None
     seed: Annotated[int, Field(ge=-_MAX_SEED - 1, le=_MAX_SEED)] | None = Field(None, description="-1 draws one.")
-    stop: Word | Annotated[list[Word], Field(max_length=MAX_STOPS)] | None = Field(
+    stop: Word | Annotated[Many[Word], Field(max_length=MAX_STOPS)] | None = Field(
         None, description="Empty words are none."
     )
 
@@ -63,7 +71,7 @@ class SamplingFields(CommonSampling):
     neutral: ClassVar[Mapping[str, Any]] = OPENAI
 
     mirostat_mode: Literal[0, 1, 2] | None = None
-    logit_bias: dict[BiasKey, Bias] | None = Field(None, max_length=1024)
+    logit_bias: Annotated[dict[BiasKey, Bias], BeforeValidator(_few)] | None = Field(None, max_length=_MAX_BIASES)
     grammar: Annotated[str, Field(min_length=1, max_length=1 << 16)] | None = Field(
         None, description="GBNF, llama.cpp's grammar format."
     )

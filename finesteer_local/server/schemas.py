@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from finesteer_local.profile import MAX_STRENGTH, Profile
 from finesteer_local.runtime.batch import Request
 from finesteer_local.steering import Decision
+
+T = TypeVar("T")
+
+Many = Annotated[list[T], Field(fail_fast=True)]
+"""A list that a client sends: the first item that is wrong is told. A megabyte can hold 340,000, and telling of all of
+them takes the event loop a minute."""
+
+_TOLD = 8  # unknown fields of one object
 
 _NAME = r"^[a-z0-9][a-z0-9_-]{0,63}$"
 ProfileName = Annotated[str, Field(pattern=_NAME, description="A profile's name, never a path.")]
@@ -27,8 +35,11 @@ class Given(BaseModel):
     def _is_unicode(cls, value: Any) -> Any:
         """JSON can escape half a letter (a lone surrogate), which no tokenizer reads."""
         for text in value if isinstance(value, list) else (value,):
-            if isinstance(text, str) and any("\ud800" <= letter <= "\udfff" for letter in text):
-                raise ValueError("is not Unicode text")
+            if isinstance(text, str):
+                try:
+                    text.encode()
+                except UnicodeEncodeError:
+                    raise ValueError("is not Unicode text") from None
         return value
 
 
@@ -36,6 +47,23 @@ class GivenExactly(Given):
     """As `Given`, but an unknown field is an error: a misspelt one would be a silent unsteered answer."""
 
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_unknown(cls, data: Any) -> Any:
+        """Of very many unknown fields a few are told."""
+        if not isinstance(data, Mapping):
+            return data
+        unknown = data.keys() - cls.field_names()
+        if len(unknown) <= _TOLD:
+            return data
+        told = [name for name in data if name in unknown][:_TOLD]
+        return {name: data[name] for name in data if name not in unknown} | {name: data[name] for name in told}
+
+    @classmethod
+    def field_names(cls) -> frozenset[str]:
+        """The fields as clients name them."""
+        return frozenset(field.alias or name for name, field in cls.model_fields.items())
 
 
 class WantedProfile(GivenExactly):
@@ -50,7 +78,7 @@ class WantedProfile(GivenExactly):
 class Steering(GivenExactly):
     """How one request is steered."""
 
-    profiles: list[WantedProfile] | None = Field(
+    profiles: Many[WantedProfile] | None = Field(
         None, max_length=64, description="Instead of the server's defaults; left out, those."
     )
     scope: Scope | None = Field(None, description="Which tokens; left out, the server's or else the profile's own.")
@@ -60,16 +88,16 @@ class Steering(GivenExactly):
     explain: bool = Field(True, description="Whether decisions name their experts.")
 
 
-def _no_number(value: Any) -> Any:
-    """Pydantic takes 0 for false, and says of true that it should be false: that would switch steering off."""
-    if value is True or (isinstance(value, int | float) and not isinstance(value, bool)):
+def _object_or_false(value: Any) -> Any:
+    """Pydantic takes 0 for false, and says of all else that it should be false: that would switch steering off."""
+    if not (value is None or value is False or isinstance(value, Mapping | Steering)):
         raise ValueError("leave it out for the server's profiles, name some in an object, or give false for none")
     return value
 
 
 SteeringField = Annotated[
     Steering | Literal[False] | None,
-    BeforeValidator(_no_number),
+    BeforeValidator(_object_or_false),
     Field(description="Profiles for this request; false steers nothing; left out, the server's defaults."),
 ]
 
@@ -113,7 +141,7 @@ class ActiveProfile(GivenExactly):
 class Defaults(GivenExactly):
     """How requests are steered that do not say how."""
 
-    profiles: list[ActiveProfile] = Field(max_length=64)
+    profiles: Many[ActiveProfile] = Field(max_length=64)
     scope: Scope | None = None
 
 

@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
@@ -24,6 +24,9 @@ from finesteer_local.server.settings import Settings
 
 T = TypeVar("T")
 
+LONG = 1 << 15
+"""Bytes of a request; preparing more may take a second, and preparing 1 MiB of text does."""
+
 _LOOK = 0.25  # seconds
 _OWN_CONTEXT = 512  # tokens of the model's own context, which only the check for steerability uses
 
@@ -37,11 +40,45 @@ class Model:
     policy: Policy
 
 
+class _Lane:
+    """A thread that prepares requests one after the other."""
+
+    def __init__(self, name: str) -> None:
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix=f"finesteer-{name}")
+        self._since: float | None = None
+
+    def submit(self, work: Callable[[], T]) -> Future[T]:
+        def timed() -> T:
+            self._since = time.monotonic()
+            try:
+                return work()
+            finally:
+                self._since = None
+
+        return self._worker.submit(timed)
+
+    @property
+    def seconds(self) -> float:
+        """How long it has been at the request that it has."""
+        since = self._since
+        return 0.0 if since is None else time.monotonic() - since
+
+    def end(self) -> Future[None]:
+        """Take no more; what is returned is done once all is.
+
+        Raises:
+            RuntimeError: it was ended before.
+        """
+        last = self._worker.submit(lambda: None)
+        self._worker.shutdown(wait=False)
+        return last
+
+
 class Service:
     """Loads the model, and gives requests to it.
 
-    Rendering a chat, making tokens and grammars, and reading profiles happen in one thread beside the event loop: they
-    take a while, and what they share is not made for several.
+    Rendering a chat, making tokens and reading profiles take a while, and happen beside the event loop: in one thread
+    for the requests of most people, and in another for long ones, which nobody else shall wait for.
     """
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
@@ -51,9 +88,8 @@ class Service:
         self.on_ready: Callable[[], None] = lambda: None
         self._model: Model | None = None
         self._stopping = False
-        self._preparing_since: float | None = None
         self._lock = threading.Lock()
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="finesteer-prepare")
+        self._short, self._long = _Lane("prepare"), _Lane("prepare-long")
         self._compiler = ThreadPoolExecutor(2, thread_name_prefix="finesteer-compile")
         metrics.watch(self._gauges)
 
@@ -97,10 +133,10 @@ class Service:
         """Why no request can be answered though the model is loaded."""
         if isinstance(self.failure, EngineError):
             return self.failure  # still while the server ends
-        model, since = self._model, self._preparing_since
+        model, seconds = self._model, max(self._short.seconds, self._long.seconds)
         if model is not None and model.engine.failure is not None:
             return model.engine.failure
-        if since is not None and time.monotonic() - since > self.settings.limits.stall:
+        if seconds > self.settings.limits.stall:
             return StalledError("a request has taken too long to prepare, and others wait for it; restart the server")
         return None
 
@@ -144,28 +180,20 @@ class Service:
 
     def _end_preparing(self) -> None:
         with suppress(RuntimeError):  # it was ended before
-            last = self._worker.submit(lambda: None)
-            self._worker.shutdown(wait=False)
+            ends = [self._short.end(), self._long.end()]
             self._compiler.shutdown(wait=False, cancel_futures=True)
-            while not last.done():
+            while not all(end.done() for end in ends):
                 time.sleep(_LOOK / 10)
                 if (trouble := self.trouble) is not None:
                     raise trouble
 
     # --- requests
 
-    async def prepare(self, work: Callable[[Model], T]) -> T:
-        """Do what takes a while, and what is not made for several threads, in the thread for that."""
+    async def prepare(self, work: Callable[[Model], T], size: int = 0) -> T:
+        """Do what takes a while; `size` is that of the request, in bytes."""
         model = self.model
-
-        def timed() -> T:
-            self._preparing_since = time.monotonic()
-            try:
-                return work(model)
-            finally:
-                self._preparing_since = None
-
-        done = asyncio.get_running_loop().run_in_executor(self._worker, timed)
+        lane = self._short if size <= LONG else self._long
+        done = asyncio.wrap_future(lane.submit(lambda: work(model)))
         try:
             return await asyncio.wait_for(done, self.settings.limits.stall + _LOOK)
         except asyncio.TimeoutError as error:

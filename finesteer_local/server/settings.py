@@ -65,7 +65,9 @@ class Settings:
 
 
 def check_address(host: str, api_key: str | None) -> None:
-    """Raise `FineSteerError` where others could use the server without a key."""
+    """Raise `FineSteerError` where others could use the server without a key, or `host` is a URL."""
+    if "/" in host:
+        raise FineSteerError(f"--host takes a name or an address, such as 127.0.0.1, and {host!r} is neither")
     if not api_key and not is_loopback(plain_host(host)):
         raise FineSteerError(
             f"{host or 'an empty address'} can be reached from other machines; give an --api-key "

@@ -11,7 +11,7 @@ from fastapi import Request as HttpRequest
 from finesteer_local.runtime.batch import Answer, Request
 from finesteer_local.server.chat_schemas import ExplainRequest
 from finesteer_local.server.requests import MESSAGES, Prepared, conversation
-from finesteer_local.server.running import Running
+from finesteer_local.server.running import Running, size_of
 from finesteer_local.server.schemas import (
     ERRORS,
     Decisions,
@@ -53,7 +53,7 @@ def router(service: Service) -> APIRouter:
     async def explain(http: HttpRequest, wanted: ExplainRequest) -> Any:
         """Decide, and generate nothing."""
         service.check_name(wanted.model)
-        request = await service.prepare(lambda model: _explained(model, wanted, service))
+        request = await service.prepare(lambda model: _explained(model, wanted, service), size_of(http))
 
         def decided(answers: list[Answer]) -> dict[str, Any]:
             return describe(request, answers[0].decisions, wanted.steering)

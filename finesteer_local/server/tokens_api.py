@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from fastapi import APIRouter
+from fastapi import Request as HttpRequest
 
 from finesteer_local.runtime.batch import completion_request
 from finesteer_local.server.requests import check_tokens, text_of
+from finesteer_local.server.running import size_of
 from finesteer_local.server.schemas import ERRORS
 from finesteer_local.server.service import Model, Service
 from finesteer_local.server.tokens_schemas import (
@@ -22,16 +24,16 @@ def router(service: Service) -> APIRouter:
     routes = APIRouter(responses=ERRORS)
 
     @routes.post("/tokenize")
-    async def tokenize(wanted: TokenizeRequest) -> Tokenized:
+    async def tokenize(http: HttpRequest, wanted: TokenizeRequest) -> Tokenized:
         """Tokens of a text, as `/v1/completions` makes them."""
         service.check_name(wanted.model)
-        return await service.prepare(lambda model: _tokens(model, wanted))
+        return await service.prepare(lambda model: _tokens(model, wanted), size_of(http))
 
     @routes.post("/detokenize")
-    async def detokenize(wanted: DetokenizeRequest) -> Detokenized:
+    async def detokenize(http: HttpRequest, wanted: DetokenizeRequest) -> Detokenized:
         """The text of tokens; what is no whole letter is left out."""
         service.check_name(wanted.model)
-        return await service.prepare(lambda model: _detokenized(model, wanted.tokens))
+        return await service.prepare(lambda model: _detokenized(model, wanted.tokens), size_of(http))
 
     @routes.get("/tokenizer_info")
     async def get_tokenizer_info() -> TokenizerInfo:

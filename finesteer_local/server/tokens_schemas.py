@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import BaseModel, Field
 
 from finesteer_local.server.sampling_schemas import Token
-from finesteer_local.server.schemas import Given
+from finesteer_local.server.schemas import Given, Many
 
 
 class TokenizeRequest(Given):
@@ -30,7 +30,7 @@ class DetokenizeRequest(Given):
     """`POST /detokenize`."""
 
     model: str | None = None
-    tokens: list[Token]
+    tokens: Many[Token]
 
 
 class Detokenized(BaseModel):

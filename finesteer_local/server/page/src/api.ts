@@ -138,11 +138,14 @@ export async function send<T>(method: "POST" | "PUT", path: string, body: unknow
   return (await call(path, { method, body: JSON.stringify(body), signal })).json() as Promise<T>;
 }
 
-/** "ok", "loading", or null where no server answers, or one that is about to stop. */
-export async function health(): Promise<"ok" | "loading" | null> {
+const TOLD = ["ok", "loading", "stalled", "failed"] as const;
+export type Health = (typeof TOLD)[number];
+
+/** How the server is; null where none answers, or one that is about to stop. */
+export async function health(): Promise<Health | null> {
   try {
     const { status } = await (await fetch("/health", { cache: "no-store" })).json();
-    return status === "ok" || status === "loading" ? status : null;
+    return TOLD.find((word) => word === status) ?? null;
   } catch {
     return null;
   }

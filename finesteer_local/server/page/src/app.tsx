@@ -40,6 +40,12 @@ function Panel({ name, chat }: { name: PanelName; chat: Chat }) {
   );
 }
 
+const TROUBLES: Partial<Record<typeof reach.value, string>> = {
+  loading: "The server is loading its model.",
+  stalled: "The server's model does not move, and answers nothing. It may go on by itself; if not, the server ends.",
+  failed: "The server's model has failed, and the server ends. Start it again.",
+};
+
 /** Quiet, and gone by itself as soon as the server answers. */
 function Banner() {
   const [now, setNow] = useState(Date.now());
@@ -49,10 +55,11 @@ function Banner() {
     const timer = setInterval(() => setNow(Date.now()), 500);
     return () => clearInterval(timer);
   }, [away]);
-  if (reach.value === "loading") {
+  const trouble = TROUBLES[reach.value];
+  if (trouble) {
     return (
       <p class="banner" role="status">
-        The server is loading its model.
+        {trouble}
       </p>
     );
   }

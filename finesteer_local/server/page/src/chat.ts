@@ -200,5 +200,5 @@ function pause(ms: number, abort: AbortSignal): Promise<void> {
 
 /** Whether a message can be sent now. */
 export function canSend(chat: Chat): boolean {
-  return !busy.value.has(chat.value.id) && reach.value !== "loading";
+  return !busy.value.has(chat.value.id) && !["loading", "stalled", "failed"].includes(reach.value);
 }

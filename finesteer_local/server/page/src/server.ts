@@ -1,11 +1,11 @@
 // The server as the page knows it: there or away, its models, its profiles, its defaults.
 
 import { computed, signal } from "@preact/signals";
-import { get, health, type Model, type Profile, send, ServerError, type SteeringRequest, type SteeringState } from "./api";
+import { get, type Health, health, type Model, type Profile, send, ServerError, type SteeringRequest, type SteeringState } from "./api";
 import { apiKey } from "./key";
 import { choices, modelId, type SteeringChoice } from "./settings";
 
-export const reach = signal<"unknown" | "ok" | "loading" | "away">("unknown");
+export const reach = signal<Health | "unknown" | "away">("unknown");
 /** When the next try comes, ms since 1970, while the server is away. */
 export const nextTry = signal(0);
 export const models = signal<Model[]>([]);
@@ -33,7 +33,7 @@ export async function look(): Promise<void> {
   if (state === "ok" && before !== "ok") void learn();
   failures = state === "away" ? failures + 1 : 0;
   const wait =
-    state === "ok" ? LOOK_AGAIN : state === "loading" ? 1000 : 1000 * PATIENCE[Math.min(failures, PATIENCE.length) - 1]!;
+    state === "ok" ? LOOK_AGAIN : state !== "away" ? 1000 : 1000 * PATIENCE[Math.min(failures, PATIENCE.length) - 1]!;
   nextTry.value = Date.now() + wait;
   clearTimeout(timer);
   timer = setTimeout(() => void look(), wait);
