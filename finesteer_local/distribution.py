@@ -6,12 +6,13 @@ import json
 import shlex
 from importlib import metadata, util
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
-from urllib.request import url2pathname
-
-from packaging.requirements import Requirement
 
 from finesteer_local.errors import MissingExtraError
+
+if TYPE_CHECKING:  # asked for at every start, and needed at few: these take 30 ms
+    from packaging.requirements import Requirement
 
 NAME = "finesteer-local"
 
@@ -21,6 +22,8 @@ def requirements(extra: str = "") -> list[Requirement]:
 
     Markers are evaluated: what only another Python or system needs is left out.
     """
+    from packaging.requirements import Requirement
+
     try:
         lines = metadata.requires(NAME) or []
     except metadata.PackageNotFoundError:
@@ -48,7 +51,7 @@ def reinstall() -> str:
 
 def install(requirement: Requirement | str) -> str:
     """The command that installs another package."""
-    return _install(_plain(requirement) if isinstance(requirement, Requirement) else requirement)
+    return _install(requirement if isinstance(requirement, str) else _plain(requirement))
 
 
 def missing_extra(extra: str, needs: str) -> MissingExtraError:
@@ -68,6 +71,8 @@ def _plain(requirement: Requirement) -> str:
 
 def _from(extra: str) -> list[str]:
     """What stands for this package with an extra in a pip command; empty where it came from is unknown or gone."""
+    from urllib.request import url2pathname
+
     try:
         noted = json.loads(metadata.distribution(NAME).read_text("direct_url.json") or "{}")
         url = str(noted.get("url", ""))

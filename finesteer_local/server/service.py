@@ -249,7 +249,7 @@ def open_service_model(settings: Settings) -> Model:
     Raises:
         FineSteerError: the model cannot be loaded, or the default profiles cannot steer it.
     """
-    identity = read_model_identity(settings.path)
+    identity = settings.identity or read_model_identity(settings.path)
     n_ctx = settings.ctx or min(identity.context_length or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
     llama = open_model(
         settings.path,
