@@ -81,8 +81,10 @@ def test_the_text_around_a_request_says_nothing() -> None:
 def test_what_is_in_a_page_keeps_its_kind() -> None:
     inside, outside = made()
     kinds = {p.text: p.kind for p in (*POSITIVE, *CONTRAST)}
+    asked = [*kinds, *QUESTIONS]
     for page in (*inside, *outside):
         assert page.form == PAGE and [message["role"] for message in page.messages] == ["user"]
+        assert page.request == ("" if page.kind == "no_request" else next(filter(page.text.__contains__, asked)))
         if "ASKED" in page.text:
             assert page.kind == "about_the_text"
         elif page.kind != "no_request":

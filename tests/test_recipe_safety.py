@@ -34,18 +34,19 @@ def named(start: str) -> list[dict[str, Any]]:
 
 
 HARMFUL = named("harmful")
-PROMPTS = [name for name in FILES if name not in (*TEXTS, *PAGES, "wrappers.jsonl")]
+PROMPTS = [name for name in FILES if name not in (*TEXTS, *PAGES, "wrappers.jsonl", "phrasings.jsonl")]
 PLAIN, FOREIGN = (
     [[row for row in named(f"plain_{side}") if ("language" in row) == foreign] for side in ("harmful", "harmless")]
     for foreign in (False, True)
 )
 """Each: harmful, harmless. Short ones, as people type them, in the same words."""
+DEEDS = [named(f"deeds_{side}") for side in ("harmful", "harmless")]
 
 
 def text_of(row: dict[str, Any]) -> str:
     if "messages" in row:
         return "\n\n".join(message["content"] for message in row["messages"])
-    return str(row.get("prompt") or row.get("template") or row.get("text"))
+    return str(next(row[field] for field in ("prompt", "do", "write", "template", "text") if field in row))
 
 
 def replies(row: dict[str, Any]) -> list[str]:
@@ -57,7 +58,7 @@ def words(text: str) -> list[str]:
 
 
 def test_the_recipe_names_every_file_once() -> None:
-    files = ("chosen", "rejected", "wrappers", "pages", "page_frames", "page_questions")
+    files = ("chosen", "rejected", "wrappers", "phrasings", "pages", "page_frames", "page_questions")
     named = [*RECIPE["positive"], *RECIPE["contrast"], *(RECIPE[key] for key in files)]
     assert sorted(named) == sorted(FILES)
     assert (RECIPE["chosen"], RECIPE["rejected"]) == TEXTS
@@ -70,6 +71,7 @@ def test_the_recipe_names_every_file_once() -> None:
 def test_format(name: str) -> None:
     others = {
         "wrappers.jsonl": {"template", "family"},
+        "phrasings.jsonl": {"template"},
         "page_frames.jsonl": {"template", "place"},
         "pages.jsonl": {"text", "document", "genre"},
     }
@@ -86,13 +88,15 @@ def test_format(name: str) -> None:
     assert b"\r" not in data and b"\n\n" not in data and data.endswith(b"}\n") and not data.startswith(b"\xef")
     for row in FILES[name]:
         talk = may_be_talk and "messages" in row
-        assert set(row) - {"positive_only"} == (keys - {"prompt"} | {"messages"} if talk else keys), row
+        deed = {"do", "write"} & set(row) if name.startswith("deeds") else set()
+        instead = deed or {"messages"} if deed or talk else {"prompt"} & keys
+        assert set(row) - {"positive_only"} == (keys - {"prompt"} | instead), row
         assert "positive_only" not in row or (name == "wrappers.jsonl" and row["positive_only"] is True), row
         if not name.startswith(("wrapped", "pages")):  # a list to go on with ends where the answer begins; code is bent
             assert text_of(row) == text_of(row).strip(), row
         for label in keys & {"kind", "family"}:
             assert re.fullmatch(r"[a-z]+(_[a-z]+)*", row[label]), row
-        if name in PROMPTS:
+        if name in PROMPTS and not deed:
             messages_of(row, name)
 
 
@@ -100,7 +104,11 @@ def test_no_text_stands_twice() -> None:
     seen: dict[str, str] = {}
     for name, rows in FILES.items():
         for number, row in enumerate(rows, 1):
-            key = text_of(row) if name == "page_frames.jsonl" else " ".join(text_of(row).lower().split())
+            key = (
+                text_of(row)
+                if name in ("page_frames.jsonl", "phrasings.jsonl")
+                else " ".join(text_of(row).lower().split())
+            )
             assert key not in seen, f"{name}, line {number} repeats {seen[key]}: {key[:80]}"
             seen[key] = f"{name}, line {number}"
 
@@ -115,7 +123,7 @@ def test_no_two_short_prompts_are_nearly_the_same() -> None:
         (
             f"{name}, line {i}",
             text_of(row),
-            (row.get("family", "plain" * name.startswith("plain")), name in RECIPE["positive"]),
+            (row.get("family", "plain" * name.startswith(("plain", "deeds"))), name in RECIPE["positive"]),
         )
         for name in PROMPTS
         for i, row in enumerate(FILES[name], 1)
@@ -196,7 +204,7 @@ def test_labels_agree() -> None:
     """A kind belongs to one side, but among the plain ones, whose sides speak of the same things; what is wrapped is of
     the kinds that are also asked directly."""
     sides = [
-        {row["kind"] for name in RECIPE[side] if not name.startswith("plain") for row in FILES[name]}
+        {row["kind"] for name in RECIPE[side] if not name.startswith(("plain", "deeds")) for row in FILES[name]}
         for side in ("positive", "contrast")
     ]
     assert not sides[0] & sides[1]
@@ -314,6 +322,26 @@ def test_lengths_do_not_give_a_request_away(language: str | None) -> None:
         harmful, harmless = (each[int(share * (len(each) - 1))] for each in lengths)
         assert abs(harmful - harmless) <= max(0.3 * max(harmful, harmless), 4), (share, harmful, harmless)
     assert max(lengths[0] + lengths[1]) <= SHORT
+
+
+def test_deeds() -> None:
+    """Subjects of every kind, and harmless ones in the same words; whether one is a deed gives nothing away."""
+    harmful, harmless = DEEDS
+    assert len(harmful) >= 7000 and len(harmless) >= 9000
+    kinds, ordinary = Counter(row["kind"] for row in harmful), Counter(row["kind"] for row in harmless)
+    assert len(kinds) >= 30 and min(kinds.values()) >= 100
+    assert set(kinds) < set(ordinary) and min(ordinary[kind] for kind in kinds) >= 90
+    for field in ("do", "write", "prompt"):
+        shares = [sum(field in row for row in rows) / len(rows) for rows in DEEDS]
+        assert shares[0] == pytest.approx(shares[1], abs=0.03), field
+        long, short = (median(len(text_of(row)) for row in rows if field in row) for rows in DEEDS)
+        assert abs(long - short) <= 0.15 * max(long, short), (field, long, short)
+
+
+def test_phrasings() -> None:
+    templates = [row["template"] for row in FILES["phrasings.jsonl"]]
+    assert len(set(templates)) == len(templates)
+    assert sum("{do}" in each for each in templates) >= 100 and sum("{write}" in each for each in templates) >= 30
 
 
 def test_first_messages() -> None:

@@ -188,17 +188,62 @@ def test_a_request_in_a_long_text_is_found() -> None:
     assert opened(gate, made(True, 60)) > 0.6 and opened(gate, made(False, 60)) < 0.15
 
 
+def test_stretches_of_a_page_are_learnt_one_by_one() -> None:
+    """Those that hold most of its request are as it is labelled, those that hold none of it open nothing."""
+    lengths, labels = np.array([10, 200, 200, 200, 20]), np.array([1, 1, 0, 1, 0], np.float32)
+    requests = [None, (100, 110), (100, 110), None, (3, 9)]
+    found = gates._examples(lengths, labels, requests, seed=0)
+    by_row = [[each for each in found if each.row == row] for row in range(5)]
+    assert [len(by_row[row]) for row in (0, 3, 4)] == [1, 1, 1]  # turns as a whole, and one that is no longer than one
+    assert {each.stretch for row in (0, 3, 4) for each in by_row[row]} == {None}
+    balance = 2 / 3
+    for row, label in ((1, 1.0), (2, 0.0)):
+        holding = [e for e in by_row[row] if min(110, e.stretch[1]) - max(100, e.stretch[0]) >= 0.75 * 10]
+        others = [e for e in by_row[row] if e.stretch[1] <= 100 or e.stretch[0] >= 110]
+        assert holding and others and len(holding) + len(others) == len(by_row[row])  # none that holds a bit of it
+        assert {e.label for e in holding} == {label} and {e.label for e in others} == {0.0}
+        assert sum(e.weight for e in holding) == pytest.approx(balance if label else 1)
+        assert sum(e.weight for e in others) == pytest.approx(1)
+    bare = gates._examples(np.array([200]), np.zeros(1, np.float32), [(0, 0)], seed=0)
+    assert {each.label for each in bare} == {0.0} and len(bare) == gates.STRETCHES
+
+
+def test_a_request_in_a_page_is_found_by_its_stretch() -> None:
+    """Where the label says which part of a long turn asks, and another part looks like a half of it."""
+    rng = np.random.default_rng(6)
+
+    def made(signal: bool, n: int) -> tuple[Turns, list[tuple[int, int]]]:
+        states, where = [], []
+        for _ in range(n):
+            before, request, behind = noise(3, rng, longest=150)
+            request = request[:10]
+            if signal:
+                request[0] += 8 * SIGNAL
+            states.append(np.concatenate([before, request, behind]))
+            where.append((len(before), len(before) + len(request)))
+        return turns(states), where
+
+    positive, contrast = made(True, 120), made(False, 160)
+    gate, fit = fit_contrastive_gate(
+        positive[0], contrast[0], forms=["page"] * 280, requests=[*positive[1], *contrast[1]], seed=0
+    )
+    assert fit.auroc > 0.9
+    assert opened(gate, made(True, 60)[0]) > 0.6 and opened(gate, made(False, 60)[0]) < 0.2
+
+
 def test_standardised_as_the_gate_will() -> None:
     positive, contrast = data(n=30, n_contrast=40)
     batches = gates._Standardised([positive, contrast])
     everything = np.concatenate([positive.states, contrast.states]).astype(np.float64)
     np.testing.assert_allclose(batches.mean, everything.mean(0), rtol=1e-5)
     np.testing.assert_allclose(batches.scale, everything.std(0), rtol=1e-4)
-    [(rows, x, lengths)] = batches.batches(np.array([5, 31, 69]))
-    assert rows.tolist() == [5, 31, 69]
-    turns = [positive[5], contrast[1], contrast[39]]
-    assert lengths == [len(turn) for turn in turns]
-    wanted = np.clip((np.concatenate(turns) - batches.mean) / batches.scale, -8, 8)
+    stretch = 1, len(contrast[1]) - 1
+    rows = [gates.Example(i, part, 1.0, 1.0) for i, part in ((5, None), (31, stretch), (69, None))]
+    x, lengths, pooled_over = batches.batch(rows)
+    of = [positive[5], np.concatenate([contrast[1][slice(*stretch)], contrast[1][-1:]]), contrast[39]]
+    assert lengths == [len(turn) for turn in of]
+    assert pooled_over == [[(0, lengths[0])], [(0, lengths[1] - 1)], [(0, lengths[2])]]
+    wanted = np.clip((np.concatenate(of) - batches.mean) / batches.scale, -8, 8)
     np.testing.assert_allclose(x.numpy(), wanted, rtol=1e-5, atol=1e-6)
 
 
@@ -227,7 +272,8 @@ def test_a_probe_learns_nothing_from_its_own_fold() -> None:
         gates._Standardised([positive, Turns(other, contrast.offsets)]),
     )
     second.mean, second.scale = first.mean, first.scale  # these are taken from all turns
-    trained = [gates._train(data, labels, folds, 0) for data in (first, second)]
+    examples = gates._examples(first.lengths, labels, [None] * 100, seed=0)
+    trained = [gates._train(data, examples, folds, 0) for data in (first, second)]
     heads = [p.query.detach().unflatten(1, (gates.FOLDS, gates.HEADS)) for p in trained]
     assert torch.equal(heads[0][:, 0], heads[1][:, 0])
     for fold in range(1, gates.FOLDS):

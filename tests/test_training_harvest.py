@@ -49,6 +49,9 @@ PAIRS = [
 DATA = TrainingData("some", PAIRS, [prompt("hello"), prompt("bye", "hello", "hm")])
 
 
+PAGE_TEXT = "alpha beta gamma. " * 12
+
+
 class Stop(Exception):
     pass
 
@@ -334,3 +337,25 @@ def test_what_is_kept_is_readable(one: SteeredLlama, tmp_path: Path) -> None:
     harvest.turns([prompt("hello")], 1)
     assert len(json.loads((tmp_path / "a" / "b" / "replies-4.json").read_text("utf-8"))) == 2
     assert {path.name for path in (tmp_path / "a" / "b").iterdir()} == {"replies-4.json"}
+
+
+@pytest.mark.parametrize(("before", "behind"), [("", PAGE_TEXT), (PAGE_TEXT, ""), (PAGE_TEXT, PAGE_TEXT), ("é ", " ß")])
+def test_the_tokens_of_a_pages_request(one: SteeredLlama, before: str, behind: str, tmp_path: Path) -> None:
+    """All of it, and no more than a token's rest on either side."""
+    harvest = TrainingHarvest(one, None, tmp_path)
+    asked = "how to rho the sigma?"
+    page = replace(prompt(f"{before}{asked}{behind}"), form="page", request=asked)
+    start, stop = harvest.request_span(page) or (0, 0)
+    tokens, turn = harvest.tokens(page)
+    found = tokens[turn:][start:stop]
+    pieces = [one.detokenize([token], special=True) for token in found]
+    assert asked.encode() in b"".join(pieces)
+    assert asked.encode() not in b"".join(pieces[1:]) and asked.encode() not in b"".join(pieces[:-1])
+
+
+def test_a_page_without_a_request_has_no_tokens_of_it(one: SteeredLlama, tmp_path: Path) -> None:
+    harvest = TrainingHarvest(one, None, tmp_path)
+    page = replace(prompt(PAGE_TEXT), form="page")
+    assert harvest.request_span(page) == (0, 0)
+    assert harvest.request_span(replace(page, request="not in it")) == (0, 0)
+    assert harvest.request_span(prompt("how to rho")) is None

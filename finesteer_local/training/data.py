@@ -27,12 +27,16 @@ PAIRS_A_QUESTION = 2
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt as chat messages; `kind`, `family` (of its wrapper or page) and `form` label it."""
+    """One prompt as chat messages; `kind`, `family` (of its wrapper or page) and `form` label it.
+
+    `request` is the part of a page's text that asks for something, "" where none does.
+    """
 
     messages: Messages
     kind: str = ""
     family: str = ""
     form: str = PLAIN
+    request: str = ""
 
     @property
     def text(self) -> str:

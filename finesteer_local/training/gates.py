@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,11 +21,11 @@ Array = NDArray[np.float32]
 
 FOLDS = 4
 HEADS = 8
-EPOCHS = 8
+EPOCHS = 16
 BATCH = 32
-LEARNING_RATE = 4e-3
-WEIGHT_DECAY = 1.0
-DROPOUT = 0.4
+LEARNING_RATE = 2e-3
+WEIGHT_DECAY = 0.3
+DROPOUT = 0.2
 SMOOTHING = 0.02
 OPENINGS = 0.05
 """Share of held-out contrast prompts on which a contrastive gate may open, of those that come as users send them. Half
@@ -35,6 +36,12 @@ RAMP = 0.25  # log-odds from the threshold to a gate that is wide open
 SUBSPACE_RANK = 64
 WINDOW = 64
 """Tokens of the stretches over which the gate pools, beside the whole turn."""
+MOST = 0.75
+"""Share of a request's tokens (or of `WINDOW`, if it is longer) that a stretch must hold to be one that asks."""
+STRETCHES = 8
+"""Of a page without a request that needs intervention, or beside one, at most so many are learnt from."""
+
+Span = tuple[int, int]  # tokens of a turn: the first, and the one behind the last
 
 
 @dataclass(frozen=True)
@@ -86,19 +93,28 @@ class Probes(nn.Module):
         self.last = nn.Parameter(torch.zeros(n_embd, FOLDS))
         self.bias = nn.Parameter(torch.zeros(FOLDS))
 
-    def forward(self, x: torch.Tensor, lengths: Sequence[int], keep: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self,
+        x: torch.Tensor,
+        lengths: Sequence[int],
+        keep: torch.Tensor | None = None,
+        pooled_over: Sequence[Sequence[Span]] | None = None,
+    ) -> torch.Tensor:
         """Scores (n, FOLDS) of turns that lie end to end.
 
         Args:
             x: standardised hidden states, (n_tokens, n_embd).
             lengths: tokens of each turn.
             keep: factors of the dimensions, (n_embd, 1).
+            pooled_over: of each turn the spans of which the best counts; as the gate has them without.
         """
+        if pooled_over is None:
+            pooled_over = [spans(n, self.window) for n in lengths]
         weight = torch.cat([self.query, self.value, self.last], dim=1)
         kept = x @ (weight if keep is None else keep * weight)  # (n_tokens, ...)
         logits, values, last = torch.split(kept, [FOLDS * HEADS, FOLDS * HEADS, FOLDS], dim=1)
         ends = torch.tensor(lengths).cumsum(0)
-        found = [(row, start, stop) for row, n in enumerate(lengths) for start, stop in spans(n, self.window)]
+        found = [(row, start, stop) for row, each in enumerate(pooled_over) for start, stop in each]
         of, first, stop = torch.tensor(found).T  # each (n_spans,): the turn, and where in it a span begins and ends
         first, stop = (at + ends[of] - torch.tensor(lengths)[of] for at in (first, stop))
         size = stop - first
@@ -124,6 +140,7 @@ def fit_contrastive_gate(
     contrast: Turns,
     families: Sequence[str] = (),
     forms: Sequence[str] = (),
+    requests: Sequence[Span | None] = (),
     *,
     seed: int,
     graded: bool = False,
@@ -139,15 +156,20 @@ def fit_contrastive_gate(
         families: for every positive, then every contrast turn the family of its wrapper or page, "" without one; ()
             for none.
         forms: in the same order, one of `data.FORMS`; () where all are plain.
+        requests: in the same order, which tokens of a page are its request, (0, 0) for none; None for a turn that is
+            a request as a whole. Of a page its stretches are learnt one by one, since a softmax over all of them
+            teaches little: those that hold the request of one that needs intervention should open the gate, all
+            others should not. () where no turn is a page.
         graded: open by degrees, from the score that twice `OPENINGS` exceed to the score that `OPENINGS` do. For what
             can be done by halves: an answer can lean to the facts a little, but not be refused a little.
     """
     data = _Standardised([positive, contrast])
     labels = np.r_[np.ones(len(positive)), np.zeros(len(contrast))].astype(np.float32)
     folds = _folds(labels, np.array(families or [""] * len(labels)), seed)
-    probes = _train(data, labels, folds, seed, progress)
-    held_out = _score(probes, data)[np.arange(len(labels)), folds]
     form = np.array(forms or [PLAIN] * len(labels))
+    examples = _examples(data.lengths, labels, requests or [None] * len(labels), seed)
+    probes = _train(data, examples, folds, seed, progress)
+    held_out = _score(probes, data)[np.arange(len(labels)), folds]
     inside, outside = held_out[labels == 1], held_out[labels == 0]
     sent = held_out[(labels == 0) & np.isin(form, SENT)]
     calibrated = sent if len(sent) else outside
@@ -201,14 +223,51 @@ class _Standardised:
         squares = np.sum([_blockwise_sum(group.states, self.mean) for group in turns], axis=0)
         self.scale = (np.sqrt(squares / count) + 1e-6).astype(np.float32)
 
-    def batches(self, rows: NDArray[np.intp]) -> Iterator[tuple[NDArray[np.intp], torch.Tensor, list[int]]]:
-        """For every BATCH of rows: rows, states of their turns end to end (n_tokens, n_embd), lengths of the turns."""
+    def batch(self, examples: Sequence[Example]) -> tuple[torch.Tensor, list[int], list[list[Span]]]:
+        """States of some examples end to end, (n_tokens, n_embd), the tokens of each, and what to pool over."""
         mean, scale, clip = torch.from_numpy(self.mean), torch.from_numpy(self.scale), ContrastiveGate.clip
-        for start in range(0, len(rows), BATCH):
-            group = rows[start : start + BATCH]
-            states = np.concatenate([self._turns[i] for i in group])
-            x = torch.from_numpy(states).float().sub_(mean).div_(scale).clamp_(-clip, clip)
-            yield group, x, self.lengths[group].tolist()
+        parts, pooled_over = [], []
+        for row, stretch, *_ in examples:
+            turn = self._turns[row]
+            if stretch is None:
+                parts.append(turn)
+                pooled_over.append(spans(len(turn), WINDOW))
+            else:  # the prompt's last token counts by itself, whichever stretch is looked at
+                parts.append(np.concatenate([turn[slice(*stretch)], turn[-1:]]))
+                pooled_over.append([(0, stretch[1] - stretch[0])])
+        x = torch.from_numpy(np.concatenate(parts)).float().sub_(mean).div_(scale).clamp_(-clip, clip)
+        return x, list(map(len, parts)), pooled_over
+
+
+class Example(NamedTuple):
+    """What a probe learns from: a turn, or one stretch of it."""
+
+    row: int
+    stretch: Span | None
+    label: float
+    weight: float
+
+
+def _examples(lengths: NDArray[np.intp], labels: Array, requests: Sequence[Span | None], seed: int) -> list[Example]:
+    """One example a turn, or one for every stretch of a page: those with its request, and the others, weigh together
+    as much as a turn each. Turns of both labels weigh alike."""
+    rng = np.random.default_rng(seed)
+    balance = float((labels == 0).sum() / max((labels == 1).sum(), 1))
+    found = []
+    for row, (n, label, request) in enumerate(zip(lengths, labels, requests, strict=True)):
+        weight = balance if label else 1.0
+        stretches = spans(int(n), WINDOW)[1:]
+        if request is None or not stretches:
+            found.append(Example(row, None, float(label), weight))
+            continue
+        start, stop = request
+        needed = max(MOST * min(stop - start, WINDOW), 1)
+        asking = [each for each in stretches if min(stop, each[1]) - max(start, each[0]) >= needed]
+        others = [each for each in stretches if stop <= each[0] or each[1] <= start]
+        others = [others[i] for i in rng.permutation(len(others))[:STRETCHES]]
+        found += [Example(row, each, float(label), weight / len(asking)) for each in asking]
+        found += [Example(row, each, 0.0, 1.0 / len(others)) for each in others]
+    return found
 
 
 def _blockwise_sum(states: NDArray[np.float16], mean: Array | None = None) -> NDArray[np.float64]:
@@ -222,7 +281,7 @@ def _blockwise_sum(states: NDArray[np.float16], mean: Array | None = None) -> ND
 
 def _train(
     data: _Standardised,
-    labels: Array,
+    examples: Sequence[Example],
     folds: NDArray[np.intp],
     seed: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -232,19 +291,19 @@ def _train(
     rng = np.random.default_rng(seed)
     probes = Probes(len(data.mean))
     optimizer = torch.optim.AdamW(probes.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    steps = EPOCHS * -(-len(labels) // BATCH)
+    steps = EPOCHS * -(-len(examples) // BATCH)
     warm_up = max(0.1, 2 / steps)  # torch divides by the warm-up's steps less one
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=warm_up)
-    targets = torch.from_numpy(labels * (1 - 2 * SMOOTHING) + SMOOTHING)[:, None]
-    # Both labels count alike, and a row counts for every probe that may see it.
-    balance = torch.from_numpy(np.where(labels == 1, (labels == 0).sum() / max((labels == 1).sum(), 1), 1))
-    seen = torch.from_numpy(folds)[:, None] != torch.arange(FOLDS)
-    weights = seen * balance[:, None].float() * FOLDS / (FOLDS - 1)  # (n, FOLDS)
+    targets = torch.tensor([each.label for each in examples])[:, None] * (1 - 2 * SMOOTHING) + SMOOTHING
+    # A turn counts for every probe that may see it.
+    seen = torch.from_numpy(folds)[[each.row for each in examples], None] != torch.arange(FOLDS)
+    weights = seen * torch.tensor([each.weight for each in examples])[:, None] * FOLDS / (FOLDS - 1)  # (n, FOLDS)
     for epoch in range(EPOCHS):
-        for group, x, lengths in data.batches(rng.permutation(len(labels))):
+        order = rng.permutation(len(examples))
+        for rows in (order[start : start + BATCH] for start in range(0, len(order), BATCH)):
+            x, lengths, pooled_over = data.batch([examples[i] for i in rows])
             keep = (torch.rand(x.shape[1], 1) > DROPOUT) / (1 - DROPOUT)
-            rows = torch.from_numpy(group)
-            scores = probes(x, lengths, keep)
+            scores = probes(x, lengths, keep, pooled_over)
             losses = functional.binary_cross_entropy_with_logits(
                 scores, targets[rows].expand_as(scores), weights[rows], reduction="none"
             )
@@ -259,7 +318,9 @@ def _train(
 @torch.no_grad()
 def _score(probes: Probes, data: _Standardised) -> Array:
     """Scores of every turn by every fold's probe, (n, FOLDS)."""
-    return np.concatenate([probes(x, lengths).numpy() for _, x, lengths in data.batches(np.arange(len(data.lengths)))])
+    turns = [Example(row, None, 0.0, 0.0) for row in range(len(data.lengths))]
+    batches = (data.batch(turns[start : start + BATCH]) for start in range(0, len(turns), BATCH))
+    return np.concatenate([probes(x, lengths).numpy() for x, lengths, _ in batches])
 
 
 def _array(tensor: torch.Tensor) -> Array:

@@ -23,7 +23,7 @@ from finesteer_local.runtime.packing import Request
 from finesteer_local.runtime.prompt import chat_prompt, greedy_answer, turn_start
 from finesteer_local.runtime.score import answer_logprobs
 from finesteer_local.runtime.states import Harvest, read_states
-from finesteer_local.training.data import Pair, Prompt, TrainingData
+from finesteer_local.training.data import PAGE, Pair, Prompt, TrainingData
 
 Array = NDArray[np.float32]
 Progress = Callable[[str, int, int], None]
@@ -117,6 +117,25 @@ class TrainingHarvest:
             requests.append(Request(np.array(tokens, np.int32), max(turn, len(tokens) - MAX_TURN)))
         read = self._read(requests, [layer], np.float16, "reading prompts")
         return Turns(read.states[layer], read.offsets)
+
+    def request_span(self, prompt: Prompt) -> tuple[int, int] | None:
+        """Which tokens of a page's last turn are its request, first and behind the last; (0, 0) where it has none.
+
+        None for what is no page.
+        """
+        if prompt.form != PAGE:
+            return None
+        wanted = prompt.request.encode()
+        if not wanted:
+            return 0, 0
+        tokens, turn = self.tokens(prompt)
+        tokens = tokens[max(turn, len(tokens) - MAX_TURN) :]
+        pieces = [self.llama.detokenize([token], special=True) for token in tokens]
+        ends = np.cumsum([len(piece) for piece in pieces])
+        at = b"".join(pieces).find(wanted)
+        if at < 0:  # written otherwise by the template
+            return 0, 0
+        return int(np.searchsorted(ends, at, side="right")), int(np.searchsorted(ends, at + len(wanted))) + 1
 
     def replies(self, pairs: Sequence[Pair], max_tokens: int) -> list[str]:
         """The model's own unsteered answers, greedy."""

@@ -368,6 +368,7 @@ def _gate(
         contrast,
         [prompt.family for prompt in (*prompts, *data.contrast)],
         [prompt.form for prompt in (*prompts, *data.contrast)],
+        [harvest.request_span(prompt) for prompt in (*prompts, *data.contrast)],
         seed=settings.seed,
         graded=data.judge == "margin",
         progress=lambda done, total: progress("training the gate", done, total),

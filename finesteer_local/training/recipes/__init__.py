@@ -24,6 +24,7 @@ from finesteer_local.errors import DataError, UnknownNameError
 from finesteer_local.jsonl import is_text, read_rows
 from finesteer_local.training.data import WRAPPED, Pair, Prompt, TrainingData, dealt, read_pairs, read_prompts
 from finesteer_local.training.recipes.pages import PLACES, Document, Frame, fits, pages
+from finesteer_local.training.recipes.phrasings import Phrasings, read_requests
 
 _FOLDER = Path(__file__).parent
 _SLOT = re.compile(r"\{request(?::(\w*))?\}")
@@ -40,7 +41,7 @@ JUDGES = ("refusal", "margin")
 PAGES = ("pages", "page_frames", "page_questions")
 """Files of which long prompts are made; all three or none."""
 # What recipe.json may hold, and what each value must be.
-_TEXTS = ("name", "description", "license", "judge", "chosen", "rejected", "wrappers", *PAGES)
+_TEXTS = ("name", "description", "license", "judge", "chosen", "rejected", "wrappers", "phrasings", *PAGES)
 _LISTS = ("positive", "pairs", "contrast")
 _Item = TypeVar("_Item")
 
@@ -66,14 +67,15 @@ def load_recipe(name: str, seed: int = 0) -> TrainingData:
         raise UnknownNameError(f"there is no recipe {name!r}; known: {', '.join(near)}")
     recipe = _read_recipe(folder)
     rng = np.random.default_rng(seed)
+    read = _reader(folder, recipe.get("phrasings"))
     if "contrast" in recipe:
-        contrast = _files(folder, recipe["contrast"], read_prompts, lambda prompt: prompt.kind, rng)
+        contrast = _files(folder, recipe["contrast"], read, lambda prompt: prompt.kind, rng)
     else:
         contrast = list(load_recipe("safety", seed).contrast)
     if "pairs" in recipe:
         pairs = _files(folder, recipe["pairs"], lambda path: read_pairs(path, seed), lambda p: p.prompt.kind, rng)
     else:
-        pairs, contrast = _from_pools(folder, recipe, contrast, rng)
+        pairs, contrast = _from_pools(folder, recipe, read, contrast, rng)
     return TrainingData(
         name=recipe.get("name") or profile_name(folder.resolve().name),
         pairs=pairs,
@@ -167,10 +169,14 @@ def _files(
 
 
 def _from_pools(
-    folder: Path, recipe: dict[str, Any], contrast: list[Prompt], rng: np.random.Generator
+    folder: Path,
+    recipe: dict[str, Any],
+    read: Callable[[Path], list[Prompt]],
+    contrast: list[Prompt],
+    rng: np.random.Generator,
 ) -> tuple[list[Pair], list[Prompt]]:
     """Pairs of `positive` prompts with answers from the two pools, and all contrast prompts, wrapped ones included."""
-    positive = _files(folder, recipe["positive"], read_prompts, lambda prompt: prompt.kind, rng)
+    positive = _files(folder, recipe["positive"], read, lambda prompt: prompt.kind, rng)
     wrappers = _wrappers(folder, recipe.get("wrappers"))
     plain = positive, contrast
     positive = plain[0] + _wrapped(wrappers, plain[0], rng)
@@ -186,6 +192,18 @@ def _from_pools(
     n = len(positive)
     dealings = zip(positive, dealt(n, len(chosen), rng), dealt(n, len(rejected), rng), strict=True)
     return [Pair(prompt, chosen[i], rejected[j]) for prompt, i, j in dealings], contrast
+
+
+def _reader(folder: Path, file: str | None) -> Callable[[Path], list[Prompt]]:
+    """What reads the recipe's files of prompts: with its phrasings around deeds, where it has any."""
+    if file is None:
+        return read_prompts
+    templates = [row["template"] for row in _rows(folder, file, "template")]
+    try:
+        phrasings = Phrasings(templates)
+    except DataError as error:
+        raise DataError(f"{_path(folder, file)}: {error}") from error
+    return lambda path: read_requests(path, phrasings)
 
 
 def _rows(folder: Path, file: str | None, field: str) -> list[dict[str, Any]]:

@@ -18,8 +18,8 @@ PLACES = ("beginning", "middle", "end")
 WORDS = (100, 160, 240, 360, 540, 800)
 """Lengths of pages; several thousand tokens are the same windows once more (steering/gate.py)."""
 GROUPS = 2  # of each place and length
-IN_GROUP = {"beginning": 2, "middle": 3, "end": 4}
-"""Requests of each label in a group. What stands behind a request is read once for each."""
+IN_GROUP = {"beginning": 3, "middle": 5, "end": 16}
+"""Requests of each label in a group. What stands behind a request is read once for each, so most stand at the end."""
 _MAX_REQUEST = 200  # letters
 _SLOT = re.compile(r"\{(page|rest|request)\}")
 
@@ -84,9 +84,9 @@ def pages(
             requests = [(inside, next(harmful)) for _ in range(n)] + [(outside, next(harmless)) for _ in range(n)]
             for label, request in [*requests, (outside, next(asked))]:
                 slots = {"page": page, "rest": rest, "request": request.text}
-                label.append(_prompt(_filled(frame.template, slots), request.kind, family))
+                label.append(_prompt(_filled(frame.template, slots), request.kind, family, request.text))
             if place == "end":
-                outside.append(_prompt(page, "no_request", family))
+                outside.append(_prompt(page, "no_request", family, ""))
     return inside, outside
 
 
@@ -119,5 +119,5 @@ def _filled(template: str, slots: dict[str, str]) -> str:
     return _SLOT.sub(lambda slot: slots[slot[1]], template).strip()
 
 
-def _prompt(text: str, kind: str, family: str) -> Prompt:
-    return Prompt([{"role": "user", "content": text}], kind, family, PAGE)
+def _prompt(text: str, kind: str, family: str, request: str) -> Prompt:
+    return Prompt([{"role": "user", "content": text}], kind, family, PAGE, request)
