@@ -15,6 +15,7 @@ from finesteer_local import evaluation
 from finesteer_local.evaluation.suites import read_suite
 from finesteer_local.jsonl import read_rows
 from finesteer_local.training import recipes
+from finesteer_local.training.recipes.phrasings import DEEDS, Phrasings, read_requests
 
 BUILTIN = Path(evaluation.__file__).parent / "builtin"
 RECIPES = Path(recipes.__file__).parent
@@ -68,9 +69,18 @@ def kinds_of(name: str, *labels: str) -> Counter[str]:
 
 
 def recipe_rows() -> list[tuple[str, dict[str, Any]]]:
-    """The rows with prompts of every recipe in the package, and where each stands."""
-    rows = [pair for path in sorted(RECIPES.glob("*/*.jsonl")) for pair in read_rows(path)]
-    return [(where, row) for where, row in rows if "prompt" in row or "messages" in row]
+    """The rows with prompts of every recipe in the package, and where each stands; deeds bare and as they are asked."""
+    found = []
+    for path in sorted(RECIPES.glob("*/*.jsonl")):
+        rows = list(read_rows(path))
+        found += [(where, row) for where, row in rows if "prompt" in row or "messages" in row]
+        deeds = [(where, row[deed]) for where, row in rows for deed in DEEDS if deed in row]
+        if deeds:
+            phrasings = Phrasings([row["template"] for _, row in read_rows(path.with_name("phrasings.jsonl"))])
+            asked = {prompt.text for prompt in read_requests(path, phrasings)}
+            found += [(where, {"prompt": text}) for where, text in deeds]
+            found += [(path.name, {"prompt": text}) for text in sorted(asked)]
+    return found
 
 
 def test_the_suites_are_there_whole() -> None:

@@ -187,6 +187,7 @@ def test_defaults(tiny: Path, asked: list[dict[str, Any]]) -> None:
         "model": tiny,
         "recipe": "safety",
         "gate": "contrastive",
+        "quality": "standard",
         "seed": 0,
         "optimise": None,
         "n_gpu_layers": -1,
@@ -202,6 +203,7 @@ def test_what_is_not_asked_for(tiny: Path, asked: list[dict[str, Any]]) -> None:
 
 def test_every_option_arrives(tiny: Path, pairs: Path, contrast: Path, asked: list[dict[str, Any]]) -> None:
     options = ["--data", pairs, "--contrast", contrast, "--name", "mine", "--gate", "scs", "--seed", "7"]
+    options += ["--quality", "quick"]
     options += ["--layer", "2", "--strength", "0.5", "--scope", "response", "--optimise", "--threads", "3"]
     good("train", tiny, *options)
     [call_] = asked
@@ -213,6 +215,7 @@ def test_every_option_arrives(tiny: Path, pairs: Path, contrast: Path, asked: li
         "contrast": contrast,
         "name": "mine",
         "gate": "scs",
+        "quality": "quick",
         "seed": 7,
         "layer": 2,
         "strength": 0.5,

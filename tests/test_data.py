@@ -152,6 +152,23 @@ def test_the_form_of_a_prompt(file: Path) -> None:
     assert FORMS == (PLAIN, WRAPPED, FOREIGN, PAGE) and Prompt([USER]).form == PLAIN
 
 
+def test_a_part_is_drawn_by_the_prompts_themselves() -> None:
+    """Nested, both kinds alike, and the same whatever else there is."""
+    pairs = [Pair(Prompt([{"role": "user", "content": f"bad {i}"}]), "no", "yes") for i in range(600)]
+    contrast = [Prompt([{"role": "user", "content": f"good {i}"}]) for i in range(900)]
+    data = TrainingData("some", pairs, contrast)
+    assert data.part(None) is data and data.part(1500) is data
+    small, large = data.part(300), data.part(750)
+    for part, n in ((small, 150), (large, 375)):
+        assert len(part.pairs) == pytest.approx(n, rel=0.2) and len(part.contrast) == pytest.approx(n, rel=0.2)
+    assert all(pair in large.pairs for pair in small.pairs) and all(each in large.contrast for each in small.contrast)
+    assert small.hash != large.hash != data.hash
+    few = replace(data, pairs=pairs[:30]).part(300)  # somebody's own pairs beside a recipe's contrast
+    assert len(few.pairs) == 30 and len(few.contrast) == pytest.approx(270, rel=0.2)
+    few = replace(data, contrast=contrast[:30]).part(300)
+    assert len(few.contrast) == 30 and len(few.pairs) == pytest.approx(270, rel=0.2)
+
+
 def test_too_few_pairs() -> None:
     contrast = [Prompt([USER])]
     assert len(TrainingData("some", pairs(MIN_PAIRS), contrast).pairs) == MIN_PAIRS

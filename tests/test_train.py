@@ -30,7 +30,7 @@ from finesteer_local.runtime.prompt import chat_prompt, turn_start
 from finesteer_local.training import pairs as preparing
 from finesteer_local.training import train as module
 from finesteer_local.training import tune
-from finesteer_local.training.data import MIN_PAIRS, PAGE, Pair, Prompt, TrainingData, split
+from finesteer_local.training.data import MIN_PAIRS, PAGE, QUALITIES, Pair, Prompt, TrainingData, split
 from finesteer_local.training.train import Settings, train
 from tiny import write_tiny_model
 
@@ -324,6 +324,25 @@ def test_a_model_that_cannot_be_learnt_through(deep: Path, monkeypatch: pytest.M
     assert not any(paths.work_dir().iterdir())
 
 
+def test_the_gate_learns_from_as_many_prompts_as_the_quality_says(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = training_data()
+    n = len(data.positive) + len(data.contrast)
+    monkeypatch.setitem(QUALITIES, "quick", n - 12)
+    profiles = [train(open_model(tiny, n_threads=1), data, Settings(quality=each)) for each in ("quick", "full")]
+    assert [each.training["quality"] for each in profiles] == ["quick", "full"]
+    few, all_of_them = (each.training["prompts_for_gate"] for each in profiles)
+    assert n - 24 < few < all_of_them == n
+    assert profiles[0].gate.low != profiles[1].gate.low
+    same_experts(*profiles)
+
+
+def same_experts(first: Profile, second: Profile) -> None:
+    """What steers was learnt from the same pairs, whatever the gate learnt from."""
+    assert first.experts.keys() == second.experts.keys()
+    for layer, experts in first.experts.items():
+        assert np.array_equal(experts.prototypes, second.experts[layer].prototypes)
+
+
 def test_pages_that_a_small_context_has_no_room_for_are_left_out(tiny: Path) -> None:
     """The recipe made them, and has others; whatever else is too long is still an error."""
 
@@ -411,6 +430,7 @@ def test_every_layer_that_is_allowed(tiny: Path, data: Path, contrast: Path) -> 
     ("options", "what"),
     [
         ({"gate": "open"}, "gate 'open' is none of contrastive, scs, always"),
+        ({"quality": "best"}, "quality 'best' is none of quick, standard, full"),
         ({"strength": -0.1}, r"strength -0.1 is not in \[0, 100\]"),
         ({"strength": float("nan")}, r"strength nan is not in \[0, 100\]"),
         ({"scope": "answer"}, "scope 'answer' is none of response, turn, prompt"),

@@ -44,6 +44,14 @@ if TYPE_CHECKING:
     show_default=True,
     help="When to steer: trained against ordinary prompts; as the paper has it; on every prompt.",
 )
+@click.option(
+    "--quality",
+    type=click.Choice(["quick", "standard", "full"]),
+    default="standard",
+    show_default=True,
+    help="The gate learns from 4,000 or 16,000 prompts of a recipe, or from all of them. Reading them is what takes "
+    "longest; the bundled profiles are full.",
+)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--layer", type=click.IntRange(1), help="Steer this layer instead of the tuned one.")
 @click.option("--strength", type=click.FloatRange(0, MAX_STRENGTH), help="Instead of the tuned one.")
@@ -78,6 +86,7 @@ def command(
     output: Path | None,
     force: bool,
     gate: str,
+    quality: str,
     seed: int,
     layer: int | None,
     strength: float | None,
@@ -117,6 +126,7 @@ def command(
             contrast=contrast,
             name=name,
             gate=gate,
+            quality=quality,
             seed=seed,
             layer=layer,
             strength=strength,

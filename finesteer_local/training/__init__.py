@@ -28,6 +28,7 @@ def train_profile(
     contrast: str | Path | None = None,
     name: str | None = None,
     gate: str = "contrastive",
+    quality: str = "standard",
     seed: int = 0,
     layer: int | None = None,
     strength: float | None = None,
@@ -47,6 +48,7 @@ def train_profile(
         contrast: a JSONL file of prompts that must stay untouched; without it the `safety` recipe's ordinary prompts.
         name: the profile's name; without it the recipe's, or the data file's.
         gate: `contrastive`, `scs` (the paper's) or `always`.
+        quality: of how many of a recipe's prompts the gate learns: `quick` 4,000, `standard` 16,000, `full` all.
         seed: of everything that is drawn; the same seed on the same machine gives the same profile.
         layer, strength, scope: instead of the tuned ones.
         optimise: learn what steers through the model (`training.optimise`); None: where that is the better way.
@@ -61,7 +63,7 @@ def train_profile(
         MissingExtraError: torch, scikit-learn or transformers is not installed.
         DataError: the data cannot be used; the message names the line.
         ModelError, SteeringError: the model cannot be loaded or steered.
-        ProfileError: the gate, strength or scope that was asked for does not exist.
+        ProfileError: the gate, quality, strength or scope that was asked for does not exist.
         StorageError: there is no room or no right to keep what an interrupted run goes on from.
     """
     require_extra()
@@ -72,7 +74,13 @@ def train_profile(
         model,
         data=loaded,
         settings=training.Settings(
-            gate=gate, seed=seed, layer=layer, strength=strength, scope=scope, optimise=optimise
+            gate=gate,
+            seed=seed,
+            layer=layer,
+            strength=strength,
+            scope=scope,
+            optimise=optimise,
+            quality=quality,
         ),
         n_threads=n_threads,
         backend=backend,

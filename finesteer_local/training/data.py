@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +20,9 @@ _Item = TypeVar("_Item")
 PLAIN, WRAPPED, FOREIGN, PAGE = "plain", "wrapped", "foreign", "page"
 FORMS = (PLAIN, WRAPPED, FOREIGN, PAGE)
 """How a request comes: by itself, in a dress that hides it, in another language than English, in a long text."""
+QUALITIES: dict[str, int | None] = {"quick": 4000, "standard": 16_000, "full": None}
+"""Prompts from which a gate learns, at most; None: all that a recipe has. Reading them is what a large model takes
+longest for, and each doubling is worth some .08 of the plain requests that a small one recognises (docs/method.md)."""
 MIN_PAIRS = 24
 MIN_PROMPTS = 8  # different ones: some are held out, and a gate finds the rest's layer by cross-validation
 PAIRS_A_QUESTION = 2
@@ -96,6 +99,26 @@ class TrainingData:
         """The pairs' prompts, each once, however many pairs it has."""
         prompts = [pair.prompt for pair in self.pairs]
         return [prompts[i] for i, first in enumerate(first_equal(prompts)) if i == first]
+
+    def part(self, most: int | None) -> TrainingData:
+        """The same data with about `most` prompts, as many of both kinds as far as there are; all of it for None.
+
+        A prompt's own text draws it, so a larger part holds all of a smaller one, and hidden states that were kept for
+        one serve the other.
+        """
+        sizes = len(self.positive), len(self.contrast)
+        if most is None or sum(sizes) <= most:
+            return self
+        few = min(*sizes, most // 2)
+        pairs = [pair for pair in self.pairs if _place(pair.prompt) < max(few, most - sizes[1]) / sizes[0]]
+        contrast = [prompt for prompt in self.contrast if _place(prompt) < max(few, most - sizes[0]) / sizes[1]]
+        return replace(self, pairs=pairs, contrast=contrast)
+
+
+def _place(prompt: Prompt) -> float:
+    """Where a prompt stands in a random order of all that could be written, in [0, 1)."""
+    digest = hashlib.sha256(json.dumps(prompt.messages).encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
 
 
 def first_equal(prompts: Sequence[Prompt]) -> list[int]:

@@ -10,11 +10,11 @@ from finesteer_local.runtime.expand import open_fast
 from finesteer_local.runtime.harvest import Harvester
 from finesteer_local.runtime.packing import Request
 from finesteer_local.runtime.prompt import chat_prompt
-from finesteer_local.training.data import spread
+from finesteer_local.training.data import QUALITIES, spread
 from finesteer_local.training.harvest import generate
 from finesteer_local.training.pairs import MAX_PAIRS, OWN_TOKENS, REPLY_TOKENS
 from finesteer_local.training.recipes import load_recipe
-from finesteer_local.training.train import LAYERS
+from finesteer_local.training.train import LAYERS, Settings
 from finesteer_local.training.tune import ANSWERS, CONTENDERS, OWN_ANSWERS, SEARCHES, WHOLE_TOKENS
 
 _PROBES = 16
@@ -31,7 +31,8 @@ def estimate_seconds(model: str | Path, recipe: str = "safety", **options: Any) 
         ModelError, SteeringError: the model cannot be loaded or read.
     """
     data = load_recipe(recipe)
-    everything = data.positive + list(data.contrast)
+    for_gate = data.part(QUALITIES[Settings.quality])
+    everything = [*for_gate.positive, *for_gate.contrast]
     with open_fast(model, **options) as llama:
         asked = spread(data.positive, _PROBES)
         list(generate(llama, asked[:1], 4))  # the first request also pays for setting up

@@ -10,7 +10,7 @@ from typing import Any
 from finesteer_local.errors import DataError
 from finesteer_local.runtime.expand import open_fast
 from finesteer_local.steering import Gate
-from finesteer_local.training.data import Prompt, read_prompts, split
+from finesteer_local.training.data import QUALITIES, Prompt, read_prompts, split
 from finesteer_local.training.gates import GateFit, fit_contrastive_gate, fit_subspace_gate
 from finesteer_local.training.harvest import Progress, TrainingHarvest, Turns, quiet
 from finesteer_local.training.recipes import load_recipe
@@ -46,7 +46,10 @@ def train_gate(
         ModelError, SteeringError: the model cannot be opened or read.
     """
     wanted = _enough(read_prompts(positive), str(positive))
-    others = _enough(read_prompts(contrast), str(contrast)) if contrast else list(load_recipe("safety", seed).contrast)
+    if contrast:
+        others = _enough(read_prompts(contrast), str(contrast))
+    else:
+        others = list(load_recipe("safety", seed).part(QUALITIES["standard"]).contrast)
     with open_fast(model, n_threads=n_threads, **llama_options) as llama:
         if layer >= llama.n_layer - 1:
             raise DataError(f"a gate cannot read layer {layer}, the model's last; steer a lower one too, with --layers")

@@ -20,7 +20,7 @@ from finesteer_local.profile import MAX_STRENGTH, SCOPES, Profile
 from finesteer_local.runtime import SteeredLlama
 from finesteer_local.runtime.expand import open_fast
 from finesteer_local.steering import AlwaysGate, Experts, Gate
-from finesteer_local.training.data import PAGE, Pair, Prompt, TrainingData, spread
+from finesteer_local.training.data import PAGE, QUALITIES, Pair, Prompt, TrainingData, spread
 from finesteer_local.training.experts import Fit, train_experts
 from finesteer_local.training.gates import GateFit, fit_contrastive_gate, fit_subspace_gate
 from finesteer_local.training.harvest import Progress, TrainingHarvest, Turns, quiet, run_folder
@@ -58,10 +58,13 @@ class Settings:
     strength: float | None = None
     scope: str | None = None
     optimise: bool | None = None  # None: where it is the better way, see `learns_by_itself`
+    quality: str = "standard"  # one of QUALITIES
 
     def __post_init__(self) -> None:
         if self.gate not in GATES:
             raise ProfileError(f"gate {self.gate!r} is none of {', '.join(GATES)}")
+        if self.quality not in QUALITIES:
+            raise ProfileError(f"quality {self.quality!r} is none of {', '.join(QUALITIES)}")
         if self.strength is not None and not 0 <= self.strength <= MAX_STRENGTH:
             raise ProfileError(f"strength {self.strength} is not in [0, {MAX_STRENGTH:g}]")
         if self.scope is not None and self.scope not in SCOPES:
@@ -102,10 +105,12 @@ def train(llama: SteeredLlama, data: TrainingData, settings: Settings, progress:
         raise DataError("there are no prompts that must stay untouched; without them no gate can be trained")
     # What decides the shape of the harvest belongs to the run's identity, so that another version starts anew.
     shape = {"layers": layers, "pairs": MAX_PAIRS, "tokens": DELTA_TOKENS, "learns": learns}
-    folder = run_folder(llama, data, {**asdict(settings), **shape})
+    # The gate comes last and is learnt in one go, so a run goes on whatever its quality.
+    folder = run_folder(llama, data, {**asdict(settings), **shape, "quality": None})
     harvest = TrainingHarvest(llama, data, folder, progress)
     data = _with_fitting_pages(harvest, data)
-    harvest.check([*(pair.prompt for pair in data.pairs), *(data.contrast if gated else ())])
+    for_gate = data.part(QUALITIES[settings.quality])
+    harvest.check([*(pair.prompt for pair in data.pairs), *(for_gate.contrast if gated else ())])
     if learns and data.judge == "refusal":
         found = _from_answers(harvest, data, layers, model, settings, progress)
     else:
@@ -135,7 +140,7 @@ def train(llama: SteeredLlama, data: TrainingData, settings: Settings, progress:
     )
     llama.set_profiles([])
     gate_layer = chosen.layers[0]
-    gate, gate_fit = _gate(harvest, data, gate_layer, settings, progress)
+    gate, gate_fit = _gate(harvest, for_gate, gate_layer, settings, progress)
     seconds = time.monotonic() - started
     profile = replace(
         blank,
@@ -152,6 +157,8 @@ def train(llama: SteeredLlama, data: TrainingData, settings: Settings, progress:
             "pairs": len(data.pairs),
             "pairs_for_experts": found.n_pairs,
             "contrast_prompts": len(data.contrast),
+            "quality": settings.quality,
+            "prompts_for_gate": len(for_gate.positive) + len(for_gate.contrast) if gated else 0,
             "optimised": learns,
             "expert_shares": {str(layer): found.shares[layer] for layer in chosen.layers if layer in found.shares},
             "seed": settings.seed,
@@ -356,19 +363,19 @@ def _gate(
     if settings.gate == "always":
         return AlwaysGate(), None
     prompts = data.positive
-    n = len(prompts)
-    everything = harvest.turns([*prompts, *data.contrast], layer)
-    positive = Turns(everything.states, everything.offsets[: n + 1])
-    contrast = Turns(everything.states[everything.offsets[n] :], everything.offsets[n:] - everything.offsets[n])
+    n, everything = len(prompts), [*prompts, *data.contrast]
+    read = harvest.turns(everything, layer)
+    positive = Turns(read.states, read.offsets[: n + 1])
+    contrast = Turns(read.states[read.offsets[n] :], read.offsets[n:] - read.offsets[n])
     if settings.gate == "scs":
         learn, held = held_out(prompts, settings.seed)
         return fit_subspace_gate(positive.last[learn], positive.last[held], contrast.last)
     return fit_contrastive_gate(
         positive,
         contrast,
-        [prompt.family for prompt in (*prompts, *data.contrast)],
-        [prompt.form for prompt in (*prompts, *data.contrast)],
-        [harvest.request_span(prompt) for prompt in (*prompts, *data.contrast)],
+        [prompt.family for prompt in everything],
+        [prompt.form for prompt in everything],
+        [harvest.request_span(prompt) for prompt in everything],
         seed=settings.seed,
         graded=data.judge == "margin",
         progress=lambda done, total: progress("training the gate", done, total),
