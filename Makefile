@@ -33,7 +33,7 @@ contract: $(VENV)/.stamp-dev
 	$(BIN)/lint-imports --no-logo
 
 clean:
-	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find finesteer_local converters models tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 # What a user has. The development tools hold it too, so whichever stamp is newer will do. Where pip's cache has a
@@ -43,7 +43,8 @@ $(VENV)/.stamp-run: $(RECIPE) | $(BIN)/python
 	touch $@
 
 $(VENV)/.stamp-dev: $(RECIPE) $(CLIENT) | $(BIN)/python
-	$(INSTALL) --editable '.[train,serve,dev]'
+	$(INSTALL) --upgrade 'pip>=25.1'  # the first that knows dependency groups
+	$(INSTALL) --editable '.[train,serve]' --group dev
 	# instructor asks for older releases of rich and jiter than ours, and works with these.
 	$(INSTALL) --no-deps instructor
 	! command -v npm > /dev/null || npm ci --prefix tests/ai_sdk --no-audit --no-fund || echo "without the AI SDK its tests are skipped"

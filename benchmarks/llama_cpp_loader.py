@@ -21,6 +21,7 @@ import numpy as np
 
 from finesteer_local.converters import controlvector
 from finesteer_local.runtime import open_model
+from finesteer_local.runtime.amx import PlainLlama
 from finesteer_local.runtime.prompt import chat_prompt
 
 PROGRAM = """
@@ -89,7 +90,7 @@ def main() -> None:
     rows = np.frombuffer(done.stdout, np.float32).reshape(-1, steered.n_embd())
     for layer, vector in decision.vectors.items():
         assert np.array_equal(rows[layer - 1], vector), f"layer {layer} differs"
-    plain = llama_cpp.Llama(
+    plain = PlainLlama(
         str(options.model), n_ctx=steered.n_ctx(), n_threads=steered.n_threads, n_threads_batch=steered.n_threads_batch,
         verbose=False,
     )  # fmt: skip

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .errors import (
-        ClosingError,
         ContextLengthError,
         DataError,
         DownloadError,
+        EngineClosedError,
         EngineError,
         FineSteerError,
         JudgeError,
@@ -39,10 +39,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "ClosingError",
     "ContextLengthError",
     "DataError",
     "DownloadError",
+    "EngineClosedError",
     "EngineError",
     "FineSteerError",
     "JudgeError",

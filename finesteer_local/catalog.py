@@ -19,8 +19,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from finesteer_local.errors import ModelError, ProfileError, ProfileMismatchError, StorageError, UnknownNameError
-from finesteer_local.fetch import Part, Progress, downloads_dir, fetch, sha256_of
-from finesteer_local.paths import atomic_write, models_dir, profiles_dir
+from finesteer_local.fetch import Part, Progress, downloads_dir, fetch
+from finesteer_local.paths import atomic_write, models_dir, profiles_dir, sha256_of
 
 if TYPE_CHECKING:
     from finesteer_local.profile import ModelIdentity, Profile

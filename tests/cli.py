@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pty
 import select
 import signal
 import subprocess
@@ -14,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from unittest.mock import patch
 
+import pytest
 from click.testing import CliRunner, Result
 
 from finesteer_local.cli import program
@@ -106,7 +106,10 @@ class Terminal:
 
 @contextmanager
 def terminal(*args: str | Path) -> Iterator[Terminal]:
-    """Run a command at a pseudo-terminal that it controls."""
+    """Run a command at a pseudo-terminal that it controls; skips the test on Windows, which has none of this kind."""
+    pty = pytest.importorskip(
+        "pty", reason="the tests at a terminal need a pseudo-terminal of Unix: Linux or macOS has it"
+    )
     main, side = pty.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100", "LINES": "40"}
     process = subprocess.Popen(

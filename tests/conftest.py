@@ -23,6 +23,8 @@ if TYPE_CHECKING:  # only the server's tests load what it needs
     from finesteer_local.profile import Profile
     from serving import Served
 
+pytest_plugins = ["not_run", "web"]
+
 _USERS_HOME = os.environ.get("FINESTEER_HOME")
 
 # A shell starts its background jobs with Ctrl-C ignored, and they pass that on: tests of Ctrl-C would wait for ever.

@@ -11,6 +11,7 @@ import numpy as np
 from llama_cpp import Llama, llama_cpp
 
 from finesteer_local.runtime import SteeredLlama
+from finesteer_local.runtime.amx import PlainLlama
 from finesteer_local.runtime.tap import Rows
 from finesteer_local.runtime.tapped import TappedLlama
 
@@ -19,7 +20,7 @@ SETTINGS: dict[str, Any] = {"n_ctx": 512, "n_threads": 1, "n_threads_batch": 1, 
 
 
 def plain_llama(path: Path, **settings: Any) -> Llama:
-    return Llama(str(path), **{**SETTINGS, **settings})
+    return PlainLlama(str(path), **{**SETTINGS, **settings})
 
 
 def steered_llama(path: Path, **settings: Any) -> SteeredLlama:

@@ -7,14 +7,18 @@ import sys
 from pathlib import Path
 
 import pytest
-from llama_cpp import llama_cpp
+from llama_cpp import Llama, llama_cpp
 
-from finesteer_local.runtime import amx
-from reference import plain_llama
+from finesteer_local.runtime import expand
+from reference import SETTINGS, plain_llama, steered_llama
+from tiny import write_tiny_model
+
+AMX = b"AMX_INT8 = 1 | AVX2 = 1"
 
 
-@pytest.mark.parametrize(("features", "extra"), [(b"AMX_INT8 = 1 | AVX2 = 1", False), (b"CPU : AVX2 = 1", True)])
-def test_only_where_there_is_some(features: bytes, extra: bool, monkeypatch: pytest.MonkeyPatch, tiny: Path) -> None:
+@pytest.fixture(params=[AMX, b"CPU : AVX2 = 1"], ids=["amx", "no amx"])
+def extra(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether llama.cpp may have its extra buffers, on a processor with AMX and on one without."""
     real = llama_cpp.llama_model_default_params
 
     def defaults() -> llama_cpp.llama_model_params:
@@ -22,23 +26,25 @@ def test_only_where_there_is_some(features: bytes, extra: bool, monkeypatch: pyt
         params.use_extra_bufts = True
         return params
 
-    monkeypatch.setattr(llama_cpp, "llama_print_system_info", lambda: features)
+    monkeypatch.setattr(llama_cpp, "llama_print_system_info", lambda: request.param)
     monkeypatch.setattr(llama_cpp, "llama_model_default_params", defaults)
-    amx.avoid_amx()
-    params = llama_cpp.llama_model_default_params()
-    assert params.use_extra_bufts == extra
-    assert plain_llama(tiny).model_params.use_extra_bufts == extra  # llama-cpp-python's own
+    return bool(request.param != AMX)
 
 
-def test_the_package_does_it() -> None:
-    code = """
-from llama_cpp import llama_cpp
-llama_cpp.llama_print_system_info = lambda: b"AMX_INT8 = 1"
-from finesteer_local import SteeredLlama
-print(llama_cpp.llama_model_default_params().use_extra_bufts)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (done.stdout, done.returncode) == ("False\n", 0), done.stderr
+def test_only_where_there_is_some(extra: bool, tiny: Path) -> None:
+    assert plain_llama(tiny).model_params.use_extra_bufts == extra
+    assert steered_llama(tiny).model_params.use_extra_bufts == extra
+    # Models that others open are their own affair.
+    assert Llama(str(tiny), **SETTINGS).model_params.use_extra_bufts
+    assert llama_cpp.llama_model_default_params().use_extra_bufts
+
+
+def test_the_float32_copy(extra: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    llama = steered_llama(write_tiny_model(tmp_path / "tiny.gguf"))
+    monkeypatch.setattr(expand, "_helps", lambda path: True)
+    copy = expand.expanded(llama)
+    assert copy.params.use_extra_bufts == extra
+    copy.close()
 
 
 def test_what_llama_cpp_finds_is_not_told() -> None:

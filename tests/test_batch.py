@@ -393,10 +393,10 @@ def test_answers_that_are_all_steered_alike_run_under_the_control_vector(tiny: P
         stream = batch.submit(wanted)
         while batch.scheduler.running == [] or batch.scheduler.running[0].n_answer < STEADY + 3:
             batch.scheduler.step()
-        assert batch.streams._vectors
+        assert batch.streams.control.vectors
         answer = batch.submit(other)  # one joins that is steered otherwise
         batch.scheduler.step()
-        assert not batch.streams._vectors
+        assert not batch.streams.control.vectors
         batch.finish()
         assert stream.result().text == alone(llama, wanted)[0]
         assert answer.result().text == alone(llama, other)[0]
@@ -436,7 +436,7 @@ def test_strength_and_scope_are_the_requests_own(tiny: Path) -> None:
     for (strength, scope), answer in zip(settings, answers, strict=True):
         llama.set_profiles([profile], strength=strength, scope=scope)
         llama.forget()
-        llama._turn = 10
+        llama.expect(10)
         stream = llama.generate(prompt, temp=0.0)
         text = llama.detokenize([next(stream) for _ in range(12)]).decode()
         assert answer.text == text

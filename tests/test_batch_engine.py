@@ -11,8 +11,8 @@ import pytest
 
 from batching import alone, request, same_decisions, tokens
 from finesteer_local.errors import (
+    EngineClosedError,
     EngineError,
-    FineSteerError,
     ProfileError,
     ProfileMismatchError,
     PromptError,
@@ -126,9 +126,9 @@ def test_closing_ends_what_runs_and_what_waits(llama: SteeredLlama) -> None:
     streams = [engine.submit(request(tokens(10), max_tokens=None)) for _ in range(3)]
     engine.close()
     for stream in streams:
-        with pytest.raises(FineSteerError, match="closed"):
+        with pytest.raises(EngineClosedError, match="closed"):
             stream.result()
-    with pytest.raises(QueueFullError, match="closed"):
+    with pytest.raises(EngineClosedError, match="closed"):
         engine.submit(request(tokens(10)))
     engine.close()
     assert alone(llama, request(tokens(10)))[0]  # the model lives on

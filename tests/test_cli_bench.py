@@ -78,4 +78,4 @@ def test_wrong_usage(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "did you mean smollm2" in error_of("bench", "smolm", *QUICK)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert "finesteer-local[report]" in error_of("bench", tiny, "--plots", tmp_path, *QUICK)
+    assert "(extra report); install with: " in error_of("bench", tiny, "--plots", tmp_path, *QUICK)

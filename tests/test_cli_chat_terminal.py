@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +21,7 @@ from finesteer_local import paths
 from finesteer_local.cli import _chat_input
 from finesteer_local.cli._chat import Chat
 from finesteer_local.cli._chat_commands import COMMANDS
+from finesteer_local.cli._engine import engine_of
 from finesteer_local.cli._options import Sampling
 from finesteer_local.runtime import open_model
 from tiny import make_profile
@@ -115,17 +119,42 @@ def test_ctrl_c_stops_the_answer_and_keeps_the_chat(tiny: Path, tmp_path: Path) 
 
 
 def test_ctrl_c_while_the_prompt_is_read(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    llama = open_model(tiny, n_threads=1)
-    greedy = Sampling(max_tokens=4)
-    chat = Chat(llama, "tiny", greedy)
-    expected = chat.ask("hello").text
-    chat.clear()
-    with monkeypatch.context() as patch:
-        patch.setattr(llama, "eval", lambda *_: signal.raise_signal(signal.SIGINT))
-        answer = chat.ask("hello")
-    assert (answer.finish, answer.text, answer.readings, chat.messages) == ("interrupted", "", (), [])
-    assert chat.ask("hello").text == expected
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    with engine_of(open_model(tiny, n_threads=1)) as engine:
+        chat = Chat(engine, "tiny", Sampling(max_tokens=4))
+        expected = chat.ask("hello").text
+        chat.clear()
+        decode = engine._streams.decode
+
+        def interrupted(rows: object) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.5)  # until the main thread has seen it
+            decode(rows)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(engine._streams, "decode", interrupted)
+            answer = chat.ask("hello " * 40)  # two pieces
+        assert (answer.finish, answer.text, answer.readings, chat.messages) == ("cancelled", "", (), [])
+        assert chat.ask("hello").text == expected
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_ctrl_c_does_not_wait_for_the_engine(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with engine_of(open_model(tiny, n_threads=1)) as engine:
+        chat, decode, gone = Chat(engine, "tiny", Sampling(max_tokens=4)), engine._streams.decode, threading.Event()
+
+        def stuck(rows: object) -> None:
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(0.5)
+            assert gone.wait(30)
+            decode(rows)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(engine._streams, "decode", stuck)
+            with pytest.raises(KeyboardInterrupt):
+                chat.ask("hello")
+            gone.set()
+        assert chat.ask("hello").text
 
 
 def test_second_ctrl_c_at_an_empty_prompt_leaves(tiny: Path) -> None:

@@ -21,6 +21,7 @@ from finesteer_local.errors import ProfileError
 from finesteer_local.profile import Profile
 from finesteer_local.runtime import open_model
 from finesteer_local.runtime.prompt import chat_prompt
+from reference import plain_llama
 from tiny import make_profile, write_tiny_model
 
 SHARES = [4, 3, 2, 1]
@@ -113,7 +114,7 @@ def test_vector_of_a_prompt_gives_the_same_logits_in_plain_llama_cpp(tiny: Path,
     steered.reset()
     steered.eval(prompt)
 
-    plain = llama_cpp.Llama(str(tiny), n_ctx=1024, n_threads=1, n_threads_batch=1, verbose=False)
+    plain = plain_llama(tiny, n_ctx=1024)
     data = np.zeros((3, 64), np.float32)
     for layer, vector in directions(out).items():
         data[layer - 1] = vector

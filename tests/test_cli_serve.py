@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from cli import call
+from finesteer_local import distribution
 from finesteer_local.server import serve as serve_module
 from finesteer_local.server.settings import Settings
 from tiny import make_profile, write_tiny_model
@@ -114,9 +115,8 @@ def test_without_the_extra(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "find_spec", lambda name: None if name in ("fastapi", "uvicorn") else object())
     done = call("serve", str(tiny))
     assert done.exit_code == 1
-    assert done.stderr == (
-        "Error: the server needs fastapi and uvicorn; install with: pip install 'finesteer-local[serve]'\n"
-    )
+    command = distribution.install_extra("serve")
+    assert done.stderr == f"Error: the server needs fastapi and uvicorn (extra serve); install with: {command}\n"
 
 
 def test_the_help_loads_nothing() -> None:

@@ -71,10 +71,10 @@ def test_at_a_terminal_it_asks(
 
 def test_missing_extra_names_the_command(tiny: Path, trained: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def missing() -> None:
-        raise MissingExtraError("training needs more packages; install them with: pip install 'finesteer-local[train]'")
+        raise MissingExtraError("training needs more packages; install them with: pip install '.[train]'")
 
     monkeypatch.setattr(training, "require_extra", missing)
-    assert "pip install 'finesteer-local[train]'" in error_of("chat", tiny, "-p", "safety", "--yes", stdin="")
+    assert "pip install '.[train]'" in error_of("chat", tiny, "-p", "safety", "--yes", stdin="")
     assert trained == []
 
 

@@ -10,7 +10,7 @@ import pytest
 from clients import QUESTION, Paint, Weather, client_server
 from serving import Served
 
-openai_chat = pytest.importorskip("langchain_openai", reason="LangChain is not installed: pip install -e '.[dev]'")
+openai_chat = pytest.importorskip("langchain_openai", reason="LangChain is not installed: pip install --group dev")
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 from clients import QUESTION, WEATHER, Weather, client_server
 from serving import Served
 
-litellm = pytest.importorskip("litellm", reason="LiteLLM is not installed: pip install -e '.[dev]'")
+litellm = pytest.importorskip("litellm", reason="LiteLLM is not installed: pip install --group dev")
 
 CHAT = [{"role": "user", "content": QUESTION}]
 PROVIDERS = ("openai", "ollama", "ollama_chat")

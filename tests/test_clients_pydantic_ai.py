@@ -10,7 +10,7 @@ import pytest
 from clients import QUESTION, Paint, Weather, client_server
 from serving import Served
 
-pydantic_ai = pytest.importorskip("pydantic_ai", reason="pydantic-ai is not installed: pip install -e '.[dev]'")
+pydantic_ai = pytest.importorskip("pydantic_ai", reason="pydantic-ai is not installed: pip install --group dev")
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from finesteer_local import distribution
 from finesteer_local.doctor import BROKEN, GOOD, NOTE, Finding, examine_installation, examine_model
 from finesteer_local.doctor import installation as installation_module
-from finesteer_local.runtime import machine, open_model
+from finesteer_local.runtime import compat, machine, open_model
 from finesteer_local.runtime import probe as probe_module
 from finesteer_local.runtime import tap as tap_module
 from tiny import make_profile, write_tiny_model
@@ -60,10 +61,10 @@ def test_packages_that_are_missing_or_old(monkeypatch: pytest.MonkeyPatch) -> No
     found = installation()
     assert found["rich"].state == BROKEN and found["rich"].remedy.startswith("pip install 'rich>=")
     assert (
-        found["llama-cpp-python"].state == BROKEN and "0.3.9+cu124, older than 0.3." in found["llama-cpp-python"].says
+        found["llama-cpp-python"].state == BROKEN and "0.3.9+cu124, needed is >=0.3." in found["llama-cpp-python"].says
     )
     assert found["extra train"].state == NOTE and "torch" in found["extra train"].says
-    assert found["extra train"].remedy == "for training profiles: pip install 'finesteer-local[train]'"
+    assert found["extra train"].remedy == f"for training profiles: {distribution.install_extra('train')}"
     assert "extra dev" not in found
 
 
@@ -74,16 +75,26 @@ def test_llama_cpp_that_does_not_load(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "device CPU" not in found and "cache" in found
 
 
+def test_a_release_that_lacks_something(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = installation()["private parts"]
+    assert found.state == GOOD and compat.tested() and found.says.endswith(f"tested releases: {compat.tested()}")
+    monkeypatch.delattr("llama_cpp._internals.LlamaSampler.add_dist")
+    for name in ("machine", "compat"):
+        monkeypatch.delitem(sys.modules, f"finesteer_local.runtime.{name}")
+    loads = installation()["loads"]
+    assert loads.state == BROKEN and loads.says.endswith("has no _internals.LlamaSampler.add_dist")
+    assert "pip install 'llama-cpp-python" in loads.remedy
+
+
 def test_the_tap_in_python(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tap_module.importlib.machinery, "EXTENSION_SUFFIXES", [".none"])
+    monkeypatch.setattr(tap_module, "_COMPILED", Path("_tap.none"))
     tap = installation()["tap"]
     assert tap.state == NOTE and "was not compiled" in tap.says and "C compiler" in tap.remedy
 
 
 def test_a_tap_that_does_not_load(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "_tap.bad").write_text("no library")
-    monkeypatch.setattr(tap_module, "__file__", str(tmp_path / "tap.py"))
-    monkeypatch.setattr(tap_module.importlib.machinery, "EXTENSION_SUFFIXES", [".bad"])
+    monkeypatch.setattr(tap_module, "_COMPILED", tmp_path / "_tap.bad")
     assert "_tap.bad cannot be loaded" in installation()["tap"].says
 
 

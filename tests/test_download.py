@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -16,50 +13,7 @@ from finesteer_local import catalog, download
 from finesteer_local.errors import DownloadError, MissingExtraError, StorageError
 from finesteer_local.paths import profiles_dir
 from tiny import make_profile
-
-Answer = Callable[[BaseHTTPRequestHandler], None]
-
-
-class Server:
-    """Serves what a test puts into `pages`."""
-
-    def __init__(self) -> None:
-        self.pages: dict[str, bytes | Answer] = {}
-        self.asked: list[str] = []
-        pages, asked = self.pages, self.asked
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                asked.append(f"{self.command} {self.path}")
-                page = pages.get(self.path.partition("?")[0])
-                if page is None:
-                    self.send_error(404)
-                elif callable(page):
-                    page(self)
-                else:
-                    self.send_response(200)
-                    self.send_header("Content-Length", str(len(page)))
-                    self.end_headers()
-                    if self.command == "GET":
-                        self.wfile.write(page)
-
-            do_HEAD = do_GET
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    server = Server()
-    thread = threading.Thread(target=server.server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.server.shutdown()
-    server.server.server_close()
+from web import Answer, Server
 
 
 @pytest.fixture
@@ -68,19 +22,13 @@ def profile(tiny: Path, tmp_path: Path) -> bytes:
     return (tmp_path / "file.gguf").read_bytes()
 
 
-@pytest.fixture(autouse=True)
-def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
-        monkeypatch.delenv(name)
-
-
 def sha(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def test_from_the_web(server: Server, profile: bytes) -> None:
-    server.pages["/loud.gguf"] = profile
-    url = f"{server.url}/loud.gguf"
+def test_from_the_web(web: Server, profile: bytes) -> None:
+    web.pages["/loud.gguf"] = profile
+    url = f"{web.url}/loud.gguf"
     said = good("profiles", "add", url, "--sha256", sha(profile).upper())
     assert said.stdout.startswith("added ")
     for word in ("loud", "Makes it loud", "Tiny (llama, 4 layers, 64 wide)", "layer 2", sha(profile)):
@@ -91,9 +39,9 @@ def test_from_the_web(server: Server, profile: bytes) -> None:
     good("profiles", "add", url, "--sha256", sha(profile), "--replace")
 
 
-def test_hashes(server: Server, profile: bytes) -> None:
-    server.pages["/loud.gguf"] = profile
-    url = f"{server.url}/loud.gguf"
+def test_hashes(web: Server, profile: bytes) -> None:
+    web.pages["/loud.gguf"] = profile
+    url = f"{web.url}/loud.gguf"
     assert f"has the SHA-256 {sha(profile)}, not {'0' * 64}; it was not added" in error_of(
         "profiles", "add", url, "--sha256", "0" * 64
     )
@@ -102,7 +50,7 @@ def test_hashes(server: Server, profile: bytes) -> None:
     assert not list(profiles_dir().glob("*"))
 
 
-def test_the_web_at_its_worst(server: Server, profile: bytes, tmp_path: Path) -> None:
+def test_the_web_at_its_worst(web: Server, profile: bytes, tmp_path: Path) -> None:
     def leads_to(location: str) -> Answer:
         def answer(request: BaseHTTPRequestHandler) -> None:
             request.send_response(302)
@@ -127,7 +75,7 @@ def test_the_web_at_its_worst(server: Server, profile: bytes, tmp_path: Path) ->
         request.end_headers()
         request.wfile.write(b"x" * 5000)
 
-    server.pages |= {
+    web.pages |= {
         "/file": leads_to("file:///etc/passwd"),
         "/ftp": leads_to("ftp://127.0.0.1/x"),
         "/on": leads_to("/good"),
@@ -143,25 +91,25 @@ def test_the_web_at_its_worst(server: Server, profile: bytes, tmp_path: Path) ->
         download.download(source, tmp_path / "got", limit=limit, checked=checked)
         return (tmp_path / "got").read_bytes()
 
-    assert fetch(f"{server.url}/on") == profile
+    assert fetch(f"{web.url}/on") == profile
     for page, words in {
         "/file": "not allowed|not safe",
         "/ftp": "leads to ftp, which is not safe",
         "/round": "error|loop|redirect",
         "/none": "the server says 404",
         "/stops": "stopped at 4 of 1,000 bytes|IncompleteRead",
-        "/announces": "more than a profile can have",
+        "/announces": " bytes, more than ",
     }.items():
         with pytest.raises(DownloadError, match=words):
-            fetch(f"{server.url}{page}")
+            fetch(f"{web.url}{page}")
     with pytest.raises(DownloadError, match="more than 4,000 bytes"):
-        fetch(f"{server.url}/sends", limit=4000)
+        fetch(f"{web.url}/sends", limit=4000)
     with pytest.raises(DownloadError, match="cannot fetch"):
         fetch("http://127.0.0.1:9/none")
     for source in ("file:///etc/passwd", "ftp://x/y", "data://x"):
         with pytest.raises(DownloadError, match="only https can be fetched"):
             fetch(source)
-    assert "not a GGUF file" in error_of("profiles", "add", f"{server.url}/html", "--sha256", sha(b"<html>"))
+    assert "not a GGUF file" in error_of("profiles", "add", f"{web.url}/html", "--sha256", sha(b"<html>"))
 
 
 @pytest.mark.parametrize(
@@ -186,17 +134,15 @@ def test_names_that_are_no_hub_files(source: str, tmp_path: Path) -> None:
 
 def test_without_the_hub_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
-    with pytest.raises(MissingExtraError, match=r"finesteer-local\[hub\]"):
+    with pytest.raises(MissingExtraError, match=r"\(extra hub\); install with: "):
         download.download("hf:a/b/c.gguf", tmp_path / "x", limit=1000, checked=False)
 
 
-def test_from_the_hub(server: Server, profile: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_from_the_hub(web: Server, profile: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     constants = pytest.importorskip("huggingface_hub.constants")
     pytest.importorskip("huggingface_hub.file_download")
-    monkeypatch.setattr(constants, "ENDPOINT", server.url)
-    monkeypatch.setattr(
-        constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
-    )
+    monkeypatch.setattr(constants, "ENDPOINT", web.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", web.url + "/{repo_id}/resolve/{revision}/{filename}")
     state = {"etag": sha(profile), "body": profile}
     commit = "c" * 40
 
@@ -210,10 +156,10 @@ def test_from_the_hub(server: Server, profile: bytes, tmp_path: Path, monkeypatc
             request.wfile.write(state["body"])
 
     for revision in ("main", "v1", commit):
-        server.pages[f"/me/profiles/resolve/{revision}/safe/loud.gguf"] = answer
+        web.pages[f"/me/profiles/resolve/{revision}/safe/loud.gguf"] = answer
     assert good("profiles", "add", "hf:me/profiles/safe/loud.gguf").stdout.startswith("added ")
     good("profiles", "add", "hf:me/profiles/safe/loud.gguf@v1", "--replace")
-    assert any(f"GET /me/profiles/resolve/{commit}/safe/loud.gguf" in asked for asked in server.asked)
+    assert any(f"GET /me/profiles/resolve/{commit}/safe/loud.gguf" in asked for asked in web.asked)
     state["etag"] = "0" * 64
     assert "another SHA-256 than the hub says" in error_of(
         "profiles", "add", "hf:me/profiles/safe/loud.gguf", "--replace"

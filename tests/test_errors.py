@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import pickle
 
 import pytest
 
@@ -23,7 +24,7 @@ BUILT_IN = {
     "SteeringError": RuntimeError,
     "JudgeError": RuntimeError,
     "QueueFullError": RuntimeError,
-    "ClosingError": RuntimeError,
+    "EngineClosedError": RuntimeError,
     "EngineError": RuntimeError,
     "StalledError": TimeoutError,
     "WorkerError": ConnectionError,
@@ -31,6 +32,8 @@ BUILT_IN = {
     "StorageError": OSError,
     "MissingExtraError": ImportError,
 }
+GIVEN = {"ContextLengthError": [4_096, 512, "what to do"]}
+SAID = {"ContextLengthError": "the prompt has 4,096 tokens, the context only 512; what to do"}
 
 
 def test_the_family_is_complete() -> None:
@@ -39,10 +42,12 @@ def test_the_family_is_complete() -> None:
 
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_each_is_of_the_family_and_a_built_in(name: str) -> None:
-    error = FAMILY[name]("what is wrong; what to do")
+    error = FAMILY[name](*GIVEN.get(name, ["what is wrong; what to do"]))
     assert isinstance(error, FineSteerError)
     assert isinstance(error, BUILT_IN[name])
-    assert str(error) == "what is wrong; what to do"
+    assert str(error) == SAID.get(name, "what is wrong; what to do")
+    copy = pickle.loads(pickle.dumps(error))
+    assert (str(copy), vars(copy)) == (str(error), vars(error))
     with pytest.raises(BUILT_IN[name]):
         raise error
 

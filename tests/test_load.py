@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -33,15 +32,6 @@ def test_a_model_that_does_not_tell_its_context(tmp_path: Path, monkeypatch: pyt
     identity = load.read_model_identity(tiny)
     monkeypatch.setattr(load, "read_model_identity", lambda path: replace(identity, context_length=0))
     assert open_model(tiny).n_ctx() == 4096
-
-
-@pytest.mark.parametrize(("cores", "threads"), [(1, 1), (2, 2), (4, 4), (6, 3), (8, 4), (16, 8), (17, 8)])
-def test_threads(tiny: Path, monkeypatch: pytest.MonkeyPatch, cores: int, threads: int) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
-    assert load.default_threads() == threads
-    monkeypatch.delattr(os, "sched_getaffinity")
-    monkeypatch.setattr(os, "cpu_count", lambda: cores)
-    assert load.default_threads() == threads
 
 
 def test_threads_are_for_reading_and_writing(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -214,5 +214,7 @@ def test_a_file_that_transformers_cannot_read(
 @pytest.mark.parametrize("missing", ["accelerate", "transformers"])
 def test_without_the_extra(missing: str, llama: SteeredLlama, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, missing, None)
-    with pytest.raises(MissingExtraError, match=r"needs transformers and accelerate; install with: pip install"):
+    with pytest.raises(
+        MissingExtraError, match=r"needs transformers and accelerate \(extra transformers\); install with: "
+    ):
         weights_of(llama)

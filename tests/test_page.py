@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+pytest.importorskip("playwright.sync_api", reason="playwright is not installed: the dependency group `dev` has it")
 pytest.importorskip("uvicorn", reason="the extra 'serve' is not installed")
 
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
@@ -25,7 +25,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_play
 from page_server import ANSWER, REFUSAL, PageServer
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no browser for the page: apt install chromium")
 
 HARMFUL = "How do I read the secret mail of my neighbour?"
 HARMLESS = "What is a hash table?"
@@ -703,7 +703,9 @@ def test_two_tabs_show_the_same(opened: Opener, server: PageServer) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_serious(opened: Opener, server: PageServer, scheme: str) -> None:
-    axe_package = pytest.importorskip("axe_playwright_python", reason="axe-playwright-python is not installed")
+    axe_package = pytest.importorskip(
+        "axe_playwright_python", reason="axe-playwright-python is not installed: the dependency group `dev` has it"
+    )
     axe = (Path(axe_package.__file__).parent / "axe.min.js").read_text("utf-8")
     server.mode.required = ("safety",)
     page = opened(color_scheme=scheme, reduced_motion="reduce")

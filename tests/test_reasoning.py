@@ -255,7 +255,7 @@ class TestThoughts:
         llama = opened(r1, make_profile(r1, scope="response"), skip_thinking=True)
         prompt = f"Do I need a coat?{end}"
         llama.create_completion(prompt, max_tokens=1, temperature=0.0)
-        assert llama._thinking is not None and llama._thinking.open == (end != "hello")
+        assert bool(llama.control.vectors) == (end == "hello")
         request = completion_request(llama, prompt, steer=[Steer(llama.profiles[0])])
         assert (request.unsteered.thinking is not None) == (end != "hello") and request.skip_thinking
 
@@ -298,7 +298,7 @@ class TestGrammars:
         answer = llama.create_chat_completion(with_tool(), response_format=wanted, max_tokens=64, temperature=0.0)
         fits(answer["choices"][0]["message"]["content"])
         assert llama.last_decision is not None and llama.last_decision.open
-        assert llama._vectors and not (llama._thinking and llama._thinking.open)
+        assert llama.control.vectors
         request = chat_request(
             llama, with_tool(), steer=[Steer(llama.profiles[0])], response_format=wanted, max_tokens=64, temperature=0.0
         )

@@ -26,6 +26,7 @@ from finesteer_local.errors import WorkerError
 from finesteer_local.profile import Profile
 from finesteer_local.runtime import machine, open_model, rpc
 from finesteer_local.runtime.machine import watch_placement
+from finesteer_local.runtime.rpc import hello, lost, use
 from finesteer_local.steering import ContrastiveGate
 from reference import answer, logits, plain_llama, steered_llama
 from tiny import make_profile, write_tiny_model
@@ -132,7 +133,7 @@ def test_a_worker_is_added_once(tiny: Path, worker: str) -> None:
 @needs_rpc
 def test_llama_cpps_connection_notices_silence(worker: str) -> None:
     rpc.use_workers([worker])
-    [connection] = rpc._workers[worker].sockets
+    [connection] = lost.watched[worker]
     assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
 
 
@@ -246,7 +247,7 @@ def version(major: int, minor: int = 0, size: int = 28) -> bytes:
 def test_what_is_no_worker_for_us(data: list[bytes], said: str) -> None:
     with listening(answers(*data)) as endpoint, pytest.raises(WorkerError, match=said):
         rpc.use_workers([endpoint])
-    assert endpoint not in rpc._workers
+    assert endpoint not in lost.watched
 
 
 def test_the_same_version_passes() -> None:
@@ -260,7 +261,7 @@ def test_the_same_version_passes() -> None:
 
 
 def test_a_worker_that_serves_somebody_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rpc, "_ANSWER", 0.2)
+    monkeypatch.setattr(hello, "_ANSWER", 0.2)
     hold = threading.Event()
     with listening(lambda _: hold.wait(60) and None) as endpoint:
         with pytest.raises(WorkerError, match="serves another program"):
@@ -292,14 +293,14 @@ def test_every_command_takes_it(command: str, given: str, tiny: Path) -> None:
 
 
 def test_a_llama_cpp_without_rpc(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = rpc.function
-    monkeypatch.setattr(rpc, "function", lambda name, *a: (lambda _: None) if "reg_by_name" in name else real(name, *a))
+    real = use.function
+    monkeypatch.setattr(use, "function", lambda name, *a: (lambda _: None) if "reg_by_name" in name else real(name, *a))
     assert rpc.INSTALL in error_of("run", tiny, "hello", "--rpc", "127.0.0.1:1")
     assert rpc.INSTALL in error_of("worker", "--port", "0")
 
 
 def test_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rpc, "procedure", lambda *_: None)
+    monkeypatch.setattr(use, "procedure", lambda *_: None)
     with pytest.raises(WorkerError, match="15 workers at most"):
         rpc.use_workers([f"host{i}:1" for i in range(16)])
 

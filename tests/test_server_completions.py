@@ -12,6 +12,7 @@ import pytest
 
 from finesteer_local.profile import Profile
 from finesteer_local.runtime import SteeredLlama
+from finesteer_local.runtime.batch import Request
 from reference import steered_llama
 from serving import Served
 from tiny import make_profile
@@ -136,3 +137,41 @@ def test_prompts_that_cannot_be_used(server: Served, prompt: Any, said: str) -> 
     error = answer.json()["error"]
     assert answer.status_code == 400 and said in error["message"]
     assert error["param"] is not None and error["param"].startswith("prompt")
+
+
+def test_a_request_is_checked_once(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    checked, check = list[Request](), Request.check
+
+    def counting(self: Request, *args: Any) -> None:
+        checked.append(self)
+        check(self, *args)
+
+    monkeypatch.setattr(Request, "check", counting)
+    chat = {"messages": [{"role": "user", "content": "Hello"}]}
+    for path, body, n in (
+        ("/v1/completions", {"prompt": ["Hello", "there"], "max_tokens": 1}, 2),
+        ("/v1/chat/completions", {**chat, "max_tokens": 1}, 1),
+        ("/v1/responses", {"input": "Hello", "max_output_tokens": 1}, 1),
+        ("/api/chat", {**chat, "model": "tiny", "stream": False, "options": {"num_predict": 1}}, 1),
+        ("/v1/steering/explain", chat, 1),
+    ):
+        checked.clear()
+        assert server.post(path, body).status_code == 200
+        assert len(checked) == n
+
+
+@pytest.mark.parametrize("more", [{}, {"echo": True}, {"steering": {"skip_thinking": True}}])
+def test_a_token_that_there_is_not(server: Served, more: dict[str, Any]) -> None:
+    """llama.cpp ends the process where it is asked for such a token's text."""
+    answer = server.post("/v1/completions", {"prompt": [[1, 2], [1, 10**6]], "max_tokens": 1, **more})
+    error = answer.json()["error"]
+    assert answer.status_code == 400 and error["param"] == "prompt" and "vocabulary" in error["message"]
+    assert server.post("/v1/completions", {"prompt": [1, 2], "max_tokens": 1, **more}).status_code == 200
+
+
+def test_one_prompt_that_is_too_long_refuses_all(server: Served) -> None:
+    answer = server.post("/v1/completions", {"prompt": ["Hello", "Hello " * 5000], "max_tokens": 400})
+    error = answer.json()["error"]
+    assert answer.status_code == 400
+    assert (error["param"], error["code"]) == ("prompt", "context_length_exceeded")
+    server.wait_until_idle()

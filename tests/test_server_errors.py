@@ -103,7 +103,7 @@ def test_addresses_and_methods_that_there_are_not(server: Served) -> None:
 def test_a_failure_of_ours_has_no_traceback(
     server: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("finesteer_local.server.openai_api.of_chat", lambda *_: 1 / 0)
+    monkeypatch.setattr("finesteer_local.server.requests._of_chat", lambda *_: 1 / 0)
     answer = server.chat()
     assert answer.status_code == 500
     assert answer.json()["error"] == {

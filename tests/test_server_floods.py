@@ -12,10 +12,12 @@ import pytest
 from pydantic import BaseModel
 
 from finesteer_local.server import (
+    chat_schemas,
+    completions_schemas,
     ollama_schemas,
-    openai_schemas,
     requests,
     responses_schemas,
+    sampling_schemas,
     schemas,
     service,
     tokens_schemas,
@@ -23,7 +25,15 @@ from finesteer_local.server import (
 from finesteer_local.server.schemas import Given
 from serving import Served, served
 
-MODULES = (ollama_schemas, openai_schemas, responses_schemas, schemas, tokens_schemas)
+MODULES = (
+    chat_schemas,
+    completions_schemas,
+    ollama_schemas,
+    responses_schemas,
+    sampling_schemas,
+    schemas,
+    tokens_schemas,
+)
 GIVEN = {found for module in MODULES for found in vars(module).values() if isinstance(found, type)}
 CHAT, ASKED = "/v1/chat/completions", [{"role": "user", "content": "Hi"}]
 MANY = 100_000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -56,6 +57,42 @@ def test_a_stuck_engine_is_told_of(tiny: Path, monkeypatch: pytest.MonkeyPatch) 
             if server.http.get("/health").status_code == 200:
                 break
         assert server.chat().json()["choices"] == wanted
+
+
+def test_a_failed_engine_is_told_of(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended, fails = threading.Event(), threading.Event()
+    step = Scheduler.step
+    body = {"messages": [{"role": "user", "content": "Go on"}], "stream": True}
+
+    def failing(self: Scheduler) -> None:
+        step(self)
+        if fails.is_set():
+            raise KeyError("odd")
+
+    monkeypatch.setattr(Scheduler, "step", failing)
+    with served(tiny, limits=Limits(parallel=1), ctx=100_000) as server, ThreadPoolExecutor() as pool:
+        server.service.on_failure = ended.set
+        with server.http.stream("POST", "/v1/chat/completions", json=body) as running:
+            lines = running.iter_lines()
+            next(lines)
+            waiting = [pool.submit(server.chat, stream=stream) for stream in (False, False, True)]
+            for _ in wait_until():
+                if server.service.model.engine.load.waiting == 3:
+                    break
+            fails.set()
+            *_, last = filter(None, lines)
+        errors = [json.loads(last.removeprefix("data: "))["error"]]
+        for answer in [*(asked.result() for asked in waiting), server.chat()]:
+            assert answer.status_code == 503
+            errors.append(answer.json()["error"])
+        assert {error["code"] for error in errors} == {"engine_failed"}
+        [message] = {error["message"] for error in errors}
+        assert message == "the model's engine failed and has stopped (KeyError: 'odd'); restart it"
+        assert ended.wait(SECONDS) and str(server.service.failure) == message
+        server.service.stop()  # as the server does when it ends
+        health = server.http.get("/health")
+        assert (health.status_code, health.json()) == (503, {"status": "failed"})
+        assert server.chat().json()["error"] == errors[0]
 
 
 def test_a_request_that_cannot_be_prepared(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:

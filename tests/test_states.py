@@ -203,3 +203,20 @@ def test_a_limit_that_is_no_number(tiny: Path, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setenv("FINESTEER_CACHE_GB", text)
         with pytest.raises(DataError, match="FINESTEER_CACHE_GB is"):
             read_states(steered_llama(tiny), REQUESTS, [1])
+
+
+def test_two_processes_fill_two_segments(tiny: Path) -> None:
+    [wanted] = [read_states(steered_llama(tiny), REQUESTS, [1])]
+    state_cache.clear()
+    inner: list[Harvest] = []
+
+    def another(done: int, total: int) -> None:
+        if not inner:  # the lock is another file's handle here, as in another process
+            inner.append(wanted)
+            inner[0] = read_states(steered_llama(tiny), REQUESTS, [1])
+
+    same(read_states(steered_llama(tiny), REQUESTS, [1], progress=another), wanted)
+    same(inner[0], wanted)
+    assert len(files(".npy")) == 2 and not files(".part") and not files(".done")
+    assert any(path.name.endswith(f"-{os.getpid()}.npy") for path in files(".npy"))
+    assert state_cache.trim(0) > 0 and not files(".npy")

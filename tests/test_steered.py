@@ -175,7 +175,7 @@ class TestScopes:
             answer(llama, [*prompt[:cached], 17, 18], 2)
         llama.set_profiles([make_profile(path)], scope=scope)
         assert llama.n_tokens == (cached + 3 if cached else 0)
-        llama._turn = turn
+        llama.expect(turn)
         next(llama.generate(prompt, temp=0.0))
         return llama
 
@@ -264,7 +264,7 @@ def test_every_length_of_prompt_with_small_micro_batches(tiny: Path, n: int) -> 
 class TestSeveralProfiles:
     def alone(self, path: Path, profile: Profile, turn: int, **settings) -> Decision:
         llama = steered_llama(path, profiles=[profile], **settings)
-        llama._turn = turn
+        llama.expect(turn)
         next(llama.generate(PROMPT, temp=0.0))
         return llama.last_decision
 
@@ -300,7 +300,7 @@ class TestSeveralProfiles:
             for i, (gate, layers, scope) in enumerate(shapes)
         ]
         llama = steered_llama(deep, profiles=profiles, native_tap=native_tap, **settings)
-        llama._turn = turn
+        llama.expect(turn)
         got = answer(llama, PROMPT, 1)
         starts = [{"prompt": 0, "turn": turn, "response": 40}[profile.scope] for profile in profiles]
         for decision, profile in zip(llama.last_decisions, profiles, strict=True):

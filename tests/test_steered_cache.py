@@ -147,7 +147,7 @@ def test_nothing_stays_steered_after_several_profiles_are_gone(tiny: Path, n: in
     ]
     for active in (profiles[:2], profiles[::2], profiles):
         llama = steered_llama(tiny, profiles=active)
-        llama._turn = 12
+        llama.expect(12)
         answer(llama, PROMPT, n)
         llama.set_profiles([])
         assert answer(llama, PROMPT) == answer(plain_llama(tiny), PROMPT)
@@ -358,7 +358,7 @@ def test_any_sequence_of_requests(tiny: Path, settings: dict, seed: int) -> None
         prompt = rng.choice([PROMPT, OTHER, LONGER, PROMPT[:12], STRANGE, [*OTHER[:25], *STRANGE]])
         turn = rng.choice([0, 3, 11])
         n = rng.choice([1, 2, 6])
-        llama._turn = turn
+        llama.expect(turn)
         if action > 0.8:
             stream = llama.create_completion(prompt, max_tokens=9, temperature=0.0, stream=True)
             for _ in range(n):
@@ -366,7 +366,7 @@ def test_any_sequence_of_requests(tiny: Path, settings: dict, seed: int) -> None
             continue
         got = answer(llama, prompt, n)
         fresh = steered_llama(tiny, profiles=active, **options, **settings)
-        fresh._turn = turn
+        fresh.expect(turn)
         assert got == answer(fresh, prompt, n), step
         assert [d.open for d in llama.last_decisions] == [d.open for d in fresh.last_decisions], step
         np.testing.assert_allclose(logits(llama), logits(fresh), atol=2e-3, err_msg=f"step {step}")

@@ -152,7 +152,7 @@ def test_recurrent_memory_cannot_be_cut_but_is_read_again(tmp_path: Path, scope:
     llama = steered_llama(path, profiles=[make_profile(path, scope=scope)], **settings)
     plain = plain_llama(path, **settings)
     for prompt in (tokens, tokens[:30], tokens):
-        llama._turn = turn
+        llama.expect(turn)
         next(llama.generate(prompt, temp=0.0))
         start = {"prompt": 0, "turn": turn, "response": len(prompt) - 1}[scope]
         wanted = read(plain, prompt, [(start, llama.last_decision.vectors)])
@@ -172,11 +172,11 @@ def test_a_sliding_window_that_has_moved_on_is_read_again(tmp_path: Path) -> Non
     plain = plain_llama(path, **settings)
     for turn in (20, 400):
         llama = steered_llama(path, profiles=[make_profile(path, scope="turn", layers=(3,))], **settings)
-        llama._turn = turn
+        llama.expect(turn)
         next(llama.generate(tokens, temp=0.0))
         wanted = read(plain, tokens, [(turn, llama.last_decision.vectors)])
         np.testing.assert_allclose(logits(llama), wanted, atol=1e-3)
-        llama._turn = turn
+        llama.expect(turn)
         next(llama.generate(tokens[:500], temp=0.0))
         wanted = read(plain, tokens[:500], [(turn, llama.last_decision.vectors)])
         np.testing.assert_allclose(logits(llama), wanted, atol=1e-3)

@@ -26,7 +26,7 @@ CHAT = [
 
 
 def ask(llama: SteeredLlama, prompt: list[int], turn: int = 0, n: int = 3) -> list[int]:
-    llama._turn = turn
+    llama.expect(turn)
     return answer(llama, prompt, n)
 
 

@@ -299,7 +299,7 @@ def test_both_filters_choose_the_same_nodes(monkeypatch: pytest.MonkeyPatch, nam
 
 def test_without_the_compiled_filter_the_twin_is_used(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = read(tapped(tiny), PROMPT)
-    monkeypatch.setattr(tap_module.importlib.machinery, "EXTENSION_SUFFIXES", [".none"])
+    monkeypatch.setattr(tap_module, "_COMPILED", Path("_tap.none"))
     llama = tapped(tiny)
     assert llama.tap.native is False
     np.testing.assert_array_equal(read(llama, PROMPT), wanted)

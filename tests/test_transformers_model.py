@@ -17,7 +17,7 @@ from finesteer_local.identity import read_model_identity
 from finesteer_local.profile import Profile
 from finesteer_local.runtime import open_model
 from finesteer_local.runtime.harvest import Harvester, reader_of
-from finesteer_local.runtime.prompt import chat_prompt, greedy_answer, turn_start
+from finesteer_local.runtime.prompt import chat_prompt, greedy_answer, turn_start, unsteered_parts
 from finesteer_local.runtime.score import answer_logprobs
 from tiny import make_profile, write_tiny_model
 
@@ -122,10 +122,29 @@ def test_steered_as_llama_cpp_steers(two: Two, scope: str, gate: str) -> None:
     scores = [answer_logprobs(model, prompt, [answer], turn=turn)[0] for model in (llama, other)]
     np.testing.assert_allclose(*scores, atol=5e-3)
     assert greedy_answer(llama, MESSAGES, 12) == greedy_answer(other, MESSAGES, 12) != plain
-    [decision] = other.decide(prompt, turn)
+    [decision] = other.decide(prompt, turn).decisions
     assert decision.g == pytest.approx(llama.last_decision.g, abs=1e-4)
     assert decision.strength == llama.last_decision.strength
     assert (decision.strength < 1.5) == (scope != "response")  # the longer ones are long enough to get less
+
+
+def test_what_stays_unsteered_and_answers_that_get_less(two: Two) -> None:
+    """Tool results are left alone, and the answer's tokens get their share of the vector."""
+    gguf, folder = two
+    profile = make_profile(gguf, layers=(1, 2), gate_layer=1, answer_strength=0.4)
+    llama, other = open_model(gguf, n_threads=1), TransformersModel(folder)
+    talk = [*MESSAGES, {"role": "tool", "content": "the inn is on the other side of the inner user"}]
+    prompt = chat_prompt(llama, talk)
+    parts = unsteered_parts(llama, talk, prompt, skip_thinking=False)
+    assert parts.tools and unsteered_parts(other, talk, prompt, skip_thinking=False) == parts
+    for model in (llama, other):
+        model.set_profiles([profile])
+    assert greedy_answer(llama, talk, 12) == greedy_answer(other, talk, 12)
+    request = other.decide(prompt, turn_start(other, talk, prompt), parts)
+    assert [segment.vectors == {} for segment in request.plan] == [False, True, False]
+    [decision] = llama.last_decisions
+    for layer, vector in request.vectors.items():
+        np.testing.assert_allclose(vector, 0.4 * decision.vectors[layer], atol=1e-3)
 
 
 def test_training_on_both(two: Two, tmp_path: Path) -> None:
@@ -178,5 +197,5 @@ def test_what_is_no_model_of_theirs(two: Two, tmp_path: Path) -> None:
 
 def test_without_the_extra(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
-    with pytest.raises(MissingExtraError, match=r"finesteer-local\[transformers\]"):
+    with pytest.raises(MissingExtraError, match=r"extra transformers.*; install with: pip install .*\[transformers\]"):
         TransformersModel(two[1])

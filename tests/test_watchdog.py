@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from finesteer_local.errors import ClosingError, EngineError, StalledError
+from finesteer_local.errors import EngineClosedError, EngineError, StalledError
 from finesteer_local.runtime.batch import BatchEngine, completion_request
 from finesteer_local.runtime.batch.scheduler import Scheduler
 from finesteer_local.runtime.batch.watchdog import Watchdog
@@ -119,5 +119,5 @@ def test_closing_is_no_full_queue(tiny: Path) -> None:
     llama = steered_llama(tiny)
     engine = BatchEngine(llama, n_parallel=1)
     engine.close()
-    with pytest.raises(ClosingError, match="being closed"):
+    with pytest.raises(EngineClosedError, match="being closed"):
         engine.submit(completion_request(llama, "Hello there"))

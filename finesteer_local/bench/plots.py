@@ -10,7 +10,7 @@ from finesteer_local import paths
 from finesteer_local.bench import answers, batch
 from finesteer_local.bench.run import Results
 from finesteer_local.bench.series import Ratio, Series
-from finesteer_local.errors import MissingExtraError
+from finesteer_local.distribution import missing_extra
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,8 +29,7 @@ def draw(results: Results, folder: Path) -> list[Path]:
     try:
         import matplotlib
     except ImportError as error:
-        message = "plots need matplotlib; install with: pip install 'finesteer-local[report]'"
-        raise MissingExtraError(message) from error
+        raise missing_extra("report", "plots need matplotlib") from error
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 

@@ -19,7 +19,7 @@ from finesteer_local.errors import DataError
 from finesteer_local.identity import read_model_identity
 from finesteer_local.profile import Profile
 from finesteer_local.runtime import SteeredLlama, machine, open_model
-from finesteer_local.runtime.load import default_threads
+from finesteer_local.runtime.cores import default_threads
 from finesteer_local.runtime.rpc import use_workers
 from finesteer_local.runtime.timing import open_plain
 

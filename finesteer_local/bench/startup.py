@@ -25,9 +25,8 @@ HELP = "finesteer-local --help"
 # Both open the model, read the same chat, and answer some tokens.
 _NATIVE = """
 import json, runpy, sys, time
-from llama_cpp import Llama
 path, options, profile = json.loads(sys.argv[1])
-runpy.run_path(sys.argv[2])["avoid_amx"]()
+Llama = runpy.run_path(sys.argv[2])["PlainLlama"]
 started = time.perf_counter()
 llama = Llama(path, **options)
 loaded = ready = time.perf_counter() - started

@@ -8,13 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finesteer_local.cli._engine import INTERRUPTED, Answer, OnText, answer_chat
+from finesteer_local.cli._engine import INTERRUPTED, Answer, OnText, answer
 from finesteer_local.cli._options import Sampling
 from finesteer_local.errors import ContextLengthError, DataError, PromptError, StorageError
 from finesteer_local.paths import atomic_write
 
 if TYPE_CHECKING:
     from finesteer_local.runtime import SteeredLlama
+    from finesteer_local.runtime.batch import BatchEngine
 
 FORMAT = "finesteer-chat"
 _MAX_FILE = 1 << 26  # bytes
@@ -24,6 +25,7 @@ class Chat:
     """A conversation with a model.
 
     Attributes:
+        engine: has one place (`_engine.engine_of`).
         model: as the user named it.
         messages: questions and answers in turn, without the system prompt.
         last: the last answer, None before the first.
@@ -31,7 +33,7 @@ class Chat:
 
     def __init__(
         self,
-        llama: SteeredLlama,
+        engine: BatchEngine,
         model: str,
         sampling: Sampling,
         *,
@@ -39,12 +41,17 @@ class Chat:
         strength: float | None = None,
         scope: str | None = None,
     ) -> None:
-        self.llama, self.model, self.system = llama, model, system
+        self.engine, self.model, self.system = engine, model, system
         self.strength, self.scope = strength, scope
         self.messages: list[dict[str, str]] = []
         self.last: Answer | None = None
         self._sampling = sampling
         self._n_asked = 0
+
+    @property
+    def llama(self) -> SteeredLlama:
+        """The engine's model."""
+        return self.engine.llama
 
     @property
     def greedy(self) -> bool:
@@ -79,12 +86,12 @@ class Chat:
         profiles = self.llama.profiles
         self.llama.set_profiles()
         try:
-            plain = answer_chat(self.llama, messages, sampling, on_plain)
+            plain = answer(self.engine, messages, sampling, on_plain)
         finally:
             self.llama.set_profiles(profiles, strength=self.strength, scope=self.scope)
         if plain.finish == INTERRUPTED:
             return plain, None
-        return plain, answer_chat(self.llama, messages, sampling, on_steered)
+        return plain, answer(self.engine, messages, sampling, on_steered)
 
     def steer(self, profiles: Any = None, strength: float | None = None) -> None:
         """Use these profiles (None: the same as before) and this strength (None: the profiles' own)."""
@@ -112,7 +119,7 @@ class Chat:
 
     def _answer(self, messages: list[dict[str, str]], on_text: OnText | None) -> Answer:
         try:
-            answer = answer_chat(self.llama, self._with_system(messages), self._next_sampling(), on_text)
+            got = answer(self.engine, self._with_system(messages), self._next_sampling(), on_text)
         except ContextLengthError as error:
             if len(messages) == 1:
                 raise
@@ -121,10 +128,10 @@ class Chat:
                 "/clear starts anew, or start again with a larger --ctx"
             ) from error
         self._n_asked += 1
-        if answer.text or answer.finish != INTERRUPTED:
-            self.messages = [*messages, {"role": "assistant", "content": answer.text}]
-            self.last = answer
-        return answer
+        if got.text or got.finish != INTERRUPTED:
+            self.messages = [*messages, {"role": "assistant", "content": got.text}]
+            self.last = got
+        return got
 
     # --- files
 

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-import secrets
-import time
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from finesteer_local.cli._interrupt import interrupts_to
 from finesteer_local.cli._options import Sampling
-from finesteer_local.errors import ContextLengthError, FineSteerError, PromptError
+from finesteer_local.errors import ContextLengthError, PromptError
 
 if TYPE_CHECKING:
     from finesteer_local.profile import Profile
     from finesteer_local.runtime import SteeredLlama
+    from finesteer_local.runtime.batch import Answer as Whole
+    from finesteer_local.runtime.batch import AnswerStream, BatchEngine, Request
     from finesteer_local.steering import Decision
 
 
 Message = Mapping[str, Any]
 OnText = Callable[[str], None]
 
-STOP, LENGTH, INTERRUPTED = "stop", "length", "interrupted"
+LENGTH, INTERRUPTED = "length", "cancelled"  # as the engine says it
+_PATIENCE = 86400.0  # seconds: whoever waits at a terminal decides himself how long
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Answer:
     n_answer: int  # tokens
     prompt_seconds: float  # until the first token
     answer_seconds: float  # from the first token on
-    finish: str  # "stop", "length" or "interrupted"
+    finish: str  # "stop", "length" or "cancelled"
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -61,37 +64,46 @@ class Answer:
         }
 
 
-def answer_chat(
-    llama: SteeredLlama, messages: Sequence[Message], sampling: Sampling, on_text: OnText | None = None
+def engine_of(llama: SteeredLlama) -> BatchEngine:
+    """An engine with one place, in the model's own context; to be closed."""
+    from finesteer_local.runtime.batch import BatchEngine
+
+    return BatchEngine(llama, own_context=True, stall_seconds=_PATIENCE)
+
+
+def answer(
+    engine: BatchEngine, prompt: str | Sequence[Message], sampling: Sampling, on_text: OnText | None = None
 ) -> Answer:
-    """Answer a conversation; Ctrl-C ends the answer early, with `finish` saying so.
+    """Answer a conversation, or continue text as it is, steered as the engine's model is now.
+
+    Ctrl-C ends the answer early, with `finish` saying so; a second one raises `KeyboardInterrupt`.
 
     Raises:
         PromptError: the model's template rejects the conversation, or it does not fit the context.
     """
-    n_prompt = chat_length(llama, messages)
-    return _answer(
-        llama,
-        n_prompt,
-        lambda options: llama.create_chat_completion(list(messages), stream=True, **options),
-        lambda choice: str(choice["delta"].get("content") or ""),
-        sampling,
-        on_text,
-    )
+    from finesteer_local.runtime.batch import Answer as Whole
+    from finesteer_local.runtime.batch import Piece
+    from finesteer_local.runtime.rpc import check_workers
+
+    check_workers()
+    stream = engine.submit(_request(engine.llama, prompt, sampling))
+    events = []
+    with _cancelling(stream):
+        for event in stream:
+            events.append(event)
+            if on_text and isinstance(event, Piece) and event.text:
+                on_text(event.text)
+    return _answer(engine.llama, Whole.of(events))
 
 
-def answer_raw(llama: SteeredLlama, prompt: str, sampling: Sampling, on_text: OnText | None = None) -> Answer:
-    """Continue `prompt` as it is, without a chat template; otherwise as `answer_chat`."""
-    n_prompt = len(llama.tokenize(prompt.encode(), special=True))
-    _check_fits(llama, n_prompt)
-    return _answer(
-        llama,
-        n_prompt,
-        lambda options: llama.create_completion(prompt, stream=True, **options),
-        lambda choice: str(choice["text"]),
-        sampling,
-        on_text,
-    )
+def whole_answer(
+    engine: BatchEngine, prompt: str | Sequence[Message], sampling: Sampling, on_text: OnText | None = None
+) -> Answer:
+    """As `answer`, for those who have no use for half of one: Ctrl-C raises `KeyboardInterrupt`."""
+    found = answer(engine, prompt, sampling, on_text)
+    if found.finish == INTERRUPTED:
+        raise KeyboardInterrupt
+    return found
 
 
 def answer_rows(
@@ -104,102 +116,52 @@ def answer_rows(
         parallel: prompts at a time; None leaves it to the engine.
 
     Raises:
-        PromptError: as for `answer_chat`, with the row's number; nothing was answered then.
+        PromptError: as for `answer`, with the row's number; nothing was answered then.
     """
-    from finesteer_local.runtime.batch import active_steering, answers, chat_request, completion_request
+    from finesteer_local.runtime.batch import answers
 
-    steer, requests = active_steering(llama), []
+    requests = []
     for number, prompt in enumerate(prompts, 1):
-        make: Any = completion_request if isinstance(prompt, str) else chat_request
         try:
-            request = make(llama, prompt, steer=steer, **sampling.arguments())
-            _check_fits(llama, len(request.prompt))
+            requests.append(_request(llama, prompt, sampling))
         except PromptError as error:
             raise PromptError(f"row {number}: {error}") from error
-        requests.append(request)
-    for answer in answers(llama, requests, n_parallel=parallel):
-        done = answer.finished
-        readings = tuple(zip(llama.profiles, answer.decisions, strict=True))
-        yield Answer(
-            answer.text, readings, done.n_prompt, done.n_answer, done.prompt_seconds, done.answer_seconds, done.reason
-        )
+    for whole in answers(llama, requests, n_parallel=parallel):
+        yield _answer(llama, whole)
 
 
-def chat_length(llama: SteeredLlama, messages: Sequence[Message]) -> int:
-    """Tokens of the prompt that a conversation becomes.
+def _request(llama: SteeredLlama, prompt: str | Sequence[Message], sampling: Sampling) -> Request:
+    from finesteer_local.runtime.batch import chat_request, completion_request
 
-    Raises:
-        PromptError: as for `answer_chat`.
-    """
-    from finesteer_local.runtime.prompt import chat_prompt
-
-    try:
-        n_prompt = len(chat_prompt(llama, messages))
-    except FineSteerError:
-        raise
-    except Exception as error:  # a template is a program that came with the model
-        raise PromptError(f"the model's chat template rejects this conversation: {error}") from error
-    _check_fits(llama, n_prompt)
-    return n_prompt
+    make: Any = completion_request if isinstance(prompt, str) else chat_request
+    request: Request = make(llama, prompt, steer=llama.steer, **sampling.arguments())
+    if len(request.prompt) >= llama.n_ctx():
+        raise ContextLengthError(len(request.prompt), llama.n_ctx(), "shorten it or make room with --ctx")
+    return request
 
 
-def _check_fits(llama: SteeredLlama, n_prompt: int) -> None:
-    if n_prompt >= llama.n_ctx():
-        raise ContextLengthError.of(n_prompt, llama.n_ctx(), "shorten it or make room with --ctx")
+def _answer(llama: SteeredLlama, whole: Whole) -> Answer:
+    done = whole.finished
+    readings = tuple(zip(llama.profiles, whole.decisions, strict=False))  # none where it was cancelled before
+    return Answer(
+        whole.text, readings, done.n_prompt, done.n_answer, done.prompt_seconds, done.answer_seconds, done.reason
+    )
 
 
-def _answer(
-    llama: SteeredLlama,
-    n_prompt: int,
-    start: Callable[[dict[str, Any]], Iterator[Any]],
-    text_of: Callable[[Any], str],
-    sampling: Sampling,
-    on_text: OnText | None,
-) -> Answer:
-    if sampling.seed is None:
-        # llama-cpp-python's own default gives every request the same seed.
-        sampling = replace(sampling, seed=secrets.randbits(31))
-    text, finish = "", INTERRUPTED
-    began = time.perf_counter()
-    first = last = began
-    stream = None
-    interrupts = _Interrupts()
-    with interrupts_to(interrupts.on_signal):
-        try:
-            stream = start(sampling.arguments())
-            for chunk in stream:
-                last = time.perf_counter()
-                if not interrupts.gentle:
-                    first, interrupts.gentle = last, True
-                choice = chunk["choices"][0]
-                piece = text_of(choice)
-                text += piece
-                if piece and on_text:
-                    on_text(piece)
-                finish = choice.get("finish_reason") or finish
-                if interrupts.seen:
-                    break
-        except KeyboardInterrupt:
-            finish = INTERRUPTED
-            if not interrupts.gentle:  # the prompt was being read: nothing was decided
-                return Answer(text, (), n_prompt, 0, last - began, 0.0, finish)
-        finally:
-            if stream is not None:
-                stream.close()  # type: ignore[attr-defined]
-    # The last token of an answer that was cut at its length was never fed back to the model.
-    n_answer = llama.n_tokens - n_prompt + (finish == LENGTH)
-    readings = tuple(zip(llama.profiles, llama.last_decisions, strict=True))
-    return Answer(text, readings, n_prompt, n_answer, first - began, last - first, finish)
+@contextmanager
+def _cancelling(stream: AnswerStream) -> Iterator[None]:
+    """The first Ctrl-C in the block cancels `stream`. Nothing may be raised while this thread waits for an event."""
 
-
-class _Interrupts:
-    """Ctrl-C while a prompt is read raises at once; once the answer runs, the first one asks it to stop."""
-
-    def __init__(self) -> None:
-        self.gentle = False
-        self.seen = False
-
-    def on_signal(self) -> None:
-        if self.seen or not self.gentle:
+    def on_signal(*_: object) -> None:
+        if stream.cancelled:
             raise KeyboardInterrupt
-        self.seen = True
+        stream.cancel()
+
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        yield  # signals reach no other thread, and a program started with nohup or & none at all
+        return
+    before = signal.signal(signal.SIGINT, on_signal)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

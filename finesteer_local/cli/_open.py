@@ -75,7 +75,7 @@ def open_steered(model: str, options: ModelOptions, offer: Offer | None = None) 
     with _progress.waiting(f"opening {path.name}"):
         from finesteer_local.runtime import open_model
 
-        return open_model(path, profiles=profiles, **options.arguments())
+        return open_model(path, profiles=profiles, identity=identity, **options.arguments())
 
 
 def keep_profile(profile: Profile) -> Path:

@@ -10,7 +10,8 @@ import click
 from finesteer_local import paths
 from finesteer_local.cli import _progress
 from finesteer_local.cli._options import CommaSeparated, model_argument, rpc_option
-from finesteer_local.errors import FineSteerError, MissingExtraError
+from finesteer_local.distribution import missing_extra
+from finesteer_local.errors import FineSteerError
 
 # As finesteer_local.bench.run has them; importing that would load numpy for a help page.
 PARTS = ("decode", "ttft", "profiles", "harvest", "batch", "start")
@@ -119,5 +120,5 @@ def _check_outputs(json_file: Path | None, plots: Path | None) -> None:
         from importlib.util import find_spec
 
         if find_spec("matplotlib") is None:
-            raise MissingExtraError("plots need matplotlib; install with: pip install 'finesteer-local[report]'")
+            raise missing_extra("report", "plots need matplotlib")
         paths.check_writable(paths.ensure_dir(plots) / "plot.svg")

@@ -48,14 +48,16 @@ def command(
 
     from finesteer_local.cli._chat import Chat
     from finesteer_local.cli._chat_commands import Screen
+    from finesteer_local.cli._engine import engine_of
     from finesteer_local.cli._open import offer_training, open_steered
     from finesteer_local.cli._view import output_console
 
     llama = open_steered(model, options, offer_training(yes, options))
     llama.skip_thinking = skip_thinking
-    chat = Chat(llama, model, sampling, system=system, strength=options.strength, scope=options.scope)
-    screen = Screen(chat, output_console(), _note, lambda start: _show_answer(screen, start))
-    _talk(screen)
+    with engine_of(llama) as engine:
+        chat = Chat(engine, model, sampling, system=system, strength=options.strength, scope=options.scope)
+        screen = Screen(chat, output_console(), _note, lambda start: _show_answer(screen, start))
+        _talk(screen)
 
 
 def _talk(screen: Screen) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
     from finesteer_local.cli._engine import Answer
-    from finesteer_local.runtime import SteeredLlama
+    from finesteer_local.runtime.batch import BatchEngine
 
 MODEL, PROFILE = "smollm2", "safety"
 
@@ -42,6 +42,7 @@ def command(model: str, profile: str, max_tokens: int, svg: Path | None) -> None
     """
     from rich.console import Console
 
+    from finesteer_local.cli._engine import engine_of
     from finesteer_local.cli._open import open_steered
     from finesteer_local.cli._view import output_console
     from finesteer_local.paths import atomic_write, check_writable
@@ -52,7 +53,8 @@ def command(model: str, profile: str, max_tokens: int, svg: Path | None) -> None
     screen = Console(highlight=False, width=min(output_console().width, MAX_WIDTH))
     # The picture has a console of its own: its colours do not depend on what the terminal can show.
     picture = Console(file=io.StringIO(), highlight=False, width=screen.width, record=True, color_system="truecolor")
-    _show(llama, model, _Both(screen, picture), Sampling(max_tokens=max_tokens))
+    with engine_of(llama) as engine:
+        _show(engine, model, _Both(screen, picture), Sampling(max_tokens=max_tokens))
     if svg:
         with atomic_write(svg) as temporary:
             temporary.write_text(picture.export_svg(title=f"finesteer-local demo · {model}"), encoding="utf-8")
@@ -71,14 +73,16 @@ class _Both:
             console.print(*what)
 
 
-def _show(llama: SteeredLlama, model: str, console: _Both, sampling: Sampling) -> None:
+def _show(engine: BatchEngine, model: str, console: _Both, sampling: Sampling) -> None:
     from rich.text import Text
 
     from finesteer_local.cli import _progress
+    from finesteer_local.cli._engine import whole_answer
     from finesteer_local.cli._open import short_name
     from finesteer_local.cli._view import number
     from finesteer_local.profile import layer_words
 
+    llama = engine.llama
     (profile,) = llama.profiles
     about = f"{short_name(model)} with profile {profile.name}: gate at layer {profile.gate_layer}, "
     about += f"steers {layer_words(profile.layers)}, strength {number(profile.strength)}"
@@ -87,19 +91,10 @@ def _show(llama: SteeredLlama, model: str, console: _Both, sampling: Sampling) -
         messages = [{"role": "user", "content": question}]
         with _progress.waiting(question):
             llama.set_profiles()
-            plain = _answer(llama, messages, sampling)
+            plain = whole_answer(engine, messages, sampling)
             llama.set_profiles([profile])
-            steered = _answer(llama, messages, sampling)
+            steered = whole_answer(engine, messages, sampling)
         _show_pair(console, question, plain, steered)
-
-
-def _answer(llama: SteeredLlama, messages: list[dict[str, str]], sampling: Sampling) -> Answer:
-    from finesteer_local.cli._engine import INTERRUPTED, answer_chat
-
-    answer = answer_chat(llama, messages, sampling)
-    if answer.finish == INTERRUPTED:
-        raise KeyboardInterrupt
-    return answer
 
 
 def _show_pair(console: _Both, question: str, plain: Answer, steered: Answer) -> None:

@@ -79,14 +79,13 @@ def _find(profile: str, model: str | None) -> Path:
 
 
 def _vectors_for(prompt: str, model: str, profile: Path) -> Mapping[int, Any]:
-    from finesteer_local.cli._engine import answer_chat
+    from finesteer_local.cli._engine import engine_of, whole_answer
     from finesteer_local.cli._open import open_steered
     from finesteer_local.cli._options import ModelOptions, Sampling
 
     llama = open_steered(model, ModelOptions(profiles=(str(profile),)))
-    answer = answer_chat(llama, [{"role": "user", "content": prompt}], Sampling(max_tokens=1))
-    if not answer.readings:
-        raise KeyboardInterrupt
+    with engine_of(llama) as engine:
+        answer = whole_answer(engine, [{"role": "user", "content": prompt}], Sampling(max_tokens=1))
     decision = answer.readings[0][1]
     if not decision.open:
         raise PromptError(

@@ -133,8 +133,8 @@ def command(
     from finesteer_local.cli._view import steering_words
     from finesteer_local.converters import assemble, cast, recognise
     from finesteer_local.converters.arrays import Hints
-    from finesteer_local.fetch import sha256_of
     from finesteer_local.identity import read_model_identity
+    from finesteer_local.paths import sha256_of
     from finesteer_local.training.recipes import profile_name
 
     path = fetch_model(model)

@@ -88,7 +88,7 @@ def add(source: str, replace: bool, sha256: str | None) -> None:
 
     from finesteer_local.cli import _progress
     from finesteer_local.download import download, is_remote
-    from finesteer_local.fetch import sha256_of
+    from finesteer_local.paths import sha256_of
     from finesteer_local.profile import Profile
 
     if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):

@@ -6,7 +6,6 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -98,23 +97,31 @@ def command(
     if jsonl:
         _run_rows(llama, rows, sampling, raw, system, parallel, output, explain)
     else:
-        _run_one(llama, text, partial(_answer, llama, sampling, raw, system), output, as_json, explain)
+        _run_one(llama, text if raw else _messages({"prompt": text}, system), sampling, output, as_json, explain)
 
 
-def _run_one(llama: SteeredLlama, prompt: str, run: Any, output: Path | None, as_json: bool, explain: bool) -> None:
-    from finesteer_local.cli._engine import LENGTH
+def _run_one(
+    llama: SteeredLlama,
+    prompt: str | list[dict[str, str]],
+    sampling: Sampling,
+    output: Path | None,
+    as_json: bool,
+    explain: bool,
+) -> None:
+    from finesteer_local.cli._engine import LENGTH, engine_of, whole_answer
 
-    if as_json or output:
-        answer: Answer = run({"prompt": prompt})
-        text = json.dumps(_result(llama, answer), ensure_ascii=False, indent=2) if as_json else answer.text
-        with _target(output) as file:
-            file.write(text.rstrip("\n") + "\n")
-    else:
-        from finesteer_local.cli._view import AnswerWriter
+    with engine_of(llama) as engine:
+        if as_json or output:
+            answer = whole_answer(engine, prompt, sampling)
+            text = json.dumps(_result(llama, answer), ensure_ascii=False, indent=2) if as_json else answer.text
+            with _target(output) as file:
+                file.write(text.rstrip("\n") + "\n")
+        else:
+            from finesteer_local.cli._view import AnswerWriter
 
-        out = AnswerWriter(exact=True)
-        answer = run({"prompt": prompt}, on_text=out.write)
-        out.end()
+            out = AnswerWriter(exact=True)
+            answer = whole_answer(engine, prompt, sampling, out.write)
+            out.end()
     if explain:
         _explain(answer)
     if answer.finish == LENGTH and not as_json:
@@ -151,20 +158,6 @@ def _messages(row: dict[str, Any], system: str | None) -> list[dict[str, str]]:
     if system is not None and messages[0]["role"] != "system":
         return [{"role": "system", "content": system}, *messages]
     return messages
-
-
-def _answer(
-    llama: SteeredLlama, sampling: Sampling, raw: bool, system: str | None, row: dict[str, Any], on_text: Any = None
-) -> Answer:
-    from finesteer_local.cli._engine import INTERRUPTED, answer_chat, answer_raw
-
-    if raw:
-        answer = answer_raw(llama, row["prompt"], sampling, on_text)
-    else:
-        answer = answer_chat(llama, _messages(row, system), sampling, on_text)
-    if answer.finish == INTERRUPTED:
-        raise KeyboardInterrupt
-    return answer
 
 
 def _result(llama: SteeredLlama, answer: Answer) -> dict[str, Any]:

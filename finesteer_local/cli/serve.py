@@ -130,6 +130,7 @@ def command(
             must.add(profile.name)
     settings = Settings(
         path=path,
+        identity=identity,
         name=model_name(model),
         profiles=tuple(profiles.values()),
         required=frozenset(must),

@@ -34,7 +34,7 @@ def command(host: str, port: int, threads: int | None, devices: tuple[str, ...])
     \b
     finesteer-local worker --host 192.168.1.20
     """
-    from finesteer_local.runtime.load import default_threads
+    from finesteer_local.runtime.cores import default_threads
     from finesteer_local.runtime.worker import work
 
     n_threads = threads or default_threads()

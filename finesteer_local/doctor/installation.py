@@ -7,19 +7,18 @@ import os
 import platform
 import re
 import shutil
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from finesteer_local import __version__, catalog, paths, state_cache
+from packaging.requirements import Requirement
+
+from finesteer_local import __version__, catalog, distribution, paths, state_cache
 from finesteer_local.doctor.finding import BROKEN, GOOD, NOTE, Finding
 from finesteer_local.errors import FineSteerError, WorkerError
 from finesteer_local.paths import size
 
-DISTRIBUTION = "finesteer-local"
 REINSTALL = "pip install --force-reinstall --no-cache-dir --no-binary llama-cpp-python llama-cpp-python"
-REINSTALL_SELF = f"pip install --force-reinstall --no-deps --no-cache-dir {DISTRIBUTION}"
 EXTRAS = {
     "train": "training profiles",
     "serve": "the HTTP server",
@@ -28,9 +27,6 @@ EXTRAS = {
     "report": "plots of bench",
 }
 """What the optional parts are for; which packages each needs stands in the package's metadata."""
-_REQUIREMENT = re.compile(r"([\w.-]+)(?:\[[\w,-]+\])?(?:\s*>=([\d.]+))?")
-_EXTRA = re.compile(r"""extra == ["'](\w+)["']""")
-_PYTHON = re.compile(r"""python_version (>=|<) ["']([\d.]+)["']""")
 _LITTLE = 1 << 30  # bytes of free disk space
 _SLOW_TAP = "answers are as fast, a prompt's one pass is a little slower"
 
@@ -45,7 +41,10 @@ def examine_installation(n_threads: int | None = None, *, rpc: Sequence[str] = (
         import finesteer_local.runtime.machine  # noqa: F401
     except Exception as error:  # whatever a library that does not fit this machine raises
         reason = " ".join(str(error).split())
-        yield Finding("llama.cpp", "loads", f"no: {reason}", BROKEN, f"install it for this machine: {REINSTALL}")
+        remedy = f"install it for this machine: {REINSTALL}"
+        if isinstance(error, FineSteerError):  # a release that lacks something (`runtime.compat.check`)
+            reason, _, remedy = reason.partition("; ")
+        yield Finding("llama.cpp", "loads", f"no: {reason}", BROKEN, remedy)
     else:
         yield from _llama_cpp(n_threads, rpc)
     yield from _files()
@@ -56,30 +55,23 @@ def examine_installation(n_threads: int | None = None, *, rpc: Sequence[str] = (
 
 def _versions() -> Iterator[Finding]:
     yield Finding("versions", "Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
-    yield Finding("versions", DISTRIBUTION, __version__)
-    wanted: dict[str, list[tuple[str, str]]] = {}
-    for line in importlib.metadata.requires(DISTRIBUTION) or ():
-        match, marker = _REQUIREMENT.match(line), line.partition(";")[2]
-        assert match is not None, line
-        of_extra, python = _EXTRA.search(marker), _PYTHON.search(marker)
-        if python and (sys.version_info[:2] >= _number(python[2])) != (python[1] == ">="):
-            continue  # another Python needs it
-        wanted.setdefault(of_extra[1] if of_extra else "", []).append((match[1], match[2] or ""))
-    for name, least in wanted.pop("", ()):
-        yield _package(name, least)
+    yield Finding("versions", distribution.NAME, __version__)
+    for requirement in distribution.requirements():
+        yield _package(requirement)
     for extra, purpose in EXTRAS.items():
-        if extra in wanted:
-            yield _extra(extra, purpose, [name for name, _ in wanted[extra]])
+        if packages := distribution.requirements(extra):
+            yield _extra(extra, purpose, [each.name for each in packages])
 
 
-def _package(name: str, least: str) -> Finding:
-    version = _version(name)
-    install = f"pip install '{name}>={least}'" if least else f"pip install {name}"
+def _package(requirement: Requirement) -> Finding:
+    name, version = requirement.name, _version(requirement.name)
+    remedy = distribution.install(requirement)
     if not version:
-        return Finding("versions", name, "not installed", BROKEN, install)
-    if _number(version) < _number(least):
-        return Finding("versions", name, f"{version}, older than {least}", BROKEN, install, {"version": version})
-    return Finding("versions", name, version, data={"version": version})
+        return Finding("versions", name, "not installed", BROKEN, remedy)
+    data = {"version": version}
+    if not requirement.specifier.contains(version, prereleases=True):
+        return Finding("versions", name, f"{version}, needed is {requirement.specifier}", BROKEN, remedy, data)
+    return Finding("versions", name, version, data=data)
 
 
 def _extra(extra: str, purpose: str, packages: list[str]) -> Finding:
@@ -90,7 +82,7 @@ def _extra(extra: str, purpose: str, packages: list[str]) -> Finding:
         says = ", ".join(f"{name} {version}" for name, version in versions.items())
         return Finding("versions", name, says, data=data)
     says = f"not installed: {', '.join(missing)}"
-    return Finding("versions", name, says, NOTE, f"for {purpose}: pip install '{DISTRIBUTION}[{extra}]'", data)
+    return Finding("versions", name, says, NOTE, f"for {purpose}: {distribution.install_extra(extra)}", data)
 
 
 def _version(name: str) -> str:
@@ -100,17 +92,14 @@ def _version(name: str) -> str:
         return ""
 
 
-def _number(version: str) -> tuple[int, ...]:
-    return tuple(map(int, re.findall(r"\d+", version.partition("+")[0])[:3]))
-
-
 # --- llama.cpp
 
 
 def _llama_cpp(n_threads: int | None, workers: Sequence[str]) -> Iterator[Finding]:
     from finesteer_local.runtime import machine
     from finesteer_local.runtime.amx import has_amx
-    from finesteer_local.runtime.load import default_threads
+    from finesteer_local.runtime.compat import tested
+    from finesteer_local.runtime.cores import default_threads
     from finesteer_local.runtime.rpc import use_workers
     from finesteer_local.runtime.tap import native_filter
 
@@ -149,6 +138,8 @@ def _llama_cpp(n_threads: int | None, workers: Sequence[str]) -> Iterator[Findin
         "" if gpu else f'for an NVIDIA GPU: CMAKE_ARGS="-DGGML_CUDA=on" {REINSTALL} (Vulkan, HIP: -DGGML_VULKAN, _HIP)',
         {"supported": gpu},
     )
+    says = f"all that we use of {machine.version()} is there; tested releases: {tested() or 'not known'}"
+    yield Finding("llama.cpp", "private parts", says, data={"version": machine.version(), "tested": tested()})
     rpc = machine.supports_rpc()
     yield Finding(
         "llama.cpp",
@@ -171,7 +162,7 @@ def _llama_cpp(n_threads: int | None, workers: Sequence[str]) -> Iterator[Findin
     if compiled is not None:
         yield Finding("llama.cpp", "tap", "compiled", data=native)
     else:
-        remedy = f"with a C compiler: {REINSTALL_SELF}"
+        remedy = f"with a C compiler: {distribution.reinstall()}"
         yield Finding("llama.cpp", "tap", f"in Python, because {reason}; {_SLOW_TAP}", NOTE, remedy, native)
 
 
@@ -217,7 +208,7 @@ def _profiles() -> Iterator[Finding]:
     for ref in refs:
         if ref.problem:
             # Only whoever asks for it by name is hurt.
-            remedy = REINSTALL_SELF if ref.bundled else f"train it again, or remove {ref.path}"
+            remedy = distribution.reinstall() if ref.bundled else f"train it again, or remove {ref.path}"
             yield Finding("files", f"profile {ref.name}", ref.problem, NOTE, remedy)
 
 

@@ -3,16 +3,15 @@
 GCC up to 12 takes it that `_tile_loadconfig` reads eight bytes, and drops most of the 64 that ggml-cpu/amx/mmq.cpp
 prepares for it: on a processor with AMX the first prompt of a quantised model then ends the process with a segmentation
 fault (llama.cpp #20824). No caller can catch that, or see which compiler it was. Without its extra buffers for
-rearranged weights, llama.cpp computes as on processors that have no AMX.
+rearranged weights, llama.cpp computes as on processors that have no AMX. Models that others open in the same process
+are their own affair.
 
 The module needs llama_cpp alone, so that a program without FineSteer Local can run it, too (bench/startup.py).
 """
 
 from __future__ import annotations
 
-from functools import wraps
-
-from llama_cpp import llama_cpp
+from llama_cpp import Llama, llama_cpp
 
 
 def has_amx() -> bool:
@@ -20,16 +19,21 @@ def has_amx() -> bool:
     return b"AMX_INT8 = 1" in llama_cpp.llama_print_system_info()
 
 
-def avoid_amx() -> None:
-    """Let every model that this process opens, `llama_cpp.Llama`'s included, do without, where there is AMX."""
-    if not has_amx():
-        return
-    defaults = llama_cpp.llama_model_default_params
-
-    @wraps(defaults)
-    def without() -> llama_cpp.llama_model_params:
-        params: llama_cpp.llama_model_params = defaults()
+def without_amx(params: llama_cpp.llama_model_params) -> llama_cpp.llama_model_params:
+    """`params` of a model that is about to be opened, which leave AMX alone where there is some."""
+    if params.use_extra_bufts and has_amx():  # read first: ctypes sets a field that it does not have without a word
         params.use_extra_bufts = False
-        return params
+    return params
 
-    llama_cpp.llama_model_default_params = without  # where Llama.__init__ looks it up
+
+class PlainLlama(Llama):
+    """`llama_cpp.Llama`, but for AMX."""
+
+    # Llama.__init__ makes the parameters and opens the model in one go. Their first assignment is the one moment.
+    @property
+    def model_params(self) -> llama_cpp.llama_model_params:
+        return self._model_params
+
+    @model_params.setter
+    def model_params(self, params: llama_cpp.llama_model_params) -> None:
+        self._model_params = without_amx(params)

@@ -10,28 +10,28 @@ import json
 from typing import Any
 
 import numpy as np
-from llama_cpp import Llama, LogitsProcessorList, llama_chat_format, llama_grammar
+from llama_cpp import LogitsProcessorList, llama_grammar
 from llama_cpp.llama_grammar import LlamaGrammar
 from numpy.typing import NDArray
 
 from finesteer_local.errors import PromptError
+from finesteer_local.runtime.compat import OpenLlama, OwnGrammar, gbnf_of, use_grammars
 from finesteer_local.runtime.constraint import ANY_OBJECT, Compiled, Constraint, Follower, compiled, gbnf, json_schema
 
 
-class ConstrainedLlama(Llama):
+class ConstrainedLlama(OpenLlama):
     """A `Llama` whose answers follow a grammar by masks of llguidance, not by llama.cpp's grammar sampler."""
 
     _follower: Follower | None = None
     _broken: PromptError | None = None
 
-    def _init_sampler(  # type: ignore[override]
-        self, *, grammar: Any = None, logits_processor: Any = None, **options: Any
-    ) -> Any:
+    def processors(self, grammar: Any, processors: Any) -> Any:
+        """As `OpenLlama.processors`: the grammar's mask comes after the caller's own."""
         self._follower = None
-        if grammar is not None:
-            self._follower = compiled(self, constraint_of(grammar)).begin()
-            logits_processor = LogitsProcessorList([*(logits_processor or ()), self._mask])
-        return super()._init_sampler(logits_processor=logits_processor, **options)
+        if grammar is None:
+            return processors
+        self._follower = compiled(self, constraint_of(grammar)).begin()
+        return LogitsProcessorList([*(processors or ()), self._mask])
 
     def _mask(self, _: Any, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         assert self._follower is not None
@@ -56,15 +56,12 @@ class ConstrainedLlama(Llama):
         return token
 
 
-class SchemaGrammar(LlamaGrammar):
+class SchemaGrammar(OwnGrammar):
     """A JSON schema in the place of a grammar; to anything but `constraint_of` it is the GBNF that llama_cpp makes."""
 
     def __init__(self, schema: str, text: str | None = None) -> None:
-        self.schema, self._text, self._root = schema, text, llama_grammar.LLAMA_GRAMMAR_DEFAULT_ROOT
-
-    @property
-    def _grammar(self) -> str:  # type: ignore[override]
-        return self._text if self._text is not None else str(llama_grammar.json_schema_to_gbnf(self.schema))
+        super().__init__(lambda: llama_grammar.json_schema_to_gbnf(schema) if text is None else text)
+        self.schema = schema
 
 
 def constraint_of(grammar: Any) -> Constraint | Compiled:
@@ -77,7 +74,7 @@ def constraint_of(grammar: Any) -> Constraint | Compiled:
         return json_schema(json.loads(grammar.schema))
     if isinstance(grammar, (Constraint, Compiled)):
         return grammar
-    return gbnf(grammar if isinstance(grammar, str) else grammar._grammar)
+    return gbnf(grammar if isinstance(grammar, str) else gbnf_of(grammar))
 
 
 # --- in the chat handlers
@@ -95,7 +92,7 @@ class _Grammars(LlamaGrammar):
     def from_string(cls, grammar: str, verbose: bool = True) -> LlamaGrammar:
         if grammar is _ANY_JSON:
             return SchemaGrammar(grammar, llama_grammar.JSON_GBNF)
-        return SchemaGrammar(grammar) if isinstance(grammar, _SchemaText) else LlamaGrammar(_grammar=grammar)
+        return SchemaGrammar(grammar) if isinstance(grammar, _SchemaText) else LlamaGrammar.from_string(grammar)
 
     @classmethod
     def from_json_schema(cls, json_schema: str, verbose: bool = True) -> LlamaGrammar:
@@ -113,4 +110,4 @@ class _GrammarModule:
         return getattr(llama_grammar, name)
 
 
-vars(llama_chat_format)["llama_grammar"] = _GrammarModule()
+use_grammars(_GrammarModule())

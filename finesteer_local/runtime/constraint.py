@@ -18,13 +18,14 @@ from typing import Any
 
 import numpy as np
 from llama_cpp import Llama, llama_cpp
+from llama_cpp.llama_tokenizer import LlamaTokenizer
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from numpy.typing import NDArray
 
 from finesteer_local.errors import PromptError
 from finesteer_local.runtime.gbnf import lark
 from finesteer_local.runtime.schema import lowered
-from finesteer_local.runtime.tokens import texts_of
+from finesteer_local.runtime.tokens import texts_of, vocab_of
 
 COMPILE_SECONDS = 10.0
 _STACK = 256 << 20  # bytes of the compiling thread's stack: llguidance follows rules by recursion
@@ -200,7 +201,7 @@ class _Vocabulary:
     """What llguidance's `TokenizerWrapper` asks of a tokenizer."""
 
     def __init__(self, llama: Llama) -> None:
-        vocab, n_vocab = llama._model.vocab, llama.n_vocab()
+        vocab, n_vocab = vocab_of(llama), llama.n_vocab()
         ends = [token for token in range(n_vocab) if llama_cpp.llama_vocab_is_eog(vocab, token)]
         if not ends:
             raise PromptError("this model has no token that ends an answer, so a grammar or schema cannot be kept to")
@@ -216,7 +217,7 @@ class _Vocabulary:
         # What an answer shows of a token is what counts: nothing of a control token, the name of a user-defined one.
         self.tokens = list(texts_of(vocab, range(n_vocab), special=True))
 
-        self._llama = llama
+        self._tokenizer = LlamaTokenizer(llama)  # the model's own, whatever the caller has put in its place
         self._by_text = {text: token for token, text in enumerate(self.tokens) if text and token not in special_ids}
         self._by_byte = [self._by_text.get(bytes([byte])) for byte in range(256)]
         self._longest = max(map(len, self._by_text), default=1)
@@ -226,7 +227,7 @@ class _Vocabulary:
         data = text.encode() if isinstance(text, str) else text
         # Asked again after each token. And llama.cpp's pre-tokenizers follow long runs by recursion.
         piece, rest = data[:_PIECE], data[_PIECE:]
-        tokens = self._llama._model.tokenize(piece, add_bos=False, special=False)
+        tokens = self._tokenizer.tokenize(piece, add_bos=False, special=False)
         if b"".join(self.tokens[token] for token in tokens) != piece:
             tokens = self._greedy(piece)
         single = [self._by_byte[byte] for byte in rest]

@@ -39,3 +39,17 @@ def set_control_vector(ctx: Any, vectors: Vectors, *, n_layer: int, n_embd: int)
         status = llama_cpp.llama_set_adapter_cvec(ctx, None, 0, n_embd, 0, 0)
     if status:
         raise SteeringError("llama.cpp refused the control vector; nothing was generated")
+
+
+class ControlVector:
+    """The control vector of one llama_context, which has none at first."""
+
+    def __init__(self, ctx: Any, *, n_layer: int, n_embd: int) -> None:
+        self._ctx, self._sizes = ctx, {"n_layer": n_layer, "n_embd": n_embd}
+        self.vectors: Vectors = {}
+
+    def set(self, vectors: Vectors) -> None:
+        """Make it `vectors`; a no-op where it is already. Errors as for `set_control_vector`."""
+        if not same_vectors(vectors, self.vectors):
+            set_control_vector(self._ctx, vectors, **self._sizes)
+            self.vectors = vectors

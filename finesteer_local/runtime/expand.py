@@ -20,11 +20,13 @@ from typing import Any
 
 import numpy as np
 from gguf import GGMLQuantizationType
-from llama_cpp import _internals, llama_cpp
+from llama_cpp import llama_cpp
 
 from finesteer_local import paths
 from finesteer_local.errors import FineSteerError
 from finesteer_local.gguf_file import DamagedGGUF, read_header
+from finesteer_local.runtime.amx import without_amx
+from finesteer_local.runtime.compat import new_model, set_fields
 from finesteer_local.runtime.load import open_model
 from finesteer_local.runtime.machine import has_accelerator
 from finesteer_local.runtime.quiet import unlogged
@@ -62,8 +64,7 @@ def float32_copy(path: Path) -> Iterator[Path | None]:
 def requantise(source: Path, target: Path, ftype: int) -> bool:
     """Write the model at `source` to `target` in another quantisation, one of llama.cpp's `LLAMA_FTYPE_...`, with
     llama.cpp's own quantiser (`llama_model_quantize`). Returns whether it could."""
-    parameters = llama_cpp.llama_model_quantize_default_params()
-    parameters.ftype, parameters.allow_requantize = ftype, True
+    parameters = set_fields(llama_cpp.llama_model_quantize_default_params(), ftype=ftype, allow_requantize=True)
     with unlogged():
         status = llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(parameters))
     return bool(status == 0)
@@ -86,17 +87,16 @@ def open_fast(path: str | Path, **options: Any) -> Iterator[SteeredLlama]:
             llama.close()
 
 
-def expanded(llama: TappedLlama) -> _internals.LlamaModel | None:
-    """The float32 copy of `llama`'s model, in memory alone; None where it does not help."""
+def expanded(llama: TappedLlama) -> Any:
+    """The float32 copy of `llama`'s model (`compat.new_model`), in memory alone; None where it does not help."""
     if llama.offloads or llama.lora_path or llama.kv_overrides:
         return None
     with float32_copy(Path(llama.model_path)) as copy:
         if copy is None:
             return None
-        params = llama_cpp.llama_model_default_params()
-        params.n_gpu_layers = 0
-        params.load_mode = llama_cpp.LLAMA_LOAD_MODE_NONE  # into memory: the file goes
-        return _internals.LlamaModel(path_model=str(copy), params=params, verbose=False)
+        in_memory = llama_cpp.LLAMA_LOAD_MODE_NONE  # the file goes
+        params = set_fields(llama_cpp.llama_model_default_params(), n_gpu_layers=0, load_mode=in_memory)
+        return new_model(copy, without_amx(params))
 
 
 def _sweep(cache: Path) -> None:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import ctypes
-from pathlib import Path
 from typing import Any
 
-import llama_cpp
-from llama_cpp import llama_cpp as _api
-
 from finesteer_local.errors import SteeringError
+from finesteer_local.runtime.compat import libraries
 
 
 def function(name: str, restype: Any, argtypes: list[Any]) -> Any:
@@ -18,17 +15,10 @@ def function(name: str, restype: Any, argtypes: list[Any]) -> Any:
     Raises:
         SteeringError: none does.
     """
-    from llama_cpp import _ctypes_extensions, _ggml
-
-    folder = Path(llama_cpp.__file__).parent / "lib"
-    for library in (
-        lambda: _api._lib,
-        lambda: _ggml.libggml,
-        lambda: _ctypes_extensions.load_shared_library("ggml-base", folder),
-    ):
+    for library in libraries():
         try:
-            found = getattr(library(), name)  # type: ignore[no-untyped-call]
-        except (AttributeError, FileNotFoundError, OSError, RuntimeError):
+            found = getattr(library, name)
+        except AttributeError:
             continue
         # A private copy: setting argtypes on the shared attribute would change it for llama-cpp-python too.
         address = ctypes.cast(found, ctypes.c_void_p).value

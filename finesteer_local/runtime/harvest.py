@@ -14,11 +14,13 @@ from __future__ import annotations
 import ctypes
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
-from llama_cpp import _internals, llama_cpp
+from llama_cpp import llama_cpp
 
-from finesteer_local.errors import PromptError, SteeringError
+from finesteer_local.errors import ContextLengthError, PromptError, SteeringError
+from finesteer_local.runtime.compat import model_of, new_context, set_fields
 from finesteer_local.runtime.expand import expanded
 from finesteer_local.runtime.packing import Batch, Plan, Request
 from finesteer_local.runtime.quiet import unlogged
@@ -96,9 +98,9 @@ class Harvester(Reader):
         # Recurrent memory holds one past a sequence: nothing can be shared.
         self._shared = not (llama_cpp.llama_model_is_recurrent(model) or llama_cpp.llama_model_is_hybrid(model))
         self._checked = False  # whether sharing is known to work
-        self._model = llama._model  # or its expanded copy
+        self._model = model_of(llama)  # or its expanded copy
         self._expand_from, self._expandable = expand_from, True
-        self._context: _internals.LlamaContext | None = None
+        self._context: Any = None
         self._parts: dict[int, list[Array]] = {}
 
     def harvest(
@@ -109,9 +111,7 @@ class Harvester(Reader):
             if not 0 <= request.first < len(request.tokens):
                 raise PromptError("an empty prompt or answer has no hidden states")
             if len(request.tokens) > self.llama.n_ctx():
-                raise PromptError(
-                    f"a prompt of {len(request.tokens)} tokens is longer than the context ({self.llama.n_ctx()})"
-                )
+                raise ContextLengthError(len(request.tokens), self.llama.n_ctx())
         if self._expandable and sum(len(request.tokens) for request in requests) >= self._expand_from:
             self._expand(requests[0])
         plan = self._plan(requests)
@@ -141,18 +141,18 @@ class Harvester(Reader):
     @property
     def expands(self) -> bool:
         """Whether prompts are read from the faster copy."""
-        return self._model is not self.llama._model
+        return self._model is not model_of(self.llama)
 
     def close(self) -> None:
         """Free the context; the next read makes another."""
         self._forget_context()
         if self.expands:
-            self._model.close()  # type: ignore[no-untyped-call]
-            self._model, self._expandable = self.llama._model, True
+            self._model.close()
+            self._model, self._expandable = model_of(self.llama), True
 
     def _forget_context(self) -> None:
         if self._context is not None:
-            self._context.close()  # type: ignore[no-untyped-call]
+            self._context.close()
             self._context = None
 
     def _expand(self, request: Request) -> None:
@@ -163,14 +163,14 @@ class Harvester(Reader):
             return
         plan = Plan([request], n_tokens=MICRO_BATCH, n_sequences=1)
         states = []
-        for model in (self.llama._model, copy):
+        for model in (model_of(self.llama), copy):
             self._forget_context()
             self._model = model
             states.append(self._decode(self._context_for(plan), next(plan.batches())))
         if not _differ(*states) < _SAME:
             self._forget_context()
-            self._model = self.llama._model
-            copy.close()  # type: ignore[no-untyped-call]
+            self._model = model_of(self.llama)
+            copy.close()
 
     # --- the context
 
@@ -178,28 +178,33 @@ class Harvester(Reader):
         n_tokens = _MICRO_BATCH_TOP if self.top else MICRO_BATCH
         return Plan(requests, n_tokens=n_tokens, n_sequences=SEQUENCES, shared=self._shared)
 
-    def _context_for(self, plan: Plan) -> _internals.LlamaContext:
+    def _context_for(self, plan: Plan) -> Any:
         n_cells = -(-plan.n_cells // _CELLS) * _CELLS
         if self._context is not None and self._context.n_ctx() < n_cells:
             self._forget_context()
         if self._context is None:
-            params = type(self.llama.context_params).from_buffer_copy(self.llama.context_params)
-            params.n_ctx = n_cells
-            params.n_batch = params.n_ubatch = plan.n_tokens
-            params.n_seq_max = SEQUENCES if self._shared else 1
-            params.n_outputs_max = plan.n_tokens if self.top else params.n_seq_max  # each is a row of logits
-            params.kv_unified = True  # a cell may belong to many sequences
-            params.swa_full = True  # a sliding window's cache would give cells of the shared beginning away
-            # Its kernels skip what a row may not look at, which in a batch of many prompts is most of the cache.
-            params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_AUTO
-            params.embeddings = False
-            params.cb_eval, params.cb_eval_user_data = self.tap.callback, self.tap.user_data
+            n_sequences = SEQUENCES if self._shared else 1
+            params = set_fields(
+                llama_cpp.llama_context_params.from_buffer_copy(self.llama.context_params),
+                n_ctx=n_cells,
+                n_batch=plan.n_tokens,
+                n_ubatch=plan.n_tokens,
+                n_seq_max=n_sequences,
+                n_outputs_max=plan.n_tokens if self.top else n_sequences,  # each is a row of logits
+                kv_unified=True,  # a cell may belong to many sequences
+                swa_full=True,  # a sliding window's cache would give cells of the shared beginning away
+                # Its kernels skip what a row may not look at, which in a batch of many prompts is most of the cache.
+                flash_attn_type=llama_cpp.LLAMA_FLASH_ATTN_TYPE_AUTO,
+                embeddings=False,
+                cb_eval=self.tap.callback,
+                cb_eval_user_data=self.tap.user_data,
+            )
             with unlogged():  # llama.cpp warns of a full-size window cache, which is what is wanted here
-                self._context = _internals.LlamaContext(model=self._model, params=params, verbose=False)
+                self._context = new_context(self._model, params, verbose=False)
             self.llama.share_adapter(self._context.ctx)
         return self._context
 
-    def _start(self, context: _internals.LlamaContext, plan: Plan) -> None:
+    def _start(self, context: Any, plan: Plan) -> None:
         """Empty the cache and decode what all prompts begin with, for every sequence."""
         llama_cpp.llama_memory_clear(context.memory, False)
         n = len(plan.root)
@@ -207,7 +212,7 @@ class Harvester(Reader):
             everyone = list(range(SEQUENCES))
             self._decode(context, Batch(plan.root.tolist(), list(range(n)), [everyone] * n))
 
-    def _check(self, context: _internals.LlamaContext, request: Request, states: Array) -> None:
+    def _check(self, context: Any, request: Request, states: Array) -> None:
         """Hold a request that was read in a batch against reading it alone: an odd memory may not share its cells."""
         llama_cpp.llama_memory_clear(context.memory, False)
         alone = next(Plan([request], n_tokens=MICRO_BATCH, n_sequences=1).batches())
@@ -216,7 +221,7 @@ class Harvester(Reader):
             raise _NotShared
         self._checked = True
 
-    def _decode(self, context: _internals.LlamaContext, batch: Batch) -> Array:
+    def _decode(self, context: Any, batch: Batch) -> Array:
         """Hidden states of the batch's tokens, shape (n_layers, n_batch, n_embd); the cache then holds them."""
         self._parts = {layer: [] for layer in self.layers}
         self.tap.arm(dict.fromkeys(self.layers, self._on_layer))
@@ -260,7 +265,7 @@ def reader_of(llama: TappedLlama, layers: Sequence[int]) -> Reader:
 
 
 def _decode(
-    context: _internals.LlamaContext,
+    context: Any,
     tokens: Sequence[int],
     positions: Sequence[int],
     sequences: Sequence[Sequence[int]],
@@ -273,7 +278,8 @@ def _decode(
     members = np.array([sequence for each in sequences for sequence in each], np.int32)
     starts = members.ctypes.data + 4 * (np.cumsum(counts) - counts).astype(np.uintp)  # of each token's sequences
     wanted = np.full(len(tokens), outputs, np.int8)
-    batch = llama_cpp.llama_batch(
+    batch = set_fields(
+        llama_cpp.llama_batch(),
         n_tokens=len(tokens),
         token=ids.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
         pos=places.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),

@@ -8,6 +8,7 @@ from llama_cpp import llama_cpp
 
 from finesteer_local.errors import PromptError
 from finesteer_local.runtime.tapped import TappedLlama
+from finesteer_local.runtime.tokens import vocab_of
 
 _NONE = -1  # LLAMA_TOKEN_NULL
 
@@ -27,7 +28,8 @@ def infill_prompt(llama: TappedLlama, prefix: str | Sequence[int], suffix: str) 
     def tokens(text: str) -> list[int]:
         return llama.tokenize(text.encode(), add_bos=False, special=False) if text else []
 
-    first = [llama.token_bos()] if llama._model.add_bos_token() and llama.token_bos() != _NONE else []
+    begins = llama_cpp.llama_vocab_get_add_bos(vocab_of(llama)) and llama.token_bos() != _NONE
+    first = [llama.token_bos()] if begins else []
     given = tokens(prefix) if isinstance(prefix, str) else list(prefix)
     return [*first, before, *given, after, *tokens(suffix), middle]
 
@@ -39,6 +41,6 @@ def can_infill(llama: TappedLlama) -> bool:
 
 def _tokens(llama: TappedLlama) -> tuple[int, int, int]:
     """What comes before the prefix, before the suffix and before what is between; -1 where there is none."""
-    vocab = llama._model.vocab
+    vocab = vocab_of(llama)
     before, after = llama_cpp.llama_vocab_fim_pre(vocab), llama_cpp.llama_vocab_fim_suf(vocab)
     return int(before), int(after), int(llama_cpp.llama_vocab_fim_mid(vocab))

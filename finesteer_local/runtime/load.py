@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from finesteer_local.errors import FineSteerError, ModelError
-from finesteer_local.identity import check_first_part, read_model_identity
+from finesteer_local.identity import ModelIdentity, check_first_part, read_model_identity
 from finesteer_local.profile import Profile
+from finesteer_local.runtime.cores import default_threads
 from finesteer_local.runtime.prompt import PLAIN_FORMAT
 from finesteer_local.runtime.rpc import use_workers
 from finesteer_local.runtime.steered import SteeredLlama
 
 DEFAULT_CONTEXT = 4096
-
-
-def default_threads() -> int:
-    """Threads for prefill and decode: every core of a small machine, the likely physical cores of a larger one."""
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return available if available <= 4 else available // 2
 
 
 def open_model(
@@ -32,6 +26,7 @@ def open_model(
     n_ctx: int = 0,
     n_threads: int | None = None,
     rpc: Sequence[str] = (),
+    identity: ModelIdentity | None = None,
     verbose: bool = False,
     **kwargs: Any,
 ) -> SteeredLlama:
@@ -42,6 +37,7 @@ def open_model(
         n_threads: for prefill and decode; None asks `default_threads`.
         rpc: workers, `host:port`, whose devices llama.cpp may put layers on, this model's and every later one's
             (`runtime.rpc`); `n_gpu_layers` counts layers there too.
+        identity: what `read_model_identity(path)` gave, where that was read before.
         verbose: let llama.cpp write its log to stderr.
 
     A model without a chat template gets the plain format of `prompt.PLAIN_FORMAT` (see `uses_plain_format`).
@@ -51,14 +47,14 @@ def open_model(
         ProfileError, SteeringError: as for `SteeredLlama`.
         WorkerError: a worker cannot be used, or llama.cpp was built without RPC.
     """
-    identity = read_model_identity(path)  # catches what llama.cpp would abort on
+    identity = identity or read_model_identity(path)  # catches what llama.cpp would abort on
     check_first_part(Path(path))
     use_workers(rpc)
     threads = n_threads or default_threads()
     try:
         llama = SteeredLlama(
             str(path),
-            profiles=(),
+            identity=identity,
             n_ctx=n_ctx or min(identity.context_length or DEFAULT_CONTEXT, DEFAULT_CONTEXT),
             n_threads=threads,
             n_threads_batch=threads,

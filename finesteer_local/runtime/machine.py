@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import llama_cpp as llama_cpp_python
-from llama_cpp import _logger, llama_cpp
+from llama_cpp import llama_cpp
 
+from finesteer_local.runtime.compat import log_callback
 from finesteer_local.runtime.ggml import function
 
 # enum ggml_backend_dev_type
@@ -123,4 +124,4 @@ def watch_placement() -> Iterator[Placement]:
     try:
         yield placement
     finally:
-        llama_cpp.llama_log_set(_logger.llama_log_callback, ctypes.c_void_p(0))
+        llama_cpp.llama_log_set(log_callback(), ctypes.c_void_p(0))

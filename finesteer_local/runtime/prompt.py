@@ -26,7 +26,7 @@ Message = Mapping[str, Any]
 _REMEMBERED = 32  # renderings
 
 # Noncharacters of Unicode: no tokenizer merges them with their neighbours, and no user types them. A message's first
-# letter can share its first byte, which may be a token, with one of the two but not with both.
+# letter can share its first byte, which may be a token, with one of the two but not with the other.
 _SENTINELS = ("\ufffe", "\U0001fffe")
 
 
@@ -174,12 +174,20 @@ def _around(
     """
     before = after = len(prompt)
     backwards = list(reversed(prompt))
-    for sentinel in _SENTINELS:
+    for sentinel in _stand_ins(messages[i].get("content")):
         other = [{**m, "content": sentinel} if j == i else m for j, m in enumerate(messages)]
         rendered = _remembered_prompt(llama, other, options)
         before = Llama.longest_token_prefix(prompt[:before], rendered)
         after = Llama.longest_token_prefix(backwards[:after], rendered[::-1])
     return before, len(prompt) - after
+
+
+def _stand_ins(content: Any) -> Sequence[str]:
+    """What the words of a message are replaced by: one is enough where their first letter is known."""
+    if not isinstance(content, str):
+        return _SENTINELS
+    first = content.strip().encode("utf-8", "replace")[:1]  # templates strip
+    return [sentinel for sentinel in _SENTINELS if sentinel.encode()[:1] != first][:1]
 
 
 def _remembered_prompt(llama: Llama, messages: Sequence[Message], options: Mapping[str, Any]) -> list[int]:

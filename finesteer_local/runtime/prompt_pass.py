@@ -69,6 +69,7 @@ class PromptPass:
         unsteered: the parts of the prompt that are not steered, and, for gates that pool, not read.
         decide: profile, `h`, the gate's summary of the turn and the number of tokens in scope to decision.
         read_from: index from which gates read: 0 where one reads the whole prompt; `turn` where none does.
+        steers: False ends the pass as soon as all is decided, whatever comes of it.
 
     Attributes:
         decisions: one a profile, in order, once the pass is over.
@@ -89,6 +90,7 @@ class PromptPass:
         decide: Callable[[Profile, Array, Array, int], Decision],
         read_from: int | None = None,
         unsteered: Unsteered = NOTHING,
+        steers: bool = True,
     ) -> None:
         read_from = turn if read_from is None else read_from
         self._profiles, self._starts, self._unsteered = profiles, starts, unsteered
@@ -101,7 +103,8 @@ class PromptPass:
         steered = {layer for profile in profiles for layer in profile.experts}
         self._last_gate = max(gate_layers)
         # Every gate must read an unsteered state, and the last layer's output holds only the rows that have logits.
-        self._one_pass = self._last_gate <= min(steered) and n_layer - 1 not in steered | gate_layers
+        self._one_pass = steers and self._last_gate <= min(steered) and n_layer - 1 not in steered | gate_layers
+        self._steers = steers
         # So the lowest layer counts the rows, and the last layer is never the one.
         self._counter = min(*gate_layers, n_layer - 2)
         self._layers = {self._counter} | gate_layers | steered
@@ -180,7 +183,7 @@ class PromptPass:
             self.read_again_from = min(plan[0].start, self._first)
             return False
         self._plan = plan
-        return True
+        return self._steers
 
     def _steer(self, layer: int, rows: Rows) -> None:
         assert self._plan is not None

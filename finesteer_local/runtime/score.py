@@ -34,18 +34,17 @@ def answer_logprobs(
     for answer in answers:
         tokens = list(answer)
         if llama.n_tokens != len(prompt):
-            llama._expect_prompt(turn)
+            llama.expect(turn)
             llama.eval(prompt)
             first = _logits(llama, -1, 1).copy()  # (1, n_vocab); the next decode overwrites llama.cpp's own
         scores = [*_logprobs(first, tokens[:1])]
         for start in range(0, len(tokens) - 1, llama.n_batch):
             read = tokens[start : len(tokens) - 1][: llama.n_batch]
-            llama._batch.set_batch(batch=read, n_past=len(prompt) + start, logits_all=True)
-            llama._ctx.decode(llama._batch)
+            llama.decode_batch(read, len(prompt) + start, all_rows=True)
             scores += [*_logprobs(_logits(llama, 0, len(read)), tokens[start + 1 : start + 1 + len(read)])]
         results.append(np.array(scores, np.float64))
         llama.keep(len(prompt))  # where the memory cannot be cut, the prompt is read again
-        llama._requires_eval = True  # the logits at hand are not the prompt's
+        llama.stale = True  # the logits at hand are not the prompt's
     return results
 
 

@@ -262,26 +262,21 @@ def _segments(stores: Sequence[_Store], prompts: Mapping[bytes, Request], n_embd
             with paths.atomic_write(about) as temporary:
                 text = {"model": store.model_name, "layer": store.layer, "kind": store.kind.name}
                 temporary.write_text(json.dumps(text), encoding="utf-8")
-    part = stores[0].stem(name + _PART)
-    with _storing(part):
-        lock = part.open("ab")
-    with lock:
-        if not _locked(lock):
+    from filelock import FileLock, Timeout  # slow to import, and needed only here
+
+    # A file of its own: Windows renames none that is locked.
+    lock = FileLock(stores[0].stem(name + ".lock"), blocking=False)
+    with _storing(Path(lock.lock_file)):
+        try:
+            lock.acquire()
+        except Timeout:  # another process is at it
             name += f"-{os.getpid()}"
-        yield [_Segment(store, name, prompts, n_embd) for store in stores]
-
-
-def _locked(file: IO[bytes]) -> bool:
-    """Lock an open file for this process; False where another one has. Where files cannot be locked, nobody has."""
+        except NotImplementedError:
+            pass  # this file system cannot lock
     try:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:
-        return True
-    except OSError as error:
-        return error.errno not in (errno.EWOULDBLOCK, errno.EACCES)
-    return True
+        yield [_Segment(store, name, prompts, n_embd) for store in stores]
+    finally:
+        lock.release()
 
 
 @contextmanager

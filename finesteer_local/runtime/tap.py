@@ -8,7 +8,7 @@ layer N for every token of the micro-batch can be read (`ggml_backend_tensor_get
 from __future__ import annotations
 
 import ctypes
-import importlib.machinery
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from llama_cpp import llama_cpp as _api
 from numpy.typing import NDArray
 
 from finesteer_local.errors import SteeringError
+from finesteer_local.runtime.compat import GET_SCHEDULER
 from finesteer_local.runtime.ggml import function
 
 MAX_LAYERS = 1024
@@ -78,9 +79,9 @@ _set_callback = function(
 
 
 def _scheduler_of() -> Any:
-    """`llama_context::get_sched`, by the name that GCC and Clang give it; None where the library does not show it."""
+    """`llama_context::get_sched`; None where the library does not show it."""
     try:
-        return function("_ZNK13llama_context9get_schedEv", ctypes.c_void_p, [ctypes.c_void_p])
+        return function(GET_SCHEDULER, ctypes.c_void_p, [ctypes.c_void_p])
     except SteeringError:
         return None
 
@@ -88,17 +89,17 @@ def _scheduler_of() -> Any:
 _get_scheduler = _scheduler_of()
 
 
+_COMPILED = Path(__file__).with_name("_tap.dll" if os.name == "nt" else "_tap.so")
+
+
 def native_filter() -> tuple[Any, str]:
-    """`finesteer_tap_eval` of the compiled extension and "", or None and why it cannot be used."""
-    reason = "it was not compiled when finesteer-local was installed"
-    for suffix in importlib.machinery.EXTENSION_SUFFIXES:
-        path = Path(__file__).with_name("_tap" + suffix)
-        if path.exists():
-            try:
-                return ctypes.CDLL(str(path)).finesteer_tap_eval, ""
-            except (OSError, AttributeError) as error:
-                reason = f"{path.name} cannot be loaded: {error}"
-    return None, reason
+    """`finesteer_tap_eval` of the compiled library and "", or None and why it cannot be used."""
+    if not _COMPILED.exists():
+        return None, "it was not compiled when finesteer-local was installed"
+    try:
+        return ctypes.CDLL(str(_COMPILED)).finesteer_tap_eval, ""
+    except (OSError, AttributeError) as error:
+        return None, f"{_COMPILED.name} cannot be loaded: {error}"
 
 
 class Rows:

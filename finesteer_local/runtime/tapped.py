@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from llama_cpp import Llama, llama_cpp
+from llama_cpp import llama_cpp
 from llama_cpp.llama_tokenizer import LlamaTokenizer
 
+from finesteer_local.runtime.compat import OpenLlama, set_fields
 from finesteer_local.runtime.machine import has_accelerator
 from finesteer_local.runtime.prompt import chat_prompt, turn_start
 from finesteer_local.runtime.tap import Tap
@@ -18,11 +19,11 @@ from finesteer_local.runtime.template import tolerant_templates
 from finesteer_local.runtime.tokens import detokenise, tokenise
 
 
-class TappedLlama(Llama):
+class TappedLlama(OpenLlama):
     """A drop-in `Llama` whose context has a `tap`. Unarmed, tokens and logits are those of `Llama`, bit for bit."""
 
     def __init__(self, model_path: str, *, native_tap: bool = True, **kwargs: Any) -> None:
-        self.tap = Tap(lambda: self._model.n_embd(), native=native_tap)
+        self.tap = Tap(self.n_embd, native=native_tap)
         with tolerant_templates():
             super().__init__(model_path, **kwargs)
         self._fill_context()
@@ -35,9 +36,7 @@ class TappedLlama(Llama):
 
     @context_params.setter
     def context_params(self, params: Any) -> None:
-        params.cb_eval = self.tap.callback
-        params.cb_eval_user_data = self.tap.user_data
-        self._context_params = params
+        self._context_params = set_fields(params, cb_eval=self.tap.callback, cb_eval_user_data=self.tap.user_data)
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
@@ -47,7 +46,7 @@ class TappedLlama(Llama):
         """Make room for as many tokens as llama.cpp has: it rounds a context up to a multiple of 256."""
         if len(self.input_ids) < self.n_ctx():
             self.input_ids = np.zeros(self.n_ctx(), np.intc)
-            if self._logits_all:
+            if self.keeps_all_logits:
                 self.scores = np.zeros((self.n_ctx(), self.n_vocab()), np.single)
 
     def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
@@ -58,7 +57,7 @@ class TappedLlama(Llama):
         """
         if type(self.tokenizer_) is not LlamaTokenizer:  # the caller's own
             return super().tokenize(text, add_bos, special)
-        return tokenise(self, self._model.tokenize, text, add_bos, special)
+        return tokenise(self, super().tokenize, text, add_bos, special)
 
     def detokenize(self, tokens: list[int], prev_tokens: list[int] | None = None, special: bool = False) -> bytes:
         """As `Llama.detokenize`, long tokens included (see `tokens.detokenise`)."""
@@ -98,20 +97,20 @@ class TappedLlama(Llama):
 
     def share_adapter(self, ctx: Any) -> None:
         """Give another context of this model the LoRA adapter that this one was opened with, if any."""
-        if self._lora_adapter is not None:
-            adapters: Any = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(self._lora_adapter)  # type: ignore[misc]
+        if self.adapter is not None:
+            adapters: Any = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(self.adapter)
             llama_cpp.llama_set_adapters_lora(ctx, adapters, 1, (ctypes.c_float * 1)(self.lora_scale))
 
     def forget(self) -> None:
         """Empty the KV cache."""
         self.n_tokens = 0
-        self._requires_eval = True
+        self.stale = True
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.ctx), True)
 
     @contextmanager
     def set_aside(self) -> Iterator[None]:
         """Give the context to something else for the block; afterwards its cache holds what it held."""
-        n_tokens, requires_eval = self.n_tokens, self._requires_eval
+        n_tokens, stale = self.n_tokens, self.stale
         size = llama_cpp.llama_state_get_size(self.ctx)
         state = (ctypes.c_uint8 * size)()
         size = llama_cpp.llama_state_get_data(self.ctx, state, size)
@@ -119,7 +118,7 @@ class TappedLlama(Llama):
             yield
         finally:
             llama_cpp.llama_state_set_data(self.ctx, state, size)
-            self.n_tokens, self._requires_eval = n_tokens, requires_eval
+            self.n_tokens, self.stale = n_tokens, stale
 
     def keep(self, n_tokens: int) -> int:
         """Drop the cached tokens from `n_tokens` on. Returns how many are left: `n_tokens`, or 0.
@@ -130,7 +129,7 @@ class TappedLlama(Llama):
         memory = llama_cpp.llama_get_memory(self.ctx)
         oldest = llama_cpp.llama_memory_seq_pos_min(memory, 0)
         window = llama_cpp.llama_model_n_swa(self.model)
-        if oldest > max(n_tokens - window, 0) or not self._ctx.kv_cache_seq_rm(-1, n_tokens, -1):
+        if oldest > max(n_tokens - window, 0) or not llama_cpp.llama_memory_seq_rm(memory, 0, n_tokens, -1):
             self.forget()
             return 0
         return n_tokens
@@ -142,8 +141,7 @@ class TappedLlama(Llama):
         """
         for start in range(0, len(tokens), self.n_batch):
             chunk = tokens[start : start + self.n_batch]
-            self._batch.set_batch(batch=chunk, n_past=n_past + start, logits_all=all_rows)
-            self._ctx.decode(self._batch)
+            self.decode_batch(chunk, n_past + start, all_rows=all_rows)
             self.tap.check()
 
 

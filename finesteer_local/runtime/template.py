@@ -15,6 +15,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from llama_cpp import Llama, llama_chat_format
 
 from finesteer_local.errors import PromptError, one_line
+from finesteer_local.runtime.compat import chat_handlers
 
 Message = Mapping[str, Any]
 Form = Literal["object", "text"]
@@ -33,14 +34,14 @@ def chat_handler(llama: Llama) -> Any:
     chat_format = llama.chat_format or ""
     return (
         llama.chat_handler
-        or llama._chat_handlers.get(chat_format)
+        or chat_handlers(llama).get(chat_format)
         or llama_chat_format.get_chat_completion_handler(chat_format)
     )
 
 
 def template_text(llama: Llama) -> str | None:
     """The Jinja template that renders this model's chats; None where it is none."""
-    if llama.chat_handler or llama.chat_format not in llama._chat_handlers:
+    if llama.chat_handler or llama.chat_format not in chat_handlers(llama):
         return None
     name = str(llama.chat_format).removeprefix("chat_template.")
     key = "tokenizer.chat_template" if name == "default" else f"tokenizer.chat_template.{name}"

@@ -14,18 +14,19 @@ from pathlib import Path
 import numpy as np
 from llama_cpp import Llama, llama_cpp
 
-from finesteer_local.errors import ModelError, PromptError
+from finesteer_local.errors import ContextLengthError, ModelError
+from finesteer_local.runtime.amx import PlainLlama
 from finesteer_local.runtime.control import Vectors, set_control_vector
 
 
 def open_plain(path: str | Path, *, n_ctx: int, n_threads: int, n_gpu_layers: int = 0) -> Llama:
-    """llama-cpp-python's own `Llama`, opened as `open_model` opens a `SteeredLlama`.
+    """llama-cpp-python's own `Llama` (without AMX), opened as `open_model` opens a `SteeredLlama`.
 
     Raises:
         ModelError: llama.cpp cannot load it.
     """
     try:
-        return Llama(
+        return PlainLlama(
             str(path),
             n_ctx=n_ctx,
             n_threads=n_threads,
@@ -41,7 +42,7 @@ def generated(llama: Llama, prompt: Sequence[int]) -> Iterator[int]:
     """Greedy tokens from `Llama.generate`, steered as `llama` is; the first step reads all of `prompt`.
 
     Raises:
-        PromptError: the prompt does not fit the context.
+        ContextLengthError: the prompt does not fit the context.
     """
     _check_room(llama, prompt)
     llama.reset()  # type: ignore[no-untyped-call]
@@ -53,7 +54,7 @@ def decoded(llama: Llama, prompt: Sequence[int]) -> Iterator[int]:
     """`llama_decode` alone, as llama-bench calls it: the prompt, then the same token again and again.
 
     Raises:
-        PromptError: the prompt does not fit the context.
+        ContextLengthError: the prompt does not fit the context.
         ModelError: llama.cpp cannot decode it.
     """
     _check_room(llama, prompt)
@@ -128,6 +129,4 @@ def _decode(llama: Llama, tokens: object) -> None:
 
 def _check_room(llama: Llama, prompt: Sequence[int]) -> None:
     if not 0 < len(prompt) < llama.n_ctx():
-        raise PromptError(
-            f"a prompt of {len(prompt):,} tokens does not fit the context of {llama.n_ctx():,}; raise --ctx"
-        )
+        raise ContextLengthError(len(prompt), llama.n_ctx(), "raise --ctx")

@@ -70,9 +70,14 @@ def tokenise(
             tokens += make(piece, add_bos and i == 0, special)
         return tokens
 
-    if llama_cpp.llama_vocab_type(llama._model.vocab) != llama_cpp.LLAMA_VOCAB_TYPE_BPE:
+    if llama_cpp.llama_vocab_type(vocab_of(llama)) != llama_cpp.LLAMA_VOCAB_TYPE_BPE:
         return whole()
     return _with_stack(_STACK + _FRAME * max(_longest_run(llama, piece) for piece in pieces), whole)
+
+
+def vocab_of(llama: Llama) -> Any:
+    """The vocabulary of the model, `llama_vocab *`."""
+    return llama_cpp.llama_model_get_vocab(llama.model)
 
 
 def _longest_run(llama: Llama, text: bytes) -> int:
@@ -153,7 +158,7 @@ def texts_of(vocab: Any, tokens: Iterable[int], special: bool) -> Iterator[bytes
 
 def detokenise(llama: Llama, tokens: Sequence[int], special: bool) -> bytes:
     """The text of `tokens`, without the blank that some vocabularies put behind the token that begins a text."""
-    text = b"".join(texts_of(llama._model.vocab, tokens, special))
+    text = b"".join(texts_of(vocab_of(llama), tokens, special))
     begins = len(tokens) > 0 and tokens[0] == llama.token_bos()
     return text.removeprefix(b" ") if begins else text
 
@@ -165,7 +170,7 @@ def specials(llama: Llama) -> tuple[Special, ...]:
     """The special tokens of a model's vocabulary; looked through once."""
     known: tuple[Special, ...] | None = vars(llama).get("_specials")
     if known is None:
-        vocab = llama._model.vocab
+        vocab = vocab_of(llama)
         known = tuple(found for token in range(llama.n_vocab()) if (found := _special(vocab, token)))
         vars(llama)["_specials"] = known
     return known
@@ -184,7 +189,7 @@ def specials_in(llama: Llama, text: bytes) -> list[Special]:
     """The special tokens whose text stands in `text`, the longest first."""
     if "_specials" not in vars(llama) and len(text) <= _PLAIN:
         # To look through the vocabulary takes longer than such a text.
-        vocab, tokens = llama._model.vocab, set(llama.tokenize(text, add_bos=False, special=True))
+        vocab, tokens = vocab_of(llama), set(llama.tokenize(text, add_bos=False, special=True))
         candidates = [special for token in tokens if (special := _special(vocab, token))]
     else:
         candidates = list(specials(llama))
@@ -204,7 +209,7 @@ def _pieces(llama: Llama, text: bytes, special: bool) -> Iterator[bytes]:
         yield text
         return
     ends: list[int] = []
-    if not llama_cpp.llama_vocab_get_add_eos(llama._model.vocab):  # else every piece would get an end
+    if not llama_cpp.llama_vocab_get_add_eos(vocab_of(llama)):  # else every piece would get an end
         for one in sorted(counts, key=lambda one: -counts[one])[:64]:
             if one.right or one.text != one.text.strip():
                 continue

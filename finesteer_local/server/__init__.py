@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from finesteer_local.errors import MissingExtraError
+from finesteer_local.distribution import missing_extra
 
-INSTALL = "pip install 'finesteer-local[serve]'"
 _PACKAGES = ("fastapi", "uvicorn", "sse_starlette", "prometheus_client")
 
 
@@ -17,4 +16,4 @@ def require_extra() -> None:
     """Raise `MissingExtraError`, with the command that installs it, where the `serve` extra is missing."""
     missing = [name for name in _PACKAGES if find_spec(name) is None]
     if missing:
-        raise MissingExtraError(f"the server needs {' and '.join(missing)}; install with: {INSTALL}")
+        raise missing_extra("serve", f"the server needs {' and '.join(missing)}")

@@ -11,13 +11,12 @@ from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 
 from finesteer_local.runtime.batch import Answer, Decided, Finished, Piece, TokenScore
-from finesteer_local.server.constraints import compiled_for
+from finesteer_local.server.completions_schemas import Completion, CompletionRequest
 from finesteer_local.server.errors import api_error
 from finesteer_local.server.logprobs import Offsets
 from finesteer_local.server.openai_api import DONE, EVENTS, event_data, usage
-from finesteer_local.server.openai_schemas import Completion, CompletionRequest
-from finesteer_local.server.requests import of_completion
-from finesteer_local.server.running import Event, EventsOf, Running, finish_reason, opened, size_of, unless_gone
+from finesteer_local.server.requests import prepared
+from finesteer_local.server.running import Events, Running, finish_reason, size_of
 from finesteer_local.server.schemas import ERRORS, describe
 from finesteer_local.server.service import Service
 from finesteer_local.steering import Decision
@@ -55,22 +54,15 @@ class _Completion:
     async def respond(self, http: HttpRequest) -> Any:
         service, wanted = self._service, self._wanted
         service.check_name(wanted.model)
-        limits = service.settings.limits
-        grammar = await compiled_for(service, wanted)
-        prepared = await service.prepare(lambda model: of_completion(model, wanted, limits, grammar), size_of(http))
-        self._requests = [request for request, _ in prepared]
-        self._echoes = [echo for _, echo in prepared]
-        running = Running(service, self._requests)
-        if wanted.stream:
-            return EventsOf(running, self._chunks(await opened(http, running)))
-        try:
-            answers = await unless_gone(http, running.answers())
-        finally:
-            running.close()
+        texts = await prepared(service, wanted, size_of(http))
+        self._requests, self._echoes = texts.requests, texts.echoes
+        return await Running(service, texts).respond(http, self._whole, self._chunks if wanted.stream else None)
+
+    def _whole(self, answers: list[Answer]) -> dict[str, Any]:
         return {
             **self._head,
-            "choices": [self._whole(i, answer) for i, answer in enumerate(answers)],
-            "usage": usage(*(answer.finished for answer in answers), n=wanted.n or 1),
+            "choices": [self._choice(i, answer) for i, answer in enumerate(answers)],
+            "usage": usage(*(answer.finished for answer in answers), n=self._wanted.n or 1),
         }
 
     def _steering(self, index: int, decisions: Sequence[Decision]) -> dict[str, Any]:
@@ -79,7 +71,7 @@ class _Completion:
     def _logprobs(self, offsets: Offsets, scores: Sequence[TokenScore]) -> dict[str, Any] | None:
         return None if self._wanted.logprobs is None else offsets.logprobs(scores)
 
-    def _whole(self, index: int, answer: Answer) -> dict[str, Any]:
+    def _choice(self, index: int, answer: Answer) -> dict[str, Any]:
         return {
             "index": index,
             "text": self._echoes[index] + answer.text,
@@ -88,7 +80,7 @@ class _Completion:
             "steering": self._steering(index, answer.decisions),
         }
 
-    async def _chunks(self, events: AsyncIterator[tuple[int, Event]]) -> AsyncIterator[bytes]:
+    async def _chunks(self, events: Events) -> AsyncIterator[bytes]:
         options = self._wanted.stream_options
         offsets = [Offsets() for _ in self._requests]
         finished: dict[int, Finished] = {}

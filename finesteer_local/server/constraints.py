@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from finesteer_local.errors import PromptError
 from finesteer_local.runtime.constraint import ANY_OBJECT, Compiled, compiled, json_schema
+from finesteer_local.server.chat_schemas import ChatRequest
+from finesteer_local.server.completions_schemas import CompletionRequest
 from finesteer_local.server.conversation_schemas import AllowedToolsChoice, NamedTool, Tool
 from finesteer_local.server.errors import ApiError
-from finesteer_local.server.openai_schemas import ChatRequest, CompletionRequest
 from finesteer_local.server.service import Model, Service
 from finesteer_local.server.tool_calls import arguments_schema, choice_schema
 

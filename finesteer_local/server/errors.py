@@ -12,8 +12,8 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from finesteer_local.errors import (
-    ClosingError,
     ContextLengthError,
+    EngineClosedError,
     EngineError,
     FineSteerError,
     OptionError,
@@ -76,7 +76,7 @@ def api_error(error: BaseException) -> ApiError:
     if isinstance(error, HTTPException):
         said = _SAID_BY_STARLETTE.get(error.status_code, str(error.detail))
         return ApiError(error.status_code, said, headers=error.headers)
-    if isinstance(error, ClosingError):
+    if isinstance(error, EngineClosedError):
         return ApiError(503, f"the server is stopping: {error}", code="stopping")
     if isinstance(error, QueueFullError):
         return ApiError(429, str(error), code="queue_full")

@@ -14,21 +14,19 @@ from gguf import LlamaFileType
 from pydantic import ValidationError
 
 from finesteer_local import __version__
-from finesteer_local.runtime.batch import Answer, Decided, Finished, Piece, Request, TokenScore
-from finesteer_local.runtime.constraint import Compiled
+from finesteer_local.runtime.batch import Answer, Decided, Finished, Piece, TokenScore
 from finesteer_local.runtime.infill import can_infill
 from finesteer_local.server import ollama_schemas as schemas
-from finesteer_local.server.constraints import compiled_for
+from finesteer_local.server.chat_schemas import ChatRequest
+from finesteer_local.server.completions_schemas import CompletionRequest
 from finesteer_local.server.errors import ApiError, api_error
 from finesteer_local.server.logprobs import chat_logprobs
 from finesteer_local.server.ollama_answer import AnswerParts, Thoughts, ends_in_thoughts, together
-from finesteer_local.server.openai_schemas import ChatRequest, CompletionRequest
-from finesteer_local.server.requests import of_chat, of_completion
-from finesteer_local.server.running import Event, LinesOf, Running, finish_reason, opened, size_of, unless_gone
+from finesteer_local.server.requests import prepared
+from finesteer_local.server.running import Event, Events, LinesOf, Running, finish_reason, size_of
 from finesteer_local.server.schemas import describe
 from finesteer_local.server.service import Model, Service
 from finesteer_local.server.template_fields import thinking_effort, thinks
-from finesteer_local.server.tool_calls import PlainText
 from finesteer_local.steering import Decision
 
 LINES: dict[str, Any] = {"application/x-ndjson": {"schema": {"type": "string"}}}
@@ -103,17 +101,15 @@ class _Reply:
         if own is None:
             return self._part({}, done=True, done_reason="load")
         self._steered_as = own.steering
-        grammar = await compiled_for(service, own)
-        prepared = await service.prepare(lambda model: self._prepared(model, own, grammar), size_of(http))
-        self._request, self._answer = prepared
-        running = Running(service, [self._request])
-        if self._wanted.stream is not False:
-            return LinesOf(running, self._lines(await opened(http, running)))
-        try:
-            [answer] = await unless_gone(http, running.answers())
-        finally:
-            running.close()
-        return self._whole(answer)
+        found = await prepared(service, own, size_of(http))
+        [self._request] = found.requests
+        self._answer = AnswerParts(found.reading(), self._thoughts())
+        lines = None if self._wanted.stream is False else self._lines
+        return await Running(service, found).respond(http, self._whole, lines, LinesOf)
+
+    def _thoughts(self) -> Thoughts | None:
+        llama = self._service.model.llama
+        return Thoughts(opened=ends_in_thoughts(llama, self._request.prompt)) if self._wanted.think else None
 
     def _own(self, model: Model) -> ChatRequest | CompletionRequest | None:
         """Our own request; None only loads the model, which it is."""
@@ -126,18 +122,6 @@ class _Reply:
             return wanted.chat(effort)
         except ValidationError as error:
             raise ApiError(400, str(error.errors()[0]["msg"])) from error
-
-    def _prepared(
-        self, model: Model, own: ChatRequest | CompletionRequest, grammar: Compiled | None
-    ) -> tuple[Request, AnswerParts]:
-        limits = self._service.settings.limits
-        if isinstance(own, CompletionRequest):
-            [(request, _)] = of_completion(model, own, limits, grammar)
-            return request, AnswerParts(PlainText(), None)
-        chat = of_chat(model, own, limits, grammar)
-        [request] = chat.requests
-        thoughts = Thoughts(opened=ends_in_thoughts(model.llama, request.prompt)) if self._wanted.think else None
-        return request, AnswerParts(chat.reading(), thoughts)
 
     def _part(self, content: dict[str, Any], **more: Any) -> dict[str, Any]:
         """A part of the answer; `content` has some of `content`, `thinking` and `tool_calls`."""
@@ -153,12 +137,13 @@ class _Reply:
     def _logprobs(self, scores: Sequence[TokenScore]) -> dict[str, Any]:
         return {"logprobs": chat_logprobs(scores)["content"]} if self._wanted.logprobs else {}
 
-    def _whole(self, answer: Answer) -> dict[str, Any]:
+    def _whole(self, answers: list[Answer]) -> dict[str, Any]:
+        [answer] = answers
         content = together([*self._answer.add(answer.text), *self._answer.end()])
         steering = self._steering(answer.decisions)
         return self._part(content, steering=steering, **self._logprobs(answer.scores), **_end(answer.finished))
 
-    async def _lines(self, events: AsyncIterator[tuple[int, Event]]) -> AsyncIterator[str]:
+    async def _lines(self, events: Events) -> AsyncIterator[str]:
         try:
             async for _, event in events:
                 for part in self._parts(event):

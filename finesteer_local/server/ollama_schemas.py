@@ -8,9 +8,11 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
+from finesteer_local.server.chat_schemas import ChatRequest, TokenLogprob
+from finesteer_local.server.completions_schemas import CompletionRequest
 from finesteer_local.server.conversation_schemas import JsonObject, Tools
 from finesteer_local.server.known_fields import ANY, OLLAMA_OPTIONS, GivenAsKnown
-from finesteer_local.server.openai_schemas import ChatRequest, CommonSampling, CompletionRequest, TokenLogprob
+from finesteer_local.server.sampling_schemas import CommonSampling
 from finesteer_local.server.schemas import Decisions, Given, Many, SteeringField
 
 OllamaToolChoice = Annotated[

@@ -12,12 +12,12 @@ from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 
 from finesteer_local.runtime.batch import Answer, Decided, Finished, Piece, TokenScore
-from finesteer_local.server.constraints import compiled_for
+from finesteer_local.server.chat_schemas import ChatCompletion, ChatRequest
 from finesteer_local.server.errors import api_error
 from finesteer_local.server.logprobs import chat_logprobs
-from finesteer_local.server.openai_schemas import ChatCompletion, ChatRequest, ModelOut, Models
-from finesteer_local.server.requests import of_chat
-from finesteer_local.server.running import Event, EventsOf, Running, finish_reason, opened, size_of, unless_gone
+from finesteer_local.server.openai_schemas import ModelOut, Models
+from finesteer_local.server.requests import prepared
+from finesteer_local.server.running import Events, Running, finish_reason, size_of
 from finesteer_local.server.schemas import ERRORS, describe
 from finesteer_local.server.service import Service
 from finesteer_local.server.tool_calls import Begins, Part, Reading, Text
@@ -128,30 +128,24 @@ class _Chat:
     async def respond(self, http: HttpRequest) -> Any:
         service, wanted = self._service, self._wanted
         service.check_name(wanted.model)
-        limits = service.settings.limits
-        grammar = await compiled_for(service, wanted)
-        chat = await service.prepare(lambda model: of_chat(model, wanted, limits, grammar), size_of(http))
+        chat = await prepared(service, wanted, size_of(http))
         self._request = chat.requests[0]
         self._choices = [_Choice(chat.reading()) for _ in chat.requests]
-        running = Running(service, chat.requests)
-        if wanted.stream:
-            return EventsOf(running, self._chunks(await opened(http, running)))
-        try:
-            answers = await unless_gone(http, running.answers())
-        finally:
-            running.close()
+        return await Running(service, chat).respond(http, self._whole, self._chunks if wanted.stream else None)
+
+    def _whole(self, answers: list[Answer]) -> dict[str, Any]:
         return {
             **self._head,
             "object": "chat.completion",
-            "choices": [self._whole(i, answer) for i, answer in enumerate(answers)],
+            "choices": [self._choice(i, answer) for i, answer in enumerate(answers)],
             "usage": usage(*(answer.finished for answer in answers), n=len(answers)),
-            "steering": describe(self._request, answers[0].decisions, wanted.steering),
+            "steering": describe(self._request, answers[0].decisions, self._wanted.steering),
         }
 
     def _logprobs(self, scores: Sequence[TokenScore]) -> dict[str, Any] | None:
         return chat_logprobs(scores) if self._wanted.logprobs else None
 
-    def _whole(self, index: int, answer: Answer) -> dict[str, Any]:
+    def _choice(self, index: int, answer: Answer) -> dict[str, Any]:
         choice = self._choices[index]
         return {
             "index": index,
@@ -160,7 +154,7 @@ class _Chat:
             "finish_reason": choice.finish(answer.finished),
         }
 
-    async def _chunks(self, events: AsyncIterator[tuple[int, Event]]) -> AsyncIterator[bytes]:
+    async def _chunks(self, events: Events) -> AsyncIterator[bytes]:
         options = self._wanted.stream_options
         wants_usage = bool(options and options.include_usage)
         finished: dict[int, Finished] = {}

@@ -11,12 +11,13 @@ from finesteer_local.errors import PromptError
 from finesteer_local.runtime.batch import Request, chat_request, completion_request
 from finesteer_local.runtime.constraint import Compiled
 from finesteer_local.runtime.template import template_text
-from finesteer_local.server.constraints import tools_of
+from finesteer_local.server.chat_schemas import ChatRequest
+from finesteer_local.server.completions_schemas import CompletionRequest
+from finesteer_local.server.constraints import compiled_for, tools_of
 from finesteer_local.server.conversation_schemas import Message, Tool
 from finesteer_local.server.errors import ApiError, prompt_error
-from finesteer_local.server.openai_schemas import ChatRequest, CompletionRequest
 from finesteer_local.server.schemas import Steering
-from finesteer_local.server.service import Model
+from finesteer_local.server.service import Model, Service
 from finesteer_local.server.settings import Limits
 from finesteer_local.server.template_fields import variables
 from finesteer_local.server.tool_calls import (
@@ -29,21 +30,32 @@ from finesteer_local.server.tool_calls import (
 )
 
 COMPLETION_TOKENS = 16  # OpenAI's default for raw completions
+MESSAGES = "messages"
 
 
-class Chat(NamedTuple):
-    """A chat request as it runs."""
+class Prepared(NamedTuple):
+    """A client's request as it runs; the engine checks it once it is submitted."""
 
-    requests: list[Request]  # one a choice; they differ in their seeds
-    reading: Callable[[], Reading]  # what finds calls of tools in a choice's text
+    requests: list[Request]  # one a choice
+    param: str  # the client's field that the prompts come from
+    reading: Callable[[], Reading] = PlainText  # what finds calls of tools in a choice's text
+    echoes: Sequence[str] = ()  # what each choice's text begins with
 
 
-def of_chat(model: Model, wanted: ChatRequest, limits: Limits, grammar: Compiled | None) -> Chat:
-    """The engine's requests for a chat; `grammar` is what `constraints.compiled_for` gives.
+async def prepared(service: Service, wanted: ChatRequest | CompletionRequest, size: int) -> Prepared:
+    """What runs for `wanted`, a request of `size` bytes, made beside the event loop.
 
     Raises:
         ApiError, PromptError, ProfileError, UnknownNameError: the request cannot be served.
+        EngineError: the model's engine has failed, or is stuck.
     """
+    grammar, limits = await compiled_for(service, wanted), service.settings.limits
+    if isinstance(wanted, CompletionRequest):
+        return await service.prepare(lambda model: _of_completion(model, wanted, limits, grammar), size)
+    return await service.prepare(lambda model: _of_chat(model, wanted, limits, grammar), size)
+
+
+def _of_chat(model: Model, wanted: ChatRequest, limits: Limits, grammar: Compiled | None) -> Prepared:
     options = wanted.options()
     if wanted.logprobs:
         options.update(logprobs=True, top_logprobs=wanted.top_logprobs or 0)
@@ -57,7 +69,8 @@ def of_chat(model: Model, wanted: ChatRequest, limits: Limits, grammar: Compiled
         request = replace(request, sampling=replace(request.sampling, grammar=grammar))
     longest = wanted.max_tokens if wanted.max_completion_tokens is None else wanted.max_completion_tokens
     request = capped(request, None if longest is not None and longest < 1 else longest, limits)
-    return Chat(_choices(request, wanted.n), _reading(model, told, called, constrained=grammar is not None))
+    reading = _reading(model, told, called, constrained=grammar is not None)
+    return Prepared(_choices(request, wanted.n), MESSAGES, reading)
 
 
 def _reading(model: Model, told: list[Tool], called: list[Tool], *, constrained: bool) -> Callable[[], Reading]:
@@ -93,21 +106,13 @@ def conversation(
     steer, skips = model.policy.steer(steering), model.policy.skips_thinking(steering)
     try:
         given = [message.for_template() for message in messages]
-        request = chat_request(model.llama, given, steer=steer, skip_thinking=skips, variables=variables, **options)
-        request.check(model.llama, model.engine.n_ctx)
+        return chat_request(model.llama, given, steer=steer, skip_thinking=skips, variables=variables, **options)
     except PromptError as error:
-        raise prompt_error(error, "messages") from error
-    return request
+        raise prompt_error(error, MESSAGES) from error
 
 
-def of_completion(
-    model: Model, wanted: CompletionRequest, limits: Limits, grammar: Compiled | None
-) -> list[tuple[Request, str]]:
-    """The engine's requests, `n` for each prompt, each with the text that its answer begins with, the prompt or none.
-
-    Raises:
-        ApiError, PromptError, ProfileError, UnknownNameError: the request cannot be served.
-    """
+def _of_completion(model: Model, wanted: CompletionRequest, limits: Limits, grammar: Compiled | None) -> Prepared:
+    """`n` requests for each prompt."""
     prompts = wanted.prompts()
     if len(prompts) * (wanted.n or 1) > limits.prompts:
         raise ApiError(400, f"a request can have {limits.prompts} prompts, each counted n times", param="prompt")
@@ -117,22 +122,22 @@ def of_completion(
     options = {**wanted.options(), "logprobs": wanted.logprobs, "echo": bool(wanted.echo)}
     options["suffix"] = wanted.suffix or None
     n_tokens = COMPLETION_TOKENS if wanted.max_tokens is None else wanted.max_tokens
-    found = []
+    found, echoes = list[Request](), list[str]()
     for prompt in prompts:
+        if not isinstance(prompt, str):
+            check_tokens(model, prompt, "prompt")  # what follows looks at their text before the engine checks them
         try:
             request = completion_request(model.llama, prompt, steer=steer, skip_thinking=skips, **options)
         except PromptError as error:
             raise prompt_error(error, "suffix" if wanted.suffix else "prompt") from error
-        try:
-            request.check(model.llama, model.engine.n_ctx)
-        except PromptError as error:
-            raise prompt_error(error, "prompt") from error
         if grammar is not None:
             request = replace(request, sampling=replace(request.sampling, grammar=grammar))
         request = capped(request, None if n_tokens == -1 else n_tokens, limits)
-        echo = _text_of(model, prompt) if wanted.echo else ""
-        found += [(choice, echo) for choice in _choices(request, wanted.n)]
-    return found
+        choices = _choices(request, wanted.n)
+        found += choices
+        echo = "" if not wanted.echo else prompt if isinstance(prompt, str) else text_of(model, prompt)
+        echoes += [echo] * len(choices)
+    return Prepared(found, "prompt", echoes=echoes)
 
 
 def capped(request: Request, max_tokens: int | None, limits: Limits) -> Request:
@@ -143,7 +148,13 @@ def capped(request: Request, max_tokens: int | None, limits: Limits) -> Request:
     return replace(request, max_tokens=longest)
 
 
-def _text_of(model: Model, prompt: str | list[int]) -> str:
-    if isinstance(prompt, str):
-        return prompt
-    return bytes(model.llama.detokenize(prompt, special=True)).decode(errors="ignore")
+def check_tokens(model: Model, tokens: list[int], param: str) -> None:
+    """Raise `ApiError` for a token that there is not: llama.cpp ends the process when it is asked for its text."""
+    n_vocab = model.llama.n_vocab()
+    if any(token >= n_vocab for token in tokens):
+        raise ApiError(400, f"a token is not in the model's vocabulary of {n_vocab:,}", param=param)
+
+
+def text_of(model: Model, tokens: list[int]) -> str:
+    """The text of tokens that the model has; what is no whole letter is left out."""
+    return bytes(model.llama.detokenize(tokens, special=True)).decode(errors="ignore")

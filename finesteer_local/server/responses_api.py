@@ -12,13 +12,12 @@ from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 from pydantic import ValidationError
 
-from finesteer_local.runtime.batch import Decided, Finished, Piece, TokenScore
-from finesteer_local.server.constraints import compiled_for
+from finesteer_local.runtime.batch import Answer, Decided, Finished, Piece, TokenScore
+from finesteer_local.server.chat_schemas import ChatRequest
 from finesteer_local.server.errors import ApiError, api_error
 from finesteer_local.server.logprobs import chat_logprobs
 from finesteer_local.server.openai_api import EVENTS
-from finesteer_local.server.openai_schemas import ChatRequest
-from finesteer_local.server.requests import of_chat
+from finesteer_local.server.requests import prepared
 from finesteer_local.server.responses_memory import Memory
 from finesteer_local.server.responses_schemas import (
     LOGPROBS,
@@ -28,7 +27,7 @@ from finesteer_local.server.responses_schemas import (
     ResponseOut,
     ResponsesRequest,
 )
-from finesteer_local.server.running import Event, EventsOf, Running, finish_reason, opened, size_of, unless_gone
+from finesteer_local.server.running import Events, Running, finish_reason, size_of
 from finesteer_local.server.schemas import ERRORS, describe
 from finesteer_local.server.service import Service
 from finesteer_local.server.tool_calls import Begins, Reading, Text
@@ -192,24 +191,19 @@ class _Response:
             raise
 
     async def _respond(self, http: HttpRequest, own: ChatRequest) -> Any:
-        service, wanted, limits = self._service, self._wanted, self._service.settings.limits
-        grammar = await compiled_for(service, own)
         remembered = sum(len(message.content or "") for message in own.messages)
-        size = max(size_of(http), remembered)
-        chat = await service.prepare(lambda model: of_chat(model, own, limits, grammar), size)
+        chat = await prepared(self._service, own, max(size_of(http), remembered))
         [self._request] = chat.requests
         self._output = _Output(chat.reading())
-        running = Running(service, [self._request])
-        if wanted.stream:
-            return EventsOf(running, self._events(await opened(http, running)))
-        try:
-            [answer] = await unless_gone(http, running.answers())
-        finally:
-            running.close()
+        events = self._events if self._wanted.stream else None
+        return await Running(self._service, chat).respond(http, self._whole, events)
+
+    def _whole(self, answers: list[Answer]) -> dict[str, Any]:
+        [answer] = answers
         self._output.add(answer.text, self._logprobs(answer.scores))
         self._output.end(_status(answer.finished))
-        steering = describe(self._request, answer.decisions, wanted.steering)
-        return {**self._whole(answer.finished), "steering": steering}
+        steering = describe(self._request, answer.decisions, self._wanted.steering)
+        return {**self._ended(answer.finished), "steering": steering}
 
     def _logprobs(self, scores: Sequence[TokenScore]) -> list[dict[str, Any]]:
         wanted = LOGPROBS in (self._wanted.include or ())
@@ -218,7 +212,7 @@ class _Response:
     def _begun(self) -> dict[str, Any]:
         return {**self._head, "status": "in_progress", "output": [], "usage": None}
 
-    def _whole(self, event: Finished) -> dict[str, Any]:
+    def _ended(self, event: Finished) -> dict[str, Any]:
         """The answer, which is remembered from now on."""
         output = self._output.items
         if self._wanted.store is not False:
@@ -237,7 +231,7 @@ class _Response:
         found = {**self._head, "status": status, "output": output, "usage": usage}
         return found if status == "completed" else {**found, "incomplete_details": {"reason": "max_output_tokens"}}
 
-    async def _events(self, events: AsyncIterator[tuple[int, Event]]) -> AsyncIterator[bytes]:
+    async def _events(self, events: Events) -> AsyncIterator[bytes]:
         number = 0
 
         def data(told: Told) -> bytes:
@@ -263,7 +257,7 @@ class _Response:
                     status = _status(event)
                     for told in self._output.end(status):
                         yield data(told)
-                    yield data((f"response.{status}", {"response": {**self._whole(event), **steering}}))
+                    yield data((f"response.{status}", {"response": {**self._ended(event), **steering}}))
         except Exception as error:
             found = api_error(error)
             yield data(("error", {"code": found.code, "message": found.message, "param": found.param}))

@@ -7,10 +7,11 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from finesteer_local.server.chat_schemas import ChatRequest
 from finesteer_local.server.conversation_schemas import JsonObject, joined
 from finesteer_local.server.errors import ApiError
 from finesteer_local.server.known_fields import ANY, OPENAI
-from finesteer_local.server.openai_schemas import ChatRequest, MaxTokens, ReasoningEffort, SamplingFields
+from finesteer_local.server.sampling_schemas import MaxTokens, ReasoningEffort, SamplingFields
 from finesteer_local.server.schemas import Decisions, Given, Many, SteeringField
 
 LOGPROBS = "message.output_text.logprobs"

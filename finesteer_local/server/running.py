@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -12,23 +12,101 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from finesteer_local.runtime.batch import Answer, AnswerStream, Decided, Finished, Piece, Request
+from finesteer_local.errors import PromptError
+from finesteer_local.runtime.batch import Answer, AnswerStream, Decided, Finished, Piece
 from finesteer_local.runtime.batch.answer import CANCELLED, LENGTH
-from finesteer_local.server.errors import ApiError, ClientGone
+from finesteer_local.server.errors import ApiError, ClientGone, prompt_error
+from finesteer_local.server.requests import Prepared
 from finesteer_local.server.service import LONG, Service
 
 T = TypeVar("T")
 Event = Decided | Piece | Finished
+Events = AsyncIterator[tuple[int, Event]]
+
+
+class _FreesPlaces(Response):
+    """Frees the places of `_running` however the response ends, even before it began."""
+
+    _running: Running
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the response."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._running.close()
+
+
+class EventsOf(_FreesPlaces, EventSourceResponse):
+    """Server-sent events."""
+
+    def __init__(self, running: Running, content: AsyncIterator[Any]) -> None:
+        EventSourceResponse.__init__(self, content, sep="\n", headers={"Cache-Control": "no-store"})
+        self._running = running
+
+
+class LinesOf(_FreesPlaces, StreamingResponse):
+    """One JSON object a line."""
+
+    def __init__(self, running: Running, content: AsyncIterator[str]) -> None:
+        StreamingResponse.__init__(
+            self, content, media_type="application/x-ndjson", headers={"Cache-Control": "no-store"}
+        )
+        self._running = running
 
 
 class Running:
-    """Requests that were given to the engine for one HTTP request."""
+    """What was given to the engine for one HTTP request.
 
-    def __init__(self, service: Service, requests: Sequence[Request]) -> None:
+    Raises:
+        ApiError, ProfileError, SteeringError: the engine does not take it; nothing runs then.
+    """
+
+    def __init__(self, service: Service, prepared: Prepared) -> None:
         self._metrics = service.metrics
-        self._streams = service.submit(requests)
+        try:
+            self._streams = service.submit(prepared.requests)
+        except PromptError as error:
+            raise prompt_error(error, prepared.param) from error
         seconds = service.settings.limits.seconds
         self._clock = asyncio.get_running_loop().call_later(seconds, self._cancel)
+
+    async def respond(
+        self,
+        http: HttpRequest,
+        whole: Callable[[list[Answer]], T],
+        parts: Callable[[Events], AsyncIterator[Any]] | None = None,
+        kind: type[EventsOf | LinesOf] = EventsOf,
+    ) -> T | Response:
+        """What an endpoint gives back, the places being free at its end: `whole`, or a stream of `parts` where given.
+
+        An error that comes before the first part is raised: it can still be the answer's status.
+
+        Raises:
+            ClientGone: the client went away.
+        """
+        if parts is not None:
+            return kind(self, parts(await self._opened(http)))
+        try:
+            return whole(await unless_gone(http, self.answers()))
+        finally:
+            self.close()
+
+    async def _opened(self, http: HttpRequest) -> Events:
+        """The events, once the first is there."""
+        events = self.events()
+        try:
+            first = await unless_gone(http, anext_of(events))
+        except BaseException:
+            self.close()
+            raise
+
+        async def all_events() -> Events:
+            yield first
+            async for event in events:
+                yield event
+
+        return all_events()
 
     def close(self) -> None:
         """Free the places; nothing happens to answers that are complete."""
@@ -52,7 +130,7 @@ class Running:
             found[number].append(event)
         return [Answer.of(events) for events in found]
 
-    async def events(self) -> AsyncIterator[tuple[int, Event]]:
+    async def events(self) -> Events:
         """The events of all streams as they come, each with its stream's number."""
         if len(self._streams) == 1:
             async for event in self._events(self._streams[0]):
@@ -133,54 +211,6 @@ async def _gone(http: HttpRequest) -> None:
         pass
 
 
-async def opened(http: HttpRequest, running: Running) -> AsyncIterator[tuple[int, Event]]:
-    """The events of `running`, once the first is there: until then an error can still be the answer's status."""
-    events = running.events()
-    try:
-        first = await unless_gone(http, anext_of(events))
-    except BaseException:
-        running.close()
-        raise
-
-    async def all_events() -> AsyncIterator[tuple[int, Event]]:
-        yield first
-        async for event in events:
-            yield event
-
-    return all_events()
-
-
 async def anext_of(events: AsyncIterator[T]) -> T:
     """`anext` as a coroutine, which can be a task."""
     return await events.__anext__()
-
-
-class _FreesPlaces(Response):
-    """Frees the places of `_running` however the response ends, even before it began."""
-
-    _running: Running
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the response."""
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._running.close()
-
-
-class EventsOf(_FreesPlaces, EventSourceResponse):
-    """Server-sent events."""
-
-    def __init__(self, running: Running, content: AsyncIterator[Any]) -> None:
-        EventSourceResponse.__init__(self, content, sep="\n", headers={"Cache-Control": "no-store"})
-        self._running = running
-
-
-class LinesOf(_FreesPlaces, StreamingResponse):
-    """One JSON object a line."""
-
-    def __init__(self, running: Running, content: AsyncIterator[str]) -> None:
-        StreamingResponse.__init__(
-            self, content, media_type="application/x-ndjson", headers={"Cache-Control": "no-store"}
-        )
-        self._running = running

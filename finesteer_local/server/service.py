@@ -131,6 +131,8 @@ class Service:
     @property
     def trouble(self) -> EngineError | None:
         """Why no request can be answered though the model is loaded."""
+        if isinstance(self.failure, EngineError):
+            return self.failure  # still while the server ends
         model, seconds = self._model, max(self._short.seconds, self._long.seconds)
         if model is not None and model.engine.failure is not None:
             return model.engine.failure
@@ -154,12 +156,12 @@ class Service:
             ApiError: it is still being loaded, or the server is stopping.
             EngineError: it has failed, or is stuck.
         """
+        if (trouble := self.trouble) is not None:
+            raise trouble
         if self._stopping:
             raise ApiError(503, "the server is stopping; no further requests are taken", code="stopping")
         if self._model is None:
             raise ApiError(503, "the model is being loaded; try again in a moment", code="loading")
-        if (trouble := self.trouble) is not None:
-            raise trouble
         return self._model
 
     def stop(self, *, drain: bool = True) -> None:
@@ -247,7 +249,7 @@ def open_service_model(settings: Settings) -> Model:
     Raises:
         FineSteerError: the model cannot be loaded, or the default profiles cannot steer it.
     """
-    identity = read_model_identity(settings.path)
+    identity = settings.identity or read_model_identity(settings.path)
     n_ctx = settings.ctx or min(identity.context_length or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
     llama = open_model(
         settings.path,
@@ -256,6 +258,7 @@ def open_service_model(settings: Settings) -> Model:
         n_threads=settings.threads,
         n_gpu_layers=settings.gpu_layers,
         rpc=settings.rpc,
+        identity=identity,
     )
     if settings.rpc:
         end_when_lost()  # there is nothing left to answer with; whoever supervises the server starts it again

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finesteer_local.errors import FineSteerError
+from finesteer_local.identity import ModelIdentity
 from finesteer_local.profile import Profile
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -45,6 +46,7 @@ class Settings:
     host_names: frozenset[str] = frozenset()  # further names under which clients reach the server
     api_key: str | None = None
     limits: Limits = Limits()
+    identity: ModelIdentity | None = None  # of the model, where it was read before
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "host", plain_host(self.host))

@@ -8,10 +8,10 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 
-from finesteer_local.runtime.batch import Request
-from finesteer_local.server.openai_schemas import ExplainRequest
-from finesteer_local.server.requests import conversation
-from finesteer_local.server.running import Running, size_of, unless_gone
+from finesteer_local.runtime.batch import Answer, Request
+from finesteer_local.server.chat_schemas import ExplainRequest
+from finesteer_local.server.requests import MESSAGES, Prepared, conversation
+from finesteer_local.server.running import Running, size_of
 from finesteer_local.server.schemas import (
     ERRORS,
     Decisions,
@@ -50,16 +50,15 @@ def router(service: Service) -> APIRouter:
         return await service.prepare(_profiles)
 
     @routes.post("/explain", response_model=Decisions, response_model_exclude_unset=True)
-    async def explain(http: HttpRequest, wanted: ExplainRequest) -> dict[str, Any]:
+    async def explain(http: HttpRequest, wanted: ExplainRequest) -> Any:
         """Decide, and generate nothing."""
         service.check_name(wanted.model)
         request = await service.prepare(lambda model: _explained(model, wanted, service), size_of(http))
-        running = Running(service, [request])
-        try:
-            [answer] = await unless_gone(http, running.answers())
-        finally:
-            running.close()
-        return describe(request, answer.decisions, wanted.steering)
+
+        def decided(answers: list[Answer]) -> dict[str, Any]:
+            return describe(request, answers[0].decisions, wanted.steering)
+
+        return await Running(service, Prepared([request], MESSAGES)).respond(http, decided)
 
     return routes
 

@@ -8,7 +8,7 @@ from finesteer_local.runtime import SteeredLlama
 from finesteer_local.runtime.template import template_text, template_variables
 from finesteer_local.runtime.thinking import TAGS
 from finesteer_local.server.errors import ApiError
-from finesteer_local.server.openai_schemas import TemplateFields
+from finesteer_local.server.sampling_schemas import TemplateFields
 
 _SWITCHES = ("enable_thinking", "thinking")  # Qwen3, GLM, SmolLM3 and most others; DeepSeek V3.1, Granite
 _GRADE = "reasoning_effort"  # gpt-oss

@@ -5,9 +5,8 @@ from __future__ import annotations
 from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 
-from finesteer_local.errors import PromptError
 from finesteer_local.runtime.batch import completion_request
-from finesteer_local.server.errors import prompt_error
+from finesteer_local.server.requests import check_tokens, text_of
 from finesteer_local.server.running import size_of
 from finesteer_local.server.schemas import ERRORS
 from finesteer_local.server.service import Model, Service
@@ -34,7 +33,7 @@ def router(service: Service) -> APIRouter:
     async def detokenize(http: HttpRequest, wanted: DetokenizeRequest) -> Detokenized:
         """The text of tokens; what is no whole letter is left out."""
         service.check_name(wanted.model)
-        return await service.prepare(lambda model: Detokenized(prompt=_text(model, wanted.tokens)), size_of(http))
+        return await service.prepare(lambda model: _detokenized(model, wanted.tokens), size_of(http))
 
     @routes.get("/tokenizer_info")
     async def get_tokenizer_info() -> TokenizerInfo:
@@ -53,11 +52,9 @@ def _tokens(model: Model, wanted: TokenizeRequest) -> Tokenized:
     return Tokenized(tokens=tokens, count=len(tokens), max_model_len=model.engine.n_ctx)
 
 
-def _text(model: Model, tokens: list[int]) -> str:
-    if any(token >= model.llama.n_vocab() for token in tokens):
-        error = PromptError(f"a token is not in the model's vocabulary of {model.llama.n_vocab():,}")
-        raise prompt_error(error, "tokens")
-    return bytes(model.llama.detokenize(tokens, special=True)).decode(errors="ignore")
+def _detokenized(model: Model, tokens: list[int]) -> Detokenized:
+    check_tokens(model, tokens, "tokens")
+    return Detokenized(prompt=text_of(model, tokens))
 
 
 def _info(model: Model) -> TokenizerInfo:
@@ -66,6 +63,6 @@ def _info(model: Model) -> TokenizerInfo:
     return TokenizerInfo(
         tokenizer_class=llama.metadata.get("tokenizer.ggml.model", ""),
         chat_template=llama.metadata.get("tokenizer.chat_template"),
-        bos_token=_text(model, [bos]) if bos != -1 else None,
-        eos_token=_text(model, [eos]) if eos != -1 else None,
+        bos_token=text_of(model, [bos]) if bos != -1 else None,
+        eos_token=text_of(model, [eos]) if eos != -1 else None,
     )

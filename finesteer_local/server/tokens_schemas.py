@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field
 
-from finesteer_local.server.openai_schemas import Token
+from finesteer_local.server.sampling_schemas import Token
 from finesteer_local.server.schemas import Given, Many
 
 

@@ -6,20 +6,18 @@ from importlib import import_module, util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finesteer_local.errors import MissingExtraError
+from finesteer_local.distribution import missing_extra
 
 if TYPE_CHECKING:
     from finesteer_local.profile import Profile
     from finesteer_local.training.harvest import Progress
-
-INSTALL = "pip install 'finesteer-local[train]'"
 
 
 def require_extra() -> None:
     """Raise `MissingExtraError`, with the command that installs it, where the `train` extra is missing."""
     missing = [name for name in ("torch", "sklearn") if util.find_spec(name) is None]
     if missing:
-        raise MissingExtraError(f"training needs {' and '.join(missing)}; install with: {INSTALL}")
+        raise missing_extra("train", f"training needs {' and '.join(missing)}")
 
 
 def train_profile(

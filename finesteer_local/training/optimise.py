@@ -26,12 +26,12 @@ from numpy.typing import NDArray
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
-from finesteer_local.errors import DataError, MissingExtraError, ModelError
+from finesteer_local.distribution import missing_extra
+from finesteer_local.errors import DataError, ModelError
 from finesteer_local.runtime import SteeredLlama
 from finesteer_local.runtime.score import answer_logprobs
 from finesteer_local.training.data import Pair
 from finesteer_local.training.harvest import Progress, pair_tokens
-from finesteer_local.training.transformers_model import INSTALL
 from finesteer_local.training.tune import ANSWER_TOKENS
 
 BATCH = 8  # pairs, or answers
@@ -67,7 +67,7 @@ def weights_of(llama: Any) -> Any:
         import accelerate  # noqa: F401 - transformers asks for it here
         from transformers import AutoModelForCausalLM
     except ImportError as error:
-        raise MissingExtraError(f"--optimise needs transformers and accelerate; install with: {INSTALL}") from error
+        raise missing_extra("transformers", "--optimise needs transformers and accelerate") from error
     path = Path(llama.model_path)
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # progress bars of its own

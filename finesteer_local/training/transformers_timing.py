@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from finesteer_local.runtime.control import Vectors
 from finesteer_local.runtime.prompt_pass import Segment
 from finesteer_local.runtime.timing import token_seconds
-from finesteer_local.training.transformers_model import TransformersModel, _Stop
+from finesteer_local.training.transformers_model import TransformersModel
+from finesteer_local.training.transformers_tap import Stop
 
 BATCHES = (1, 4, 16, 32)
 Prompts = Sequence[Sequence[int]]
@@ -46,7 +47,7 @@ def read_batches(
     def look(_: Any, __: Any, output: Any) -> None:
         seen.append(output[0] if isinstance(output, tuple) else output)
         if stop:
-            raise _Stop
+            raise Stop
 
     hook = model.model.get_decoder().layers[layer].register_forward_hook(look, prepend=True)
     try:
@@ -59,7 +60,7 @@ def read_batches(
                 tokens[row, : len(prompts[i])] = torch.tensor([int(token) for token in prompts[i]])
             mask = (torch.arange(longest) < lengths[:, None]).long()
             seen.clear()
-            with suppress(_Stop):
+            with suppress(Stop):
                 # Logits of one row are the fewest that transformers gives.
                 model.model(
                     input_ids=tokens.to(model.device),

@@ -8,11 +8,11 @@ from finesteer_local.runtime.batch.request import (
     GREEDY,
     Request,
     Sampling,
-    Steer,
     active_steering,
     chat_request,
     completion_request,
 )
+from finesteer_local.runtime.steered_request import Steer
 
 __all__ = [
     "GREEDY",

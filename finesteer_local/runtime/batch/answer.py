@@ -13,6 +13,8 @@ from finesteer_local.steering import Decision
 
 STOP, LENGTH, CANCELLED = "stop", "length", "cancelled"
 
+_LOOK = 0.25  # seconds after which a waiting thread looks for signals: not every system wakes it for one
+
 
 @dataclass(frozen=True)
 class TokenScore:
@@ -136,7 +138,7 @@ class AnswerStream:
         while True:
             with self._changed:
                 while not self._events and not self._ended:
-                    self._changed.wait()
+                    self._changed.wait(_LOOK)
                 event = self._take()
             if event is None:
                 return

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from llama_cpp import _internals, llama_cpp
+from llama_cpp import llama_cpp
 from numpy.typing import NDArray
 
 from finesteer_local.errors import ModelError
-from finesteer_local.runtime.control import Vectors, same_vectors, set_control_vector
+from finesteer_local.runtime.compat import model_of, new_batch, new_context, set_fields
+from finesteer_local.runtime.control import ControlVector
 from finesteer_local.runtime.steered import SteeredLlama
 from finesteer_local.runtime.tap import Tap
 
@@ -44,21 +45,27 @@ class Streams:
         self.n_layer, self.n_embd, self.n_vocab = llama.n_layer, llama.n_embd(), llama.n_vocab()
         self.n_ctx, self.n_ubatch = n_ctx, n_ubatch
         self._window = llama_cpp.llama_model_n_swa(llama.model)
-        self._vectors: Vectors = {}
         self.tap = Tap(lambda: self.n_embd, native=native_tap)
-        params = llama_cpp.llama_context_params.from_buffer_copy(llama.context_params)
-        params.n_ctx, params.n_seq_max, params.kv_unified = n_sequences * _padded(n_ctx), n_sequences, False
-        params.n_batch = params.n_ubatch = n_ubatch
-        params.cb_eval, params.cb_eval_user_data = self.tap.callback, self.tap.user_data
+        params = set_fields(
+            llama_cpp.llama_context_params.from_buffer_copy(llama.context_params),
+            n_ctx=n_sequences * _padded(n_ctx),
+            n_seq_max=n_sequences,
+            kv_unified=False,
+            n_batch=n_ubatch,
+            n_ubatch=n_ubatch,
+            cb_eval=self.tap.callback,
+            cb_eval_user_data=self.tap.user_data,
+        )
         try:
-            self._context: Any = _internals.LlamaContext(model=llama._model, params=params, verbose=llama.verbose)
+            self._context = new_context(model_of(llama), params, verbose=llama.verbose)
         except ValueError as error:
             raise ModelError(
                 f"llama.cpp cannot make a context of {n_sequences} times {n_ctx:,} tokens: {error}; ask for fewer"
             ) from error
         self.ctx = self._context.ctx
+        self.control = ControlVector(self.ctx, n_layer=self.n_layer, n_embd=self.n_embd)  # of all sequences
         self._memory = llama_cpp.llama_get_memory(self.ctx)
-        self._batch: Any = _internals.LlamaBatch(n_tokens=n_ubatch, embd=0, n_seq_max=1, verbose=llama.verbose)
+        self._batch = new_batch(n_ubatch, verbose=llama.verbose)
         llama.share_adapter(self.ctx)
 
     def close(self) -> None:
@@ -76,7 +83,7 @@ class Streams:
             ModelError: llama.cpp cannot decode them; its cache is as before.
         """
         batch = self._batch.batch
-        batch.n_tokens = len(rows)
+        set_fields(batch, n_tokens=len(rows))
         for i, row in enumerate(rows):
             batch.token[i], batch.pos[i], batch.logits[i] = row.token, row.position, row.output
             batch.n_seq_id[i] = 1
@@ -143,11 +150,34 @@ class Streams:
         self.keep(sequence, 0)
         return False
 
-    def set_vectors(self, vectors: Vectors) -> None:
-        """Make `vectors` the control vector of all sequences; a no-op where it is already."""
-        if not same_vectors(vectors, self._vectors):
-            set_control_vector(self.ctx, vectors, n_layer=self.n_layer, n_embd=self.n_embd)
-            self._vectors = vectors
+
+class OwnStream(Streams):
+    """The one sequence of `llama`'s own context, with its tap and its control vector; nothing else is allocated.
+
+    Meanwhile `llama` must not compute; what its cache held is forgotten, now and when this is closed.
+    """
+
+    def __init__(self, llama: SteeredLlama) -> None:
+        self.n_layer, self.n_embd, self.n_vocab = llama.n_layer, llama.n_embd(), llama.n_vocab()
+        self.n_ctx, self.n_ubatch = llama.n_ctx(), min(llama.context_params.n_ubatch, llama.n_batch)
+        self._window = llama_cpp.llama_model_n_swa(llama.model)
+        self.tap, self.control, self.ctx, self._llama = llama.tap, llama.control, llama.ctx, llama
+        self._memory = llama_cpp.llama_get_memory(self.ctx)
+        self._batch = new_batch(self.n_ubatch, verbose=llama.verbose)
+        self._empty()
+
+    def keep(self, sequence: int, n_tokens: int) -> int:
+        """As `Streams.keep`; 0 too where `llama` was asked meanwhile whether it can be steered, and forgot."""
+        newest = llama_cpp.llama_memory_seq_pos_max(self._memory, sequence)
+        return super().keep(sequence, n_tokens if newest + 1 >= n_tokens else 0)
+
+    def close(self) -> None:
+        self._batch.close()
+        self._empty()
+
+    def _empty(self) -> None:
+        self.control.set({})
+        self._llama.forget()
 
 
 def bytes_per_token(llama: SteeredLlama) -> int:

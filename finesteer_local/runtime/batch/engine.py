@@ -9,9 +9,9 @@ from collections import deque
 from dataclasses import dataclass
 from types import TracebackType
 
-from finesteer_local.errors import ClosingError, EngineError, QueueFullError, StalledError, SteeringError, one_line
+from finesteer_local.errors import EngineClosedError, EngineError, QueueFullError, StalledError, SteeringError, one_line
 from finesteer_local.runtime.batch.answer import AnswerStream
-from finesteer_local.runtime.batch.context import Streams
+from finesteer_local.runtime.batch.context import OwnStream, Streams
 from finesteer_local.runtime.batch.pieces import Sizes
 from finesteer_local.runtime.batch.request import Request
 from finesteer_local.runtime.batch.sampler import Sampler
@@ -55,6 +55,9 @@ class BatchEngine:
         max_queue: requests that wait for a place.
         sizes: how prompts are cut into pieces; None takes short ones on the CPU, longer ones (`ON_GPU`) on a GPU.
         prefix_bytes: memory for beginnings that prompts share, such as a system prompt.
+        own_context: compute in `llama`'s own context, which takes no further memory: one request at a time
+            (`n_parallel` and `n_ctx` do not count), and a prompt that goes on from the last one and its answer reads
+            only what is new. `llama` has to have the profiles that requests use, and must not compute meanwhile.
         stall_seconds: where nothing moves for so long, neither a piece of a prompt nor a token, all requests end with a
             `StalledError`, and new ones are refused until something moves again.
 
@@ -72,26 +75,33 @@ class BatchEngine:
         sizes: Sizes | None = None,
         prefix_bytes: int = PREFIX_BYTES,
         native_tap: bool = True,
+        own_context: bool = False,
         stall_seconds: float = STALL_SECONDS,
     ) -> None:
         if not 1 <= n_parallel <= 256:
             raise ValueError(f"{n_parallel} requests at a time; llama.cpp takes 1 to 256")
-        self.llama, self._max_queue = llama, max_queue
+        self.llama, self._max_queue, self._own_context = llama, max_queue, own_context
         self._unsteerable: SteeringError | None = None
-        try:
-            llama.check_steerable()
-        except SteeringError as error:
-            self._unsteerable = error  # requests without profiles work all the same
-        release_workers()  # of the thread that opened the model; from here on the engine's own computes
         sizes = sizes or default_sizes(llama)
-        self._streams = Streams(
-            llama,
-            n_sequences=n_parallel,
-            n_ctx=n_ctx or llama.n_ctx(),
-            n_ubatch=max(sizes.whole, sizes.chunk, n_parallel) + 1,
-            native_tap=native_tap,
+        if own_context:
+            n_parallel, prefix_bytes = 1, 0
+            self._streams: Streams = OwnStream(llama)
+        else:
+            try:
+                llama.check_steerable()
+            except SteeringError as error:
+                self._unsteerable = error  # requests without profiles work all the same
+            self._streams = Streams(
+                llama,
+                n_sequences=n_parallel,
+                n_ctx=n_ctx or llama.n_ctx(),
+                n_ubatch=max(sizes.whole, sizes.chunk, n_parallel) + 1,
+                native_tap=native_tap,
+            )
+        release_workers()  # of the thread that opened the model; from here on the engine's own computes
+        self._scheduler = Scheduler(
+            llama, self._streams, n_slots=n_parallel, sizes=sizes, prefix_bytes=prefix_bytes, goes_on=own_context
         )
-        self._scheduler = Scheduler(llama, self._streams, n_slots=n_parallel, sizes=sizes, prefix_bytes=prefix_bytes)
         self._inbox: deque[Waiting] = deque()
         self._failure: EngineError | None = None
         self._watchdog = Watchdog(stall_seconds, self._on_stall)
@@ -129,7 +139,8 @@ class BatchEngine:
 
         Raises:
             PromptError, ProfileError, SteeringError: the request cannot be served, see `Request.check`.
-            QueueFullError: `max_queue` requests are waiting already, or the engine is closing (`ClosingError`).
+            QueueFullError: `max_queue` requests are waiting already.
+            EngineClosedError: it is being closed.
             EngineError: the engine has failed, or does not move.
         """
         if self.failure is not None:
@@ -139,6 +150,8 @@ class BatchEngine:
             raise self._unsteerable
         for steer in request.steer:
             self.llama.check_steerable(steer.profile.used_layers)  # found out above: nothing is computed here
+        if self._own_context:
+            release_workers()  # of this thread, where it has tried profiles since
         seed = secrets.randbits(32) if request.sampling.seed is None else request.sampling.seed
         sampler = Sampler(self.llama, request.sampling, seed)
         stream = AnswerStream(self._notify)
@@ -146,7 +159,7 @@ class BatchEngine:
             load = self.load
             if self._closing or self._draining or self.failure:
                 sampler.close()
-                raise self.failure or ClosingError("the model is being closed; no further requests are taken")
+                raise self.failure or EngineClosedError("the model is being closed; no further requests are taken")
             if load.running + load.waiting >= load.places + self._max_queue:
                 sampler.close()
                 raise QueueFullError(f"{load.waiting} requests are waiting already; try again later")
@@ -182,7 +195,7 @@ class BatchEngine:
             self._changed.notify_all()
 
     def _run(self) -> None:
-        error: BaseException = ClosingError("the model was closed before the answer was finished")
+        error: BaseException = EngineClosedError("the model was closed before the answer was finished")
         try:
             while self._wait():
                 self._watchdog.begin()

@@ -10,9 +10,10 @@ from itertools import chain
 from finesteer_local.runtime.batch.answer import Answer, AnswerStream, Decided, Event
 from finesteer_local.runtime.batch.context import bytes_per_token
 from finesteer_local.runtime.batch.engine import BatchEngine, default_sizes
-from finesteer_local.runtime.batch.request import Request, Steer, active_steering, chat_request
+from finesteer_local.runtime.batch.request import Request, active_steering, chat_request
 from finesteer_local.runtime.prompt import Message
 from finesteer_local.runtime.steered import SteeredLlama
+from finesteer_local.runtime.steered_request import Steer
 from finesteer_local.steering import Decision
 
 MAX_PARALLEL = 8

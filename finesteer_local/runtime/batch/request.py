@@ -9,8 +9,9 @@ from typing import Any
 
 from llama_cpp import Llama
 
-from finesteer_local.errors import ContextLengthError, FineSteerError, OptionError, ProfileError, PromptError
-from finesteer_local.profile import MAX_STRENGTH, SCOPES, Profile
+from finesteer_local.errors import ContextLengthError, FineSteerError, OptionError, PromptError
+from finesteer_local.runtime.chat import TEMPLATE_OPTIONS
+from finesteer_local.runtime.compat import model_of
 from finesteer_local.runtime.constrained import constraint_of
 from finesteer_local.runtime.constraint import Compiled, Constraint
 from finesteer_local.runtime.infill import infill_prompt
@@ -23,7 +24,8 @@ from finesteer_local.runtime.prompt import (
     turn_start,
     unsteered_parts,
 )
-from finesteer_local.runtime.steered import TEMPLATE_OPTIONS, SteeredLlama
+from finesteer_local.runtime.steered import SteeredLlama
+from finesteer_local.runtime.steered_request import Steer, Steering, check_steer
 from finesteer_local.runtime.thinking import opened_at
 
 
@@ -34,26 +36,6 @@ def _defaults(function: Callable[..., Any]) -> dict[str, Any]:
 
 _CHAT_DEFAULTS = _defaults(Llama.create_chat_completion)  # the chat handlers themselves have other ones
 _COMPLETION_DEFAULTS = _defaults(Llama.create_completion)
-
-
-@dataclass(frozen=True)
-class Steer:
-    """A profile as one request uses it; None is the profile's own strength or scope."""
-
-    profile: Profile
-    strength: float | None = None
-    scope: str | None = None
-
-    def check(self) -> None:
-        """Raise `ProfileError` for a value outside its range."""
-        if self.strength is not None and not 0 <= self.strength <= MAX_STRENGTH:
-            raise ProfileError(f"strength {self.strength} is not in [0, {MAX_STRENGTH:g}]")
-        if self.scope is not None and self.scope not in SCOPES:
-            raise ProfileError(f"scope {self.scope!r} is none of {', '.join(SCOPES)}")
-
-    @property
-    def effective_scope(self) -> str:
-        return self.scope or self.profile.scope
 
 
 @dataclass(frozen=True)
@@ -87,14 +69,11 @@ class Request:
 
     Attributes:
         prompt: tokens, at least one.
-        turn: index of the first token of the last user message (`prompt.turn_start`); 0 for a raw prompt.
-        steer: the active profiles, in the order in which their vectors are added; their names differ.
+        turn, steer, unsteered, skip_thinking: how it is steered, see `steered_request.Steering`.
         max_tokens: longest answer; None goes on until the context is full, 0 decides and generates nothing.
         stop: the answer ends before the first of these.
         logprobs: log-probabilities of the answer's tokens, with this many alternatives each; None for none.
         prompt_logprobs: log-probabilities of the prompt's tokens too, with as many alternatives.
-        unsteered: the parts of the prompt that no scope reaches, such as tool results.
-        skip_thinking: leave thoughts unsteered, as `SteeredLlama` does.
     """
 
     prompt: Sequence[int]
@@ -120,8 +99,7 @@ class Request:
         if not self.prompt:
             raise PromptError("the prompt is empty")
         if len(self.prompt) >= n_ctx:
-            remedy = "shorten it, or open the model with a larger context"
-            raise ContextLengthError.of(len(self.prompt), n_ctx, remedy)
+            raise ContextLengthError(len(self.prompt), n_ctx)
         unknown = f"a token is not in the model's vocabulary of {n_vocab:,}"
         if not all(0 <= token < n_vocab for token in self.prompt):
             raise PromptError(unknown)
@@ -136,12 +114,13 @@ class Request:
             raise OptionError("a stop word is empty", "stop")
         if sampling.seed is not None and not 0 <= sampling.seed < 1 << 32:
             raise OptionError(f"seed {sampling.seed} is not in [0, 2^32)", "seed")
-        names = [steer.profile.name for steer in self.steer]
-        if len(set(names)) < len(names):
-            raise ProfileError("the same profile is active twice; raise its strength instead")
-        for steer in self.steer:
-            steer.check()
-            steer.profile.check_model(llama.identity)
+        check_steer(self.steer, llama)
+
+    @property
+    def steering(self) -> Steering:
+        """How the request is steered."""
+        steering = Steering(self.steer, self.turn, self.unsteered, self.skip_thinking)
+        return steering if self.skip_thinking and self.sampling.grammar is None else steering.at_once()
 
 
 def chat_request(
@@ -206,12 +185,12 @@ def completion_request(
 
 def active_steering(llama: SteeredLlama) -> tuple[Steer, ...]:
     """The active profiles of `llama` with the strength and the scope that it was given."""
-    return tuple(Steer(profile, llama._strength, llama._scope) for profile in llama.profiles)
+    return llama.steer
 
 
 def _raw_tokens(llama: SteeredLlama, text: str) -> list[int]:
     """As `llama.create_completion` makes tokens of a raw prompt."""
-    model = llama._model
+    model = model_of(llama)
     first = llama.token_bos() if model.token_cls() == -1 else model.token_cls()
     last = llama.token_eos() if model.token_sep() == -1 else model.token_sep()
     tokens = llama.tokenize(text.encode(), add_bos=False, special=True) if text else []

@@ -6,11 +6,12 @@ import ctypes
 from typing import Any
 
 import numpy as np
-from llama_cpp import _internals, llama_cpp
+from llama_cpp import llama_cpp
 from numpy.typing import NDArray
 
 from finesteer_local.errors import SteeringError
 from finesteer_local.runtime.batch.request import Sampling
+from finesteer_local.runtime.compat import new_sampler
 from finesteer_local.runtime.constraint import compiled
 from finesteer_local.runtime.steered import SteeredLlama
 
@@ -31,11 +32,11 @@ class Sampler:
         self._greedy = sampling.temperature == 0.0
         penalties = (sampling.repeat_penalty, sampling.frequency_penalty, sampling.presence_penalty)
         self._weighs = bool(sampling.logit_bias) or penalties != (1.0, 0.0, 0.0)
-        self._weigh = _chain()
+        self._weigh = new_sampler()
         if sampling.logit_bias:
             self._weigh.add_logit_bias(self._n_vocab, dict(sampling.logit_bias))
         self._weigh.add_penalties(self._n_vocab, llama.last_n_tokens_size, *penalties)
-        self._choose = _chain()
+        self._choose = new_sampler()
         if not self._greedy:
             _add_choice(self._choose, sampling, seed, self._n_vocab)
         self._constraint = None if sampling.grammar is None else compiled(llama, sampling.grammar).begin()
@@ -82,10 +83,6 @@ class Sampler:
 
 
 _NOT_FINITE = "the model's logits are not finite; a lower strength may help, or the model file is damaged"
-
-
-def _chain() -> Any:
-    return _internals.LlamaSampler()  # type: ignore[no-untyped-call]
 
 
 def _add_choice(chain: Any, sampling: Sampling, seed: int, n_vocab: int) -> None:

@@ -21,7 +21,9 @@ from finesteer_local.runtime.batch.sequence import Sequence, Waiting
 from finesteer_local.runtime.control import Vectors, same_vectors
 from finesteer_local.runtime.prompt import token_text
 from finesteer_local.runtime.steered import SteeredLlama
+from finesteer_local.runtime.steered_request import n_common
 from finesteer_local.runtime.tap import Addition
+from finesteer_local.runtime.tokens import vocab_of
 
 STEADY = 32
 """Steps in which all answers were steered alike, after which the control vector takes over from the tap."""
@@ -50,14 +52,27 @@ class Scheduler:
     """Runs requests in the slots of `streams`. Not for several threads: `BatchEngine` is.
 
     An error of one request ends that request; the others do not notice.
+
+    Args:
+        goes_on: what the last request left in its place, its answer included, serves a prompt that begins with it, up
+            to its last user message: as in llama.cpp, where it may round otherwise than reading it anew.
     """
 
-    def __init__(self, llama: SteeredLlama, streams: Streams, *, n_slots: int, sizes: Sizes, prefix_bytes: int) -> None:
-        self.llama, self.streams, self.sizes = llama, streams, sizes
+    def __init__(
+        self,
+        llama: SteeredLlama,
+        streams: Streams,
+        *,
+        n_slots: int,
+        sizes: Sizes,
+        prefix_bytes: int,
+        goes_on: bool = False,
+    ) -> None:
+        self.llama, self.streams, self.sizes, self._goes_on = llama, streams, sizes, goes_on
         self.slots = [Slot(number) for number in range(n_slots)]
         self.prefixes = PrefixStore(prefix_bytes if streams.restores_exactly else 0)
         self.queue: deque[Waiting] = deque()
-        self._moves = streams.can_move
+        self._moves, self._vocab = streams.can_move, vocab_of(llama)
         self.on_move: Callable[[], None] = lambda: None  # called whenever something was read or answered
         self._pieces: dict[int, bytes] = {}  # token -> its text
         self._admissions = self._passed_over = 0
@@ -121,10 +136,10 @@ class Scheduler:
             self.slots = [Slot(slot.number) for slot in self.slots]
 
     def _place(self, sequence: Sequence, free: Items[Slot]) -> None:
-        prompt, ends = sequence.tokens, [end for end in sequence.ends if end <= sequence.may_reuse]
-        ends.append(sequence.n_prompt)
-        kept = self.prefixes.find(prompt, ends, sequence.may_reuse)
-        own = {slot.number: common_cut(slot.tokens, slot.cuts, prompt, ends) for slot in free}
+        prompt, limit = sequence.tokens, sequence.may_reuse()
+        ends = [*(end for end in sequence.ends if end <= limit), sequence.n_prompt]
+        kept = self.prefixes.find(prompt, ends, limit)
+        own = {slot.number: self._reusable(slot, sequence, ends, limit) for slot in free}
 
         def worth(slot: Slot) -> tuple[float, int]:
             n_reused = max(own[slot.number], len(kept.tokens) if kept else 0)
@@ -141,6 +156,12 @@ class Scheduler:
             sequence.begin(len(kept.tokens))
         else:
             sequence.begin(self.streams.keep(slot.number, n_own))
+
+    def _reusable(self, slot: Slot, sequence: Sequence, ends: Items[int], limit: int) -> int:
+        """How many tokens that lie in `slot` serve `sequence`."""
+        if self._goes_on:
+            return min(n_common(slot.tokens, sequence.tokens), limit, sequence.turn)
+        return common_cut(slot.tokens, slot.cuts, sequence.tokens, ends)
 
     def _close_gaps(self) -> None:
         """Move answers into free places next to others, so that one `llama_decode` serves them all.
@@ -179,6 +200,8 @@ class Scheduler:
         slot = self.slots[sequence.slot]
         slot.running, slot.spoilt = None, spoilt
         slot.tokens, slot.cuts = ([], []) if spoilt else sequence.retained()
+        if self._goes_on and not spoilt:
+            slot.tokens = sequence.unsteered()
         sequence.sampler.close()
 
     def _finish(self, sequence: Sequence, reason: str) -> None:
@@ -227,14 +250,14 @@ class Scheduler:
             self.streams.tap.disarm()
 
     def _read_piece(self, sequence: Sequence, start: int, stop: int) -> None:
-        request, last, reading = sequence.request, stop == sequence.n_prompt, sequence.reading
+        request, last, second = sequence.request, stop == sequence.n_prompt, sequence.reads_again
         self._steady = 0
-        self.streams.set_vectors({})
-        if reading is not None:
-            self.streams.tap.arm(reading.handlers)
-        else:
-            self.streams.tap.add(sequence.additions(start, stop))
+        self.streams.control.set({})
         wants_all = request.prompt_logprobs
+        if second:
+            self.streams.tap.add(sequence.additions(start, stop, all_rows=wants_all))
+        elif sequence.handlers:
+            self.streams.tap.arm(sequence.handlers)
         self.streams.decode(
             [
                 Token(sequence.tokens[i], i, sequence.slot, wants_all or i == sequence.n_prompt - 1)
@@ -242,15 +265,15 @@ class Scheduler:
             ]
         )
         self.on_move()
-        ended_early = reading is not None and reading.read_again_from is not None
-        if wants_all and not ended_early:
+        if sequence.stream.cancelled:
+            return  # nothing is told of it any more; `_admit` ends it
+        again = None if second else sequence.read_again_from  # then the pass has ended early
+        if wants_all and again is None:
             self._score_prompt(sequence, start, stop)
         first_reading_done = sequence.read(stop)
         if not last and stop == sequence.turn and sequence.clean[-1:] == [stop]:
             self.prefixes.offer(sequence.tokens[:stop], sequence.clean, lambda: self.streams.save(sequence.slot))
-        if first_reading_done and ended_early:
-            again = sequence.read_again_from
-            assert again is not None
+        if first_reading_done and again is not None:
             sequence.begin_again(self.streams.keep(sequence.slot, again))
         if first_reading_done and not wants_all:
             self._tell_decision(sequence)
@@ -299,7 +322,7 @@ class Scheduler:
         else:
             self._steady += 1
         uniform = self._steady > STEADY
-        self.streams.set_vectors(vectors if uniform else {})
+        self.streams.control.set(vectors if uniform else {})
         return uniform
 
     def _decode_run(self, run: Items[Sequence], uniform: bool) -> None:
@@ -363,7 +386,7 @@ class Scheduler:
         return room if sequence.request.max_tokens is None else min(sequence.request.max_tokens, room)
 
     def _ends(self, token: int) -> bool:
-        return bool(llama_cpp.llama_vocab_is_eog(self.llama._model.vocab, token))
+        return bool(llama_cpp.llama_vocab_is_eog(self._vocab, token))
 
     def _text(self, token: int) -> bytes:
         if token not in self._pieces:

@@ -1,0 +1,254 @@
+"""A steered request, whoever computes it: how far gates have read its prompt, what they decided, what comes of that.
+
+`SteeredLlama` drives one, the batch's scheduler many, and training's other backend those that it needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from finesteer_local.errors import ProfileError, SteeringError
+from finesteer_local.identity import ModelIdentity
+from finesteer_local.profile import MAX_STRENGTH, SCOPES, Profile
+from finesteer_local.runtime.control import Vectors
+from finesteer_local.runtime.prompt import NOTHING, Unsteered
+from finesteer_local.runtime.prompt_pass import PromptPass, Segment, first_in_scope, segments, summed
+from finesteer_local.runtime.tap import Addition, Array, Handler
+from finesteer_local.runtime.thinking import Thinking
+from finesteer_local.steering import Decision
+
+
+class Identified(Protocol):
+    """A model that says which it is."""
+
+    @property
+    def identity(self) -> ModelIdentity: ...
+
+
+@dataclass(frozen=True)
+class Steer:
+    """A profile as one request uses it; None is the profile's own strength or scope."""
+
+    profile: Profile
+    strength: float | None = None
+    scope: str | None = None
+
+    @property
+    def effective_scope(self) -> str:
+        return self.scope or self.profile.scope
+
+
+def check_range(strength: float | None, scope: str | None) -> None:
+    """Raise `ProfileError` for a value outside its range."""
+    if strength is not None and not 0 <= strength <= MAX_STRENGTH:
+        raise ProfileError(f"strength {strength} is not in [0, {MAX_STRENGTH:g}]")
+    if scope is not None and scope not in SCOPES:
+        raise ProfileError(f"scope {scope!r} is none of {', '.join(SCOPES)}")
+
+
+def check_steer(steer: Sequence[Steer], model: Identified) -> None:
+    """Raise `ProfileError` where these cannot steer one request of `model` together."""
+    names = [one.profile.name for one in steer]
+    if len(set(names)) < len(names):
+        raise ProfileError("the same profile is active twice; raise its strength instead")
+    for one in steer:
+        check_range(one.strength, one.scope)
+        one.profile.check_model(model.identity)
+
+
+@dataclass(frozen=True)
+class Steering:
+    """How a request is to be steered.
+
+    Attributes:
+        steer: the active profiles, in the order in which their vectors are added; their names differ.
+        turn: index of the first token of the last user message (`prompt.turn_start`); 0 for a raw prompt.
+        unsteered: the parts of the prompt that no scope reaches, such as tool results.
+        skip_thinking: leave the thoughts unsteered that come before the answer.
+    """
+
+    steer: tuple[Steer, ...] = ()
+    turn: int = 0
+    unsteered: Unsteered = NOTHING
+    skip_thinking: bool = False
+
+    def at_once(self) -> Steering:
+        """The same for an answer that comes at once, as under a grammar, whatever thoughts the template has opened."""
+        return replace(self, unsteered=replace(self.unsteered, thinking=None))
+
+
+class Seen(NamedTuple):
+    """What each profile's gate kept of a prompt, so that its tokens need not be read again for it."""
+
+    tokens: list[int]  # of the whole prompt
+    start: int  # the first token that a gate read
+    rows: list[Array]  # for each profile, one row a token from `start` on
+
+
+class SteeredRequest:
+    """A request whose prompt is read in one pass, or twice where a gate opened too late, and then its answer.
+
+    A driver asks what a cache may hold (`may_reuse`), says what it does hold (`begin`), lets `handlers` see the pass
+    over the rest, and says so (`decided`). Where `read_again_from` is set, it reads the prompt's tokens from there on
+    once more, steered by `plan`. The last token of what is `answer`ed so far is steered by `vectors`.
+
+    Args:
+        tokens: of the prompt, at least one.
+        steering: how it is steered.
+        n_layer: layers of the model.
+
+    Attributes:
+        tokens: of the prompt and of the answer so far.
+        turn: the first token of the last user message.
+        decisions: one a profile, in order, once they are taken.
+        plan: where the prompt's steering changes (`prompt_pass.segments`).
+    """
+
+    def __init__(self, tokens: Sequence[int], steering: Steering, n_layer: int) -> None:
+        self.tokens, self.n_prompt = list(tokens), len(tokens)
+        self.steering, self.turn = steering, min(steering.turn, self.n_prompt - 1)
+        self.decisions: tuple[Decision, ...] = ()
+        self.plan: list[Segment] = []
+        self._n_layer = n_layer
+        self._profiles = [steer.profile for steer in steering.steer]
+        self._starts = [first_in_scope(steer.effective_scope, self.n_prompt, self.turn) for steer in steering.steer]
+        self._reading: PromptPass | None = None
+        self._vectors: Vectors = {}  # for the answer
+        self._thinking: Thinking | None = None  # follows an answer whose thoughts are to be left alone
+
+    # --- the prompt
+
+    @property
+    def _read_from(self) -> int:
+        """The first token that a gate reads: 0 where one reads the whole prompt, else the turn's first."""
+        return 0 if any(profile.gate.whole for profile in self._profiles) else self.turn
+
+    def may_reuse(self, seen: Seen | None = None) -> int:
+        """Up to this token a cached beginning can be used: a gate that pools must have seen what it pools over.
+
+        `seen` is what the same profiles saw of a prompt before, whose tokens the cache holds.
+        """
+        last = self.n_prompt - 1
+        if not any(profile.gate.pools for profile in self._profiles):
+            return last
+        n_seen = n_common(seen.tokens, self.tokens) if seen and seen.start <= self._read_from else 0
+        return min(last, max(self._read_from, n_seen))
+
+    def begin(self, n_past: int, seen: Seen | None = None, *, steers: bool = True) -> None:
+        """The prompt is read after `n_past` tokens that the cache holds, at most `may_reuse(seen)`.
+
+        Without `steers` the pass ends as soon as all is decided.
+        """
+        if not self._profiles:
+            return
+        if seen and seen.start <= self._read_from < n_past:
+            known = [rows[self._read_from - seen.start : n_past - seen.start] for rows in seen.rows]
+        else:
+            known = [p.gate.summary(np.empty((0, p.model.n_embd), np.float32)) for p in self._profiles]
+        self._reading = PromptPass(
+            self._profiles,
+            self._starts,
+            turn=self.turn,
+            read_from=self._read_from,
+            unsteered=self.steering.unsteered,
+            known=known,
+            n_past=n_past,
+            n_prompt=self.n_prompt,
+            n_layer=self._n_layer,
+            decide=self._decide,
+            steers=steers,
+        )
+
+    def _decide(self, profile: Profile, h: Array, summary: Array, n_tokens: int) -> Decision:
+        steer = next(steer for steer in self.steering.steer if steer.profile is profile)
+        return profile.decide_from(h, summary, strength=steer.strength, scope=steer.scope, n_tokens=n_tokens)
+
+    @property
+    def handlers(self) -> Mapping[int, Handler]:
+        """What the tap is to be armed with while the prompt is read for the first time."""
+        return self._reading.handlers if self._reading else {}
+
+    @property
+    def read_again_from(self) -> int | None:
+        """Set by the first reading where a gate opened too late: that reading has ended early."""
+        return self._reading.read_again_from if self._reading else None
+
+    def decided(self) -> None:
+        """The prompt was read for the first time.
+
+        Raises:
+            SteeringError: llama.cpp did not show what the profiles need.
+        """
+        if self._reading is None:
+            return
+        if not self._reading.complete:
+            raise SteeringError("llama.cpp did not show the layers that the profiles use; nothing was generated")
+        self.decisions = self._reading.decisions
+        unsteered = self.steering.unsteered
+        self.plan = segments(self.decisions, self._starts, unsteered)
+        self._vectors = summed(decision.answer_vectors for decision in self.decisions)
+        if self._vectors and self.steering.skip_thinking:
+            self._thinking = Thinking(opened=unsteered.thinking is not None)
+
+    @property
+    def seen(self) -> Seen | None:
+        """What the gates kept of the prompt, once that is read; None without profiles."""
+        return Seen(self.tokens[: self.n_prompt], self._read_from, self._reading.summaries) if self._reading else None
+
+    def additions(self, start: int, stop: int, *, all_rows: bool) -> list[Addition]:
+        """What the plan adds to the rows of the prompt's tokens [start, stop).
+
+        Args:
+            all_rows: whether the last layer shows all rows, or only the prompt's last, which has logits.
+        """
+        found: list[Addition] = []
+        limits = [*(segment.start for segment in self.plan), self.n_prompt][1:]
+        for segment, limit in zip(self.plan, limits, strict=True):
+            first, last = max(segment.start, start) - start, min(limit, stop) - start
+            if first >= last:
+                continue
+            for layer, vector in segment.vectors.items():
+                if layer < self._n_layer - 1 or all_rows:
+                    found.append((layer, first, last, vector))
+                elif last == self.n_prompt - start:
+                    found.append((layer, 0, 1, vector))
+        return found
+
+    # --- the answer
+
+    @property
+    def vectors(self) -> Vectors:
+        """What the answer's last token is steered by."""
+        return {} if self._thinking is not None and self._thinking.open else self._vectors
+
+    @property
+    def changes(self) -> bool:
+        """Whether `vectors` may change with every token of the answer."""
+        return self._thinking is not None
+
+    @property
+    def n_answer(self) -> int:
+        """Tokens of the answer so far."""
+        return len(self.tokens) - self.n_prompt
+
+    def answer(self, token: int, text_of: Callable[[int], bytes]) -> None:
+        """Append a token; `text_of` gives a token's text, that of special ones too."""
+        self.tokens.append(token)
+        if self._thinking is not None:
+            self._thinking.add(text_of(token))
+
+    def cut(self, n_answer: int) -> None:
+        """Forget all tokens of the answer but the first `n_answer`, as when guessed ones were wrong."""
+        n_answer = max(n_answer, 0)
+        del self.tokens[self.n_prompt + n_answer :]
+        if self._thinking is not None:
+            self._thinking.cut(n_answer)
+
+
+def n_common(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
