@@ -60,9 +60,7 @@ def test_packages_that_are_missing_or_old(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(importlib.metadata, "version", version)
     found = installation()
     assert found["rich"].state == BROKEN and found["rich"].remedy.startswith("pip install 'rich>=")
-    assert (
-        found["llama-cpp-python"].state == BROKEN and "0.3.9+cu124, needed is " in found["llama-cpp-python"].says
-    )
+    assert found["llama-cpp-python"].state == BROKEN and "0.3.9+cu124, needed is " in found["llama-cpp-python"].says
     assert found["extra train"].state == NOTE and "torch" in found["extra train"].says
     assert found["extra train"].remedy == f"for training profiles: {distribution.install_extra('train')}"
     assert "extra dev" not in found
