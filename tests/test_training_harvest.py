@@ -122,6 +122,11 @@ def test_a_part_of_the_turns() -> None:
     part = Turns(states[4:], np.array([4, 10]) - 4)
     assert len(part) == 1
     np.testing.assert_array_equal(part[0], whole[2])
+    for n in range(1, 3):
+        first, others = whole.parted(n)
+        assert (len(first), len(others)) == (n, 3 - n)
+        for i, turn in enumerate([first[i] for i in range(n)] + [others[i] for i in range(3 - n)]):
+            np.testing.assert_array_equal(turn, whole[i])
 
 
 def test_of_a_long_turn_the_end_is_kept(one: SteeredLlama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from finesteer_local.cli._options import Sampling
 from finesteer_local.errors import ContextLengthError, PromptError
+from finesteer_local.signals import handled_by
 
 if TYPE_CHECKING:
     from finesteer_local.profile import Profile
@@ -157,11 +157,8 @@ def _cancelling(stream: AnswerStream) -> Iterator[None]:
             raise KeyboardInterrupt
         stream.cancel()
 
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        yield  # signals reach no other thread, and a program started with nohup or & none at all
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        yield  # the program was started with nohup or &
         return
-    before = signal.signal(signal.SIGINT, on_signal)
-    try:
+    with handled_by(on_signal, signal.SIGINT):
         yield
-    finally:
-        signal.signal(signal.SIGINT, before)

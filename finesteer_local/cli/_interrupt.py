@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import _thread
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+from finesteer_local.signals import handled_by
 
 
 @contextmanager
@@ -18,10 +19,6 @@ def interrupts_to(handler: Callable[[], None]) -> Iterator[None]:
     `handler` may raise. Python drops an exception in a function that C called, and a signal that arrives while C
     computes is seen first in just such a function: there it waits for the next one that can pass it on.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
     under_way = False
 
     def on_signal(_: int, frame: FrameType | None) -> None:
@@ -32,13 +29,10 @@ def interrupts_to(handler: Callable[[], None]) -> Iterator[None]:
         else:
             handler()
 
-    before = signal.signal(signal.SIGINT, on_signal)
-    try:
+    with handled_by(on_signal, signal.SIGINT):
         yield
         while under_way:
             time.sleep(0.001)
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from finesteer_local.errors import WorkerError
 from finesteer_local.runtime import machine
 from finesteer_local.runtime.ggml import function
 from finesteer_local.runtime.rpc import greeting, procedure
+from finesteer_local.signals import handled_by
 
 _START = 10.0  # seconds
 
@@ -133,14 +134,5 @@ def _version(address: str, port: int, server: threading.Thread) -> str:
 def _signals() -> Iterator[threading.Event]:
     """An event for Ctrl-C and SIGTERM."""
     stopped = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
+    with handled_by(lambda *_: stopped.set(), signal.SIGINT, signal.SIGTERM):
         yield stopped
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in before:
-        signal.signal(number, lambda *_: stopped.set())
-    try:
-        yield stopped
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

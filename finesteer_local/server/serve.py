@@ -11,13 +11,13 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
 
 import uvicorn
 
 from finesteer_local.errors import FineSteerError
 from finesteer_local.server.app import create_app
 from finesteer_local.server.settings import Settings
+from finesteer_local.signals import handled_by
 
 END_SECONDS = 5.0
 _SWITCH_SECONDS = 0.0005
@@ -123,15 +123,5 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
 @contextmanager
 def _terminated() -> Iterator[None]:
     """SIGTERM ends the server, not the process: uvicorn raises it once more when all is done."""
-    if threading.current_thread() is not threading.main_thread():
+    with handled_by(lambda *_: None, signal.SIGTERM):
         yield
-        return
-
-    def ignore(*_: Any) -> None:
-        pass
-
-    before = signal.signal(signal.SIGTERM, ignore)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

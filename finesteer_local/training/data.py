@@ -117,8 +117,12 @@ class TrainingData:
 
 def _place(prompt: Prompt) -> float:
     """Where a prompt stands in a random order of all that could be written, in [0, 1)."""
-    digest = hashlib.sha256(json.dumps(prompt.messages).encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
+    return drawn_by(json.dumps(prompt.messages)) / 2**64
+
+
+def drawn_by(text: str) -> int:
+    """A number below 2^64 that the text alone draws: the same in every run, whatever else there is."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
 def first_equal(prompts: Sequence[Prompt]) -> list[int]:

@@ -12,7 +12,7 @@ from finesteer_local.runtime.expand import open_fast
 from finesteer_local.steering import Gate
 from finesteer_local.training.data import QUALITIES, Prompt, read_prompts, split
 from finesteer_local.training.gates import GateFit, fit_contrastive_gate, fit_subspace_gate
-from finesteer_local.training.harvest import Progress, TrainingHarvest, Turns, quiet
+from finesteer_local.training.harvest import Progress, TrainingHarvest, quiet
 from finesteer_local.training.recipes import load_recipe
 
 KINDS = ("contrastive", "scs")
@@ -56,12 +56,9 @@ def train_gate(
         llama.check_steerable([layer])
         with tempfile.TemporaryDirectory(prefix="finesteer-") as folder:
             harvest = TrainingHarvest(llama, None, Path(folder), progress)
-            turns = harvest.turns([*wanted, *others], layer)
-            n = len(wanted)
-            inside = Turns(turns.states, turns.offsets[: n + 1])
-            outside = Turns(turns.states[turns.offsets[n] :], turns.offsets[n:] - turns.offsets[n])
+            inside, outside = harvest.turns([*wanted, *others], layer).parted(len(wanted))
             if kind == "scs":
-                learn, held = split(n, [prompt.kind for prompt in wanted], seed)
+                learn, held = split(len(wanted), [prompt.kind for prompt in wanted], seed)
                 gate, fit = fit_subspace_gate(inside.last[learn], inside.last[held], outside.last)
                 return gate, _figures(fit)
             probe, fit = fit_contrastive_gate(

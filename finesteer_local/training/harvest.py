@@ -51,6 +51,11 @@ class Turns:
     def __getitem__(self, i: int) -> Array:
         return self.states[self.offsets[i] : self.offsets[i + 1]].astype(np.float32)
 
+    def parted(self, n: int) -> tuple[Turns, Turns]:
+        """The first `n` turns, and the others."""
+        offsets = self.offsets[n:]
+        return Turns(self.states, self.offsets[: n + 1]), Turns(self.states[offsets[0] :], offsets - offsets[0])
+
     @property
     def last(self) -> Array:
         """Hidden states of the prompts' last tokens, (n, n_embd)."""
@@ -111,12 +116,12 @@ class TrainingHarvest:
 
     def turns(self, prompts: Sequence[Prompt], layer: int) -> Turns:
         """Hidden states of the prompts' last user turns at `layer`."""
-        requests = []
-        for prompt in prompts:
-            tokens, turn = self.tokens(prompt)
-            requests.append(Request(np.array(tokens, np.int32), max(turn, len(tokens) - MAX_TURN)))
-        read = self._read(requests, [layer], np.float16, "reading prompts")
+        read = self._read(list(map(self._turn, prompts)), [layer], np.float16, "reading prompts")
         return Turns(read.states[layer], read.offsets)
+
+    def _turn(self, prompt: Prompt) -> Request:
+        tokens, turn = self.tokens(prompt)
+        return Request(np.array(tokens, np.int32), max(turn, len(tokens) - MAX_TURN))
 
     def request_span(self, prompt: Prompt) -> tuple[int, int] | None:
         """Which tokens of a page's last turn are its request, first and behind the last; (0, 0) where it has none.
@@ -128,9 +133,8 @@ class TrainingHarvest:
         wanted = prompt.request.encode()
         if not wanted:
             return 0, 0
-        tokens, turn = self.tokens(prompt)
-        tokens = tokens[max(turn, len(tokens) - MAX_TURN) :]
-        pieces = [self.llama.detokenize([token], special=True) for token in tokens]
+        read = self._turn(prompt)
+        pieces = [self.llama.detokenize([int(token)], special=True) for token in read.tokens[read.first :]]
         ends = np.cumsum([len(piece) for piece in pieces])
         at = b"".join(pieces).find(wanted)
         if at < 0:  # written otherwise by the template

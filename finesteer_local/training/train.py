@@ -23,7 +23,7 @@ from finesteer_local.steering import AlwaysGate, Experts, Gate
 from finesteer_local.training.data import PAGE, QUALITIES, Pair, Prompt, TrainingData, spread
 from finesteer_local.training.experts import Fit, train_experts
 from finesteer_local.training.gates import GateFit, fit_contrastive_gate, fit_subspace_gate
-from finesteer_local.training.harvest import Progress, TrainingHarvest, Turns, quiet, run_folder
+from finesteer_local.training.harvest import Progress, TrainingHarvest, quiet, run_folder
 from finesteer_local.training.optimise import Vectors, learns_by_itself, likelier, weights_of, whole
 from finesteer_local.training.pairs import (
     DELTA_TOKENS,
@@ -363,10 +363,8 @@ def _gate(
     if settings.gate == "always":
         return AlwaysGate(), None
     prompts = data.positive
-    n, everything = len(prompts), [*prompts, *data.contrast]
-    read = harvest.turns(everything, layer)
-    positive = Turns(read.states, read.offsets[: n + 1])
-    contrast = Turns(read.states[read.offsets[n] :], read.offsets[n:] - read.offsets[n])
+    everything = [*prompts, *data.contrast]
+    positive, contrast = harvest.turns(everything, layer).parted(len(prompts))
     if settings.gate == "scs":
         learn, held = held_out(prompts, settings.seed)
         return fit_subspace_gate(positive.last[learn], positive.last[held], contrast.last)

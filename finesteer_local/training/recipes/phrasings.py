@@ -7,7 +7,6 @@ gives a request away.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 from finesteer_local.errors import DataError
 from finesteer_local.jsonl import is_text, read_rows
-from finesteer_local.training.data import Prompt, prompt_of
+from finesteer_local.training.data import Prompt, drawn_by, prompt_of
 
 DEEDS = ("do", "write")
 _SLOT = re.compile(r"\{(\w*)\}")
@@ -45,8 +44,7 @@ class Phrasings:
         templates = self._of_deed[deed]
         if not templates:
             raise DataError(f"no phrasing of the recipe has a place for {deed!r}")
-        drawn = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
-        return templates[drawn % len(templates)].replace(f"{{{deed}}}", text)
+        return templates[drawn_by(text) % len(templates)].replace(f"{{{deed}}}", text)
 
 
 def read_requests(path: Path, phrasings: Phrasings) -> list[Prompt]:
