@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,18 +24,13 @@ from finesteer_local.runtime.prompt import chat_prompt, greedy_answer, turn_star
 from finesteer_local.runtime.score import answer_logprobs
 from finesteer_local.runtime.states import read_states
 from finesteer_local.training.data import PAGE, Pair, Prompt, TrainingData
+from finesteer_local.training.progress import Progress, quiet
 
 Array = NDArray[np.float32]
-Progress = Callable[[str, int, int], None]
-"""Called with (stage, done, total)."""
 
 MAX_TURN = 4096  # tokens of a turn that are kept: a request can stand anywhere in a page
 _FLUSH = 32  # answers at a time, and between two savings
 _ROOM = 32  # tokens of the context that are left for an answer
-
-
-def quiet(stage: str, done: int, total: int) -> None:
-    """The progress of nobody."""
 
 
 @dataclass(frozen=True)
