@@ -138,11 +138,13 @@ def whole(
     end: int,
     seed: int,
     progress: Progress,
+    n_answers: int = ANSWERS,
 ) -> Vectors:
     """Vectors that make the pairs' chosen answers likely, and that they end there; as `likelier` otherwise.
 
     Args:
         end: the token with which the model ends its turn.
+        n_answers: of so many of the pairs at most.
 
     Raises:
         DataError: no prompt and answer are short enough.
@@ -156,7 +158,7 @@ def whole(
     if not examples:
         raise DataError(f"every prompt and its answer have more than {LONGEST} tokens; {_WITHOUT}")
     rng = np.random.default_rng(seed)
-    examples = [examples[i] for i in rng.permutation(len(examples))[:ANSWERS]]
+    examples = [examples[i] for i in rng.permutation(len(examples))[:n_answers]]
     # Of like length together: padding is computed, too.
     examples.sort(key=lambda example: len(example.prompt))
     batches = [examples[i : i + BATCH] for i in range(0, len(examples), BATCH)]

@@ -43,9 +43,9 @@ DELTA_TOKENS = 10
 """Answers are compared over their first tokens: that is where a behaviour is decided, and what follows is topic."""
 
 
-def sample(data: TrainingData, seed: int) -> list[Pair]:
-    """As many pairs as training takes, every kind and wrapper with its share."""
-    pairs, most = data.pairs, MAX_PAIRS if data.own_replies else MAX_GIVEN_PAIRS
+def sample(data: TrainingData, seed: int, share: float = 1.0) -> list[Pair]:
+    """As many pairs as training takes, every kind and wrapper with its share; or only a share of so many."""
+    pairs, most = data.pairs, round(share * (MAX_PAIRS if data.own_replies else MAX_GIVEN_PAIRS))
     if len(pairs) <= most:
         return list(pairs)
     groups = [pair.prompt.family or pair.prompt.kind for pair in pairs]
