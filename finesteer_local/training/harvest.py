@@ -69,6 +69,7 @@ class TrainingHarvest:
     ) -> None:
         self.llama, self.data, self.folder, self.progress = llama, data, folder, progress
         self._known: dict[int, tuple[Prompt, NDArray[np.int32]]] = {}  # tokens, by the prompt's id
+        self._turn_starts: dict[int, int] = {}  # of those of which the last turn was asked for
         paths.ensure_dir(folder)
 
     def tokens(self, prompt: Prompt) -> tuple[list[int], int]:
@@ -78,7 +79,9 @@ class TrainingHarvest:
             DataError: the prompt does not fit the context, or the model's template rejects it.
         """
         tokens = self._prompt(prompt)
-        return tokens, turn_start(self.llama, prompt.messages, tokens)
+        if id(prompt) not in self._turn_starts:
+            self._turn_starts[id(prompt)] = turn_start(self.llama, prompt.messages, tokens)
+        return tokens, self._turn_starts[id(prompt)]
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         """Raise `DataError` for a prompt that `tokens` would reject: better now than after minutes of reading."""
