@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from finesteer_local.evaluation.judges import is_refusal
+from finesteer_local.judges.phrases import is_refusal
 from finesteer_local.runtime import SteeredLlama
 from finesteer_local.training.data import (
     MIN_PAIRS,
