@@ -22,7 +22,7 @@ from finesteer_local.runtime.batch.request import active_steering, chat_request
 from finesteer_local.runtime.packing import Request
 from finesteer_local.runtime.prompt import chat_prompt, greedy_answer, turn_start
 from finesteer_local.runtime.score import answer_logprobs
-from finesteer_local.runtime.states import Harvest, read_states
+from finesteer_local.runtime.states import read_states
 from finesteer_local.training.data import PAGE, Pair, Prompt, TrainingData
 from finesteer_local.training.progress import Progress, quiet
 
@@ -114,7 +114,15 @@ class TrainingHarvest:
 
     def turns(self, prompts: Sequence[Prompt], layer: int) -> Turns:
         """Hidden states of the prompts' last user turns at `layer`."""
-        read = self._read(list(map(self._turn, prompts)), [layer], np.float16, "reading prompts")
+        from finesteer_local.training.fast_reader import fast_reader
+
+        read = read_states(
+            self.llama,
+            list(map(self._turn, prompts)),
+            [layer],
+            progress=lambda done, total: self.progress("reading prompts", done, total),
+            reader=lambda requests: fast_reader(self.llama, layer, requests),
+        )
         return Turns(read.states[layer], read.offsets)
 
     def _turn(self, prompt: Prompt) -> Request:
@@ -183,19 +191,18 @@ class TrainingHarvest:
             requests.append(Request(prompt, len(prompt) - 1))
             for text in (pair.chosen, pair.rejected):
                 requests.append(Request([*prompt, *answer_tokens(self.llama, text)], len(prompt)))
-        read = self._read(requests, layers, np.float32, "reading answers")
+        read = read_states(
+            self.llama,
+            requests,
+            layers,
+            kind=np.float32,
+            progress=lambda done, total: self.progress("reading answers", done, total),
+        )
         lengths = np.diff(read.offsets)[:, None]
         sums = [np.add.reduceat(read.states[layer], read.offsets[:-1]) for layer in layers]
         means = np.stack([each / lengths for each in sums], axis=1).astype(np.float32)
         states, chosen, rejected = (means[i::3] for i in range(3))  # each (n, n_layers, n_embd)
         return states.copy(), chosen - rejected
-
-    def _read(
-        self, requests: Sequence[Request], layers: Sequence[int], kind: type[np.float16] | type[np.float32], stage: str
-    ) -> Harvest:
-        return read_states(
-            self.llama, requests, layers, kind=kind, progress=lambda done, total: self.progress(stage, done, total)
-        )
 
 
 def answer_tokens(llama: SteeredLlama, text: str) -> list[int]:
