@@ -730,8 +730,3 @@ def test_settings_are_tried_on_prompts_that_taught_nothing(
     train(open_model(tiny, n_threads=1), data, Settings(gate="always"))
     assert taught and len(taught) < most
     assert tried == [pair.prompt.text for pair in data.pairs if pair.prompt.text not in taught]
-
-
-def test_how_long_it_will_take(tmp_path: Path) -> None:
-    model = write_tiny_model(tmp_path / "roomy.gguf", context_length=4096)
-    assert 0 < training.estimate_seconds(model) < 10_000

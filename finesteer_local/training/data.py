@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -76,11 +77,8 @@ class TrainingData:
     recipe: str = ""
     own_replies: bool = False
     pooled: bool = False
-    hash: str = field(init=False)
 
     def __post_init__(self) -> None:
-        text = json.dumps([[asdict(p) for p in self.pairs], [asdict(p) for p in self.contrast]], sort_keys=True)
-        object.__setattr__(self, "hash", hashlib.sha256(text.encode()).hexdigest())
         if not NAME.fullmatch(self.name):  # it also names files
             raise DataError(f"{self.name!r} cannot name a profile; use lower-case letters, digits, - and _")
         if len(self.pairs) < MIN_PAIRS:
@@ -91,7 +89,13 @@ class TrainingData:
                 f"give at least {MIN_PROMPTS}"
             )
 
-    @property
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 of the pairs and the contrast prompts."""
+        text = json.dumps([[asdict(p) for p in self.pairs], [asdict(p) for p in self.contrast]], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @cached_property
     def positive(self) -> list[Prompt]:
         """The pairs' prompts, each once, however many pairs it has."""
         prompts = [pair.prompt for pair in self.pairs]

@@ -7,14 +7,17 @@ of the time allows (gate_data.py). So a plan only has to choose how thoroughly t
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-
-import torch
+from typing import Any
 
 from finesteer_local.runtime import SteeredLlama
 from finesteer_local.training.data import Prompt, TrainingData, spread
 from finesteer_local.training.harvest import TrainingHarvest, generate
-from finesteer_local.training.pairs import MAX_PAIRS
+from finesteer_local.training.layers import candidate_layers
+from finesteer_local.training.optimise import Example, learn_whole, whole_batches
+from finesteer_local.training.pairs import MAX_PAIRS, lesson
+from finesteer_local.training.progress import quiet
 
 DEFAULT_MINUTES = 10.0
 MIN_PROMPTS = 1000
@@ -67,7 +70,7 @@ class Pace:
     Attributes:
         answer: to one of many prompts that are answered together, short.
         read: a prompt, up to the gate's layer.
-        lesson: an answer that is learnt through the model.
+        lesson: an answer that is learnt through the model; 0 where none is.
     """
 
     answer: float
@@ -75,15 +78,20 @@ class Pace:
     lesson: float
 
     @classmethod
-    def measured(cls, harvest: TrainingHarvest, data: TrainingData, layer: int) -> Pace:
-        """From a few of the recipe's prompts; nothing is kept of them."""
+    def measured(cls, harvest: TrainingHarvest, data: TrainingData, layer: int, weights: Any = None) -> Pace:
+        """From a few of the recipe's prompts; nothing is kept of them.
+
+        Args:
+            weights: of the model for PyTorch, where it is learnt through.
+        """
         llama = harvest.llama
         asked = spread(data.positive, _ASKED)
         list(generate(llama, asked[:1], 4))  # the first answer also pays for setting up
         started = time.monotonic()
         list(generate(llama, asked, _ASKED_TOKENS))
         answer = (time.monotonic() - started) / len(asked)
-        return cls(answer, _read_seconds(harvest, data, layer), _lesson_seconds(llama, layer))
+        learning = 0.0 if weights is None else _lesson_seconds(llama, data, weights)
+        return cls(answer, _read_seconds(harvest, data, layer), learning)
 
     def first_part(self, effort: Effort, *, learns: bool, judge: str) -> float:
         """Seconds for what steers: learning and tuning."""
@@ -101,8 +109,6 @@ _TRIALS = {"refusal, learnt": 12.0, "refusal": 16.0, "margin": 14.0}
 long prompts counts as several, one that is given up as a part."""
 _PAIR = 1.5  # answers' worth of time that a pair takes: the reply, and reading it and the chosen answer
 _OWN = 48  # unsteered answers, by which language is judged
-_TOKENS_A_LESSON = 80
-_EFFICIENCY = 0.5  # of learning, against a single large matrix product
 
 
 def _read_seconds(harvest: TrainingHarvest, data: TrainingData, layer: int) -> float:
@@ -114,16 +120,21 @@ def _read_seconds(harvest: TrainingHarvest, data: TrainingData, layer: int) -> f
     return a_token * sum(map(harvest.own_tokens, counted)) / len(counted)
 
 
-def _lesson_seconds(llama: SteeredLlama, layer: int) -> float:
-    """Seconds that learning an answer through the model takes: forward through it, and back down to the layer."""
-    left, right = torch.randn(512, 1024), torch.randn(1024, 1024)
-    left @ right
+def _lesson_seconds(llama: SteeredLlama, data: TrainingData, weights: Any) -> float:
+    """Seconds that learning an answer through the model takes: one batch of middling length, scaled to all."""
+    pairs = lesson(data, 0)
+    layers = candidate_layers(llama.n_layer, data.judge, learns=True)
+    batches = whole_batches(llama, pairs, end=llama.turn_end, seed=0)
+    batch = sorted(batches, key=_n_computed)[len(batches) // 2]
     started = time.monotonic()
-    for _ in range(8):
-        left @ right
-    a_second = 8 * 2 * left.numel() * right.shape[1] / (time.monotonic() - started)
-    passes = 1 + (1 - layer / llama.n_layer)
-    return 2 * llama.n_parameters * _TOKENS_A_LESSON * passes / (_EFFICIENCY * a_second)
+    learn_whole(weights, layers, [batch], quiet)
+    a_token = (time.monotonic() - started) / _n_computed(batch)
+    return a_token * sum(map(_n_computed, batches)) / sum(map(len, batches))
+
+
+def _n_computed(batch: Sequence[Example]) -> int:
+    """Tokens that a batch costs: padding is computed, too."""
+    return len(batch) * max(len(example.prompt) + len(example.answer) for example in batch)
 
 
 def fitting(minutes: float, pace: Pace, *, learns: bool, judge: str) -> Effort:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from finesteer_local.errors import ModelError
+from finesteer_local.runtime import SteeredLlama
 from finesteer_local.runtime.expand import open_fast
 from finesteer_local.training.effort import DEFAULT_MINUTES, EFFORTS, MIN_PROMPTS, SETTING_UP, Pace, fitting
 from finesteer_local.training.harvest import TrainingHarvest
-from finesteer_local.training.optimise import learns_by_itself
+from finesteer_local.training.layers import candidate_layers
+from finesteer_local.training.optimise import learns_by_itself, weights_of
 from finesteer_local.training.recipes import load_recipe
-from finesteer_local.training.run import candidate_layers
 
 
 def estimate_seconds(
@@ -32,10 +37,13 @@ def estimate_seconds(
         ModelError, SteeringError: the model cannot be loaded or read.
     """
     data = load_recipe(recipe)
+    if n_threads := options.get("n_threads"):
+        torch.set_num_threads(n_threads)
     with open_fast(model, **options) as llama, tempfile.TemporaryDirectory(prefix="finesteer-") as folder:
-        learns = learns_by_itself(llama, data.judge)
+        weights = _weights(llama, data.judge)
+        learns = weights is not None
         layer = candidate_layers(llama.n_layer, data.judge, learns=learns)[0]
-        pace = Pace.measured(TrainingHarvest(llama, data, Path(folder)), data, layer)
+        pace = Pace.measured(TrainingHarvest(llama, data, Path(folder)), data, layer, weights)
     effort = EFFORTS[quality] if quality else fitting(minutes, pace, learns=learns, judge=data.judge)
     first = SETTING_UP + pace.first_part(effort, learns=learns, judge=data.judge)
     n_prompts = len(data.positive) + len(data.contrast)
@@ -43,3 +51,10 @@ def estimate_seconds(
     # The gate's share is cut to the time that is left, but not below what it needs.
     least = first + pace.gate(min(n_prompts, MIN_PROMPTS))
     return whole if quality else max(min(whole, minutes * 60), least)
+
+
+def _weights(llama: SteeredLlama, judge: str) -> Any:
+    """The model for PyTorch where training will learn through it, or None."""
+    with suppress(ModelError):
+        return weights_of(llama) if learns_by_itself(llama, judge) else None
+    return None

@@ -96,6 +96,7 @@ class TrainingHarvest:
         self.llama, self.data, self.folder, self.progress = llama, data, folder, progress
         self._known: dict[int, tuple[Prompt, NDArray[np.int32]]] = {}  # tokens, by the prompt's id
         self._readers: dict[int, Reader] = {}  # by layer, for thousands of prompts
+        self._turn_starts: dict[int, int] = {}  # of those of which the last turn was asked for
         paths.ensure_dir(folder)
 
     def go_to(self, folder: Path) -> None:
@@ -109,7 +110,9 @@ class TrainingHarvest:
             DataError: the prompt does not fit the context, or the model's template rejects it.
         """
         tokens = self._prompt(prompt)
-        return tokens, turn_start(self.llama, prompt.messages, tokens)
+        if id(prompt) not in self._turn_starts:
+            self._turn_starts[id(prompt)] = turn_start(self.llama, prompt.messages, tokens)
+        return tokens, self._turn_starts[id(prompt)]
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         """Raise `DataError` for a prompt that `tokens` would reject: better now than after minutes of reading."""

@@ -20,7 +20,6 @@ from finesteer_local.training.pairs import (
     REPLY_TOKENS,
     against_replies,
     clipped,
-    decline_alike,
     held_out,
     lesson,
     natural,
@@ -63,8 +62,6 @@ def from_answers(run: Run, weights: Any) -> Learnt:
     """One vector a layer, learnt through the model from whole answers."""
     llama, seed = run.llama, run.settings.seed
     pairs = lesson(run.data, seed)
-    if run.data.pooled:
-        pairs = decline_alike(pairs)
     learn, held = held_out([pair.prompt for pair in pairs], seed)
     own = run.harvest.replies(spread([pairs[i] for i in held], OWN_ANSWERS), OWN_TOKENS)
     taught = [pairs[i] for i in learn]

@@ -149,6 +149,14 @@ def whole(
     Raises:
         DataError: no prompt and answer are short enough.
     """
+    batches = whole_batches(llama, pairs, end=end, seed=seed, n_answers=n_answers)
+    return learn_whole(model, layers, batches, progress)
+
+
+def whole_batches(
+    llama: SteeredLlama, pairs: Sequence[Pair], *, end: int, seed: int, n_answers: int = ANSWERS
+) -> list[list[Example]]:
+    """The examples of `whole`, as they are learnt from; arguments and errors are those of `whole`."""
     examples = []
     for pair in pairs:
         tokens = pair_tokens(llama, pair)
@@ -162,11 +170,16 @@ def whole(
     # Of like length together: padding is computed, too.
     examples.sort(key=lambda example: len(example.prompt))
     batches = [examples[i : i + BATCH] for i in range(0, len(examples), BATCH)]
+    return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def learn_whole(model: Any, layers: Sequence[int], batches: Sequence[Sequence[Example]], progress: Progress) -> Vectors:
+    """Vectors that make the answers of the examples likely, learnt in one pass over the batches."""
 
     def loss(answers: Sequence[torch.Tensor]) -> torch.Tensor:
         return -torch.stack([each.mean() for each in answers]).mean()
 
-    return _learn(model, layers, [batches[i] for i in rng.permutation(len(batches))], loss, progress)
+    return _learn(model, layers, batches, loss, progress)
 
 
 def _learn(

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from finesteer_local.evaluation.judges import is_refusal
+from finesteer_local.judges.phrases import is_refusal
 from finesteer_local.runtime import SteeredLlama
 from finesteer_local.training.data import (
     MIN_PAIRS,
@@ -60,6 +60,8 @@ def sample(data: TrainingData, seed: int, share: float = 1.0) -> list[Pair]:
 def lesson(data: TrainingData, seed: int) -> list[Pair]:
     """Pairs whose chosen answers are learnt whole: plain and wrapped requests by equal shares, every kind with its own.
 
+    Where the answers come from a pool, those that decline alike.
+
     Pages and foreign requests are left to the gate: they cost most, and what is declined in them is the same. Where a
     recipe has little else, they are learnt from as well.
     """
@@ -71,10 +73,10 @@ def lesson(data: TrainingData, seed: int) -> list[Pair]:
             kinds = [pair.prompt.family or pair.prompt.kind for pair in pairs]
             drawn = split(len(pairs), kinds, seed, share=LESSON / 2 / len(pairs))[1]
         found += [pairs[i] for i in drawn]
-    if len(found) >= MIN_PAIRS:
-        return found
-    everything = list(data.pairs)
-    return [everything[i] for i in sorted(np.random.default_rng(seed).permutation(len(everything))[:LESSON].tolist())]
+    if len(found) < MIN_PAIRS:
+        drawn = sorted(np.random.default_rng(seed).permutation(len(data.pairs))[:LESSON].tolist())
+        found = [data.pairs[i] for i in drawn]
+    return decline_alike(found) if data.pooled else found
 
 
 def decline_alike(pairs: Sequence[Pair]) -> list[Pair]:

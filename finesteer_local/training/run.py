@@ -14,16 +14,12 @@ from finesteer_local.runtime import SteeredLlama
 from finesteer_local.training.data import PAGE, Prompt, TrainingData
 from finesteer_local.training.effort import EFFORTS, Deadline, Effort, Pace, fitting
 from finesteer_local.training.harvest import TrainingHarvest, run_folder
+from finesteer_local.training.layers import candidate_layers
 from finesteer_local.training.optimise import learns_by_itself, weights_of
 from finesteer_local.training.pairs import DELTA_TOKENS, MAX_PAIRS
 from finesteer_local.training.progress import Progress
 from finesteer_local.training.settings import Settings
 
-LAYERS = {"refusal": (0.43, 0.48), "margin": (0.27, 0.37, 0.43, 0.48)}
-"""Candidates, as shares of the depth, by the recipe's judge: lower ones hardly steer refusals but do steer facts
-(docs/method.md), above 0.55 the text falls apart (DESIGN.md)."""
-LEARNT_LAYERS = {"refusal": (0.43, 0.57, 0.7), "margin": (0.27,)}
-"""Layers that are learnt through the model, together. The gate reads the lowest, so that one pass does."""
 PLANS = "plans.json"
 """In the folder of all runs of these settings: by the minutes that were given, what was found to fit into them. A run
 that goes on does what it set out to do."""
@@ -107,16 +103,21 @@ def _run(
     harvest = TrainingHarvest(llama, data, run_folder(llama, data, {**settings.identity, **shape}), progress)
     fitting_data = _with_fitting_pages(harvest, data)
     harvest.check([*(pair.prompt for pair in fitting_data.pairs), *(fitting_data.contrast if settings.gated else ())])
+    # Before anything that takes minutes: they may not be readable.
+    weights = weights_of(llama) if learns and not any(harvest.folder.glob(f"*/{VECTORS}")) else None
     effort = (
-        EFFORTS[settings.quality] if settings.quality else _planned(harvest, fitting_data, settings, layers, learns)
+        EFFORTS[settings.quality]
+        if settings.quality
+        else _planned(harvest, fitting_data, settings, layers[0], learns, weights)
     )
     harvest.go_to(harvest.folder / effort.name)
-    weights = weights_of(llama) if learns and not (harvest.folder / VECTORS).exists() else None
+    if learns and weights is None and not (harvest.folder / VECTORS).exists():
+        weights = weights_of(llama)
     return Run(harvest, fitting_data, settings, effort, deadline, layers, learns, progress), weights
 
 
 def _planned(
-    harvest: TrainingHarvest, data: TrainingData, settings: Settings, layers: list[int], learns: bool
+    harvest: TrainingHarvest, data: TrainingData, settings: Settings, layer: int, learns: bool, weights: Any
 ) -> Effort:
     """What fits into the minutes that were given, as it was found when a run first had so many."""
     file = harvest.folder / PLANS
@@ -124,7 +125,7 @@ def _planned(
     key = f"{settings.minutes:g}"
     if key not in known:
         harvest.progress("measuring this machine", 0, 1)
-        pace = Pace.measured(harvest, data, layers[0])
+        pace = Pace.measured(harvest, data, layer, weights)
         harvest.progress("measuring this machine", 1, 1)
         effort = fitting(settings.minutes, pace, learns=learns, judge=data.judge)
         known[key] = [effort.share, effort.lessons, effort.answers]
@@ -132,22 +133,6 @@ def _planned(
             temporary.write_text(json.dumps(known), encoding="utf-8")
     share, lessons, answers = known[key]
     return Effort(None, share, int(lessons), int(answers))
-
-
-def candidate_layers(n_layer: int, judge: str, *, learns: bool, layer: int | None = None) -> list[int]:
-    """Layers of a model of `n_layer` that may be steered, ascending; the one that was asked for, where one was.
-
-    Raises:
-        DataError: `layer` cannot be steered.
-    """
-    top = n_layer - 2  # the last layer's output holds only the tokens that have logits
-    if layer is not None:
-        if not 1 <= layer <= top:
-            raise DataError(f"layer {layer} cannot be steered; this model allows 1 to {top}")
-        return [layer]
-    # Learnt through the model, all that is above the lowest can still be brought about, and one layer takes minutes.
-    shares = LEARNT_LAYERS[judge] if learns else LAYERS[judge]
-    return sorted({min(max(round(share * n_layer), 1), top) for share in shares})
 
 
 def _with_fitting_pages(harvest: TrainingHarvest, data: TrainingData) -> TrainingData:

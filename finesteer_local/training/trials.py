@@ -2,7 +2,7 @@
 
 The log-probability margin between chosen and rejected answers ranks the candidates, generated answers decide. Refusals
 are judged as a person meets them: whole answers, sampled as `chat` samples them, that decline, end by themselves, do
-not go round in circles and are language to their last word (evaluation/whole.py).
+not go round in circles and are language to their last word (judges/whole.py).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finesteer_local import paths
-from finesteer_local.evaluation.judges import Coherence, Fluency
-from finesteer_local.evaluation.whole import Verdict
+from finesteer_local.judges.fluency import Coherence, Fluency
+from finesteer_local.judges.whole import Verdict
 from finesteer_local.profile import Profile
 from finesteer_local.runtime import SteeredLlama
 from finesteer_local.runtime.score import answer_logprobs
