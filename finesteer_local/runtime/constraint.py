@@ -223,7 +223,7 @@ class _Vocabulary:
         self._longest = max(map(len, self._by_text), default=1)
 
     def __call__(self, text: str | bytes) -> list[int]:
-        """The tokens of a text that must come next: as the model tokenises it, where these tokens are just this text."""
+        """The tokens of a text that must come next: the model's own, where they spell just this text."""
         data = text.encode() if isinstance(text, str) else text
         # llguidance asks again after each token, and llama.cpp's pre-tokenizers follow long runs by recursion.
         piece, rest = data[:_PIECE], data[_PIECE:]

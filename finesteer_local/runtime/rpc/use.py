@@ -27,7 +27,8 @@ def use_workers(endpoints: Sequence[str]) -> None:
     Each endpoint is added once in a process, and stays; one that was added before is left alone.
 
     Raises:
-        WorkerError: this llama.cpp has no RPC; an endpoint is not `host:port`, cannot be reached, or speaks another version.
+        WorkerError: this llama.cpp has no RPC; an endpoint is not `host:port`, cannot be reached, or speaks another
+            version.
     """
     with _lock:
         new = [endpoint for endpoint in dict.fromkeys(endpoints) if endpoint not in lost.watched]
