@@ -18,8 +18,8 @@ EXAMPLES = ROOT / "examples"
 QUESTIONS = ["Hello there", "What is a café?"]
 SHORT = """
 import runpy, sys
-from finesteer_local.training import train, tune
-train.REPLY_TOKENS = tune.ANSWER_TOKENS = tune.WHOLE_TOKENS = 4
+from finesteer_local.training import learn, trials
+learn.REPLY_TOKENS = trials.ANSWER_TOKENS = trials.WHOLE_TOKENS = 4
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """

@@ -94,8 +94,8 @@ class SteeredRequest:
 
     A driver asks how much of a cache it may reuse (`may_reuse`), says how much of the prompt the cache holds (`begin`),
     lets `handlers` see the pass over the rest, and calls `decided` after it. Where `read_again_from` is set, the driver
-    reads the prompt's tokens from there on once more, steered by `plan`. It reports every token of the answer (`answer`), and steers
-    it by `vectors`.
+    reads the prompt's tokens from there on once more, steered by `plan`. It reports every token of the answer
+    (`answer`), and steers it by `vectors`.
 
     Args:
         tokens: of the prompt, at least one.
