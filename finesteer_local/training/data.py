@@ -22,7 +22,8 @@ FORMS = (PLAIN, WRAPPED, FOREIGN, PAGE)
 """How a request comes: by itself, in a dress that hides it, in another language than English, in a long text."""
 QUALITIES: dict[str, int | None] = {"quick": 4000, "standard": 16_000, "full": None}
 """Prompts from which a gate learns, at most; None: all that a recipe has. Reading them is what a large model takes
-longest for, and each doubling is worth some .08 of the plain requests that a small one recognises (docs/method.md)."""
+longest for, and each doubling is worth some .08 of the plain requests that a small one recognises
+(docs/experiments.md)."""
 MIN_PAIRS = 24
 MIN_PROMPTS = 8  # different ones: some are held out, and a gate finds the rest's layer by cross-validation
 PAIRS_A_QUESTION = 2

@@ -22,7 +22,9 @@ from finesteer_local.training.trials import ANSWERS, CONTENDERS, OWN_ANSWERS, WH
 _PROBES = 16
 _READS = 48
 _FITTING = 40.0  # seconds that experts and gate take beside the model; they hardly depend on it
-_TRIALS = CONTENDERS + len(SEARCHES["refusal"].scopes) - 1 + 3 + 2  # of the tuner; it walks on while that helps
+_TRIALS = (
+    CONTENDERS + len(SEARCHES["refusal"].scopes) - 1 + 3 + 2
+)  # trials of the tuner, which goes on as long as they get better
 _ANSWERED = 0.25  # of the longest answer that a trial allows: refusals are short
 
 

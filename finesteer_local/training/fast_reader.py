@@ -1,4 +1,4 @@
-"""Which way of reading prompts is fastest here: llama.cpp's, or 8 bits in PyTorch (int8_reader.py).
+"""Finds the fastest way of reading prompts here: llama.cpp's, or 8 bits in PyTorch (int8_reader.py).
 
 Both are timed once on a few of the prompts, and their states compared; the answer is kept in the cache directory. A run
 that goes on, or another of the same model, reads as the first did.
@@ -25,7 +25,7 @@ from finesteer_local.runtime.steered import SteeredLlama
 from finesteer_local.training.data import spread
 from finesteer_local.training.int8_reader import Int8Reader
 
-_SAMPLE = 40  # prompts by which the ranges of activations are told
+_SAMPLE = 40  # prompts from which the ranges of activations are taken
 _TIMED = 96  # prompts that both read
 _LONGEST = 128  # tokens of each
 _CLOSE = 0.1

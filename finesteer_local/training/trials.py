@@ -33,7 +33,7 @@ _Item = TypeVar("_Item")
 MARGIN_PAIRS = 10
 MARGIN_TOKENS = 10
 PREFERENCES = 64
-"""Pairs of which a recipe that is judged by them compares both answers."""
+"""Pairs whose two answers are compared in a trial, where the recipe is judged by margins."""
 ANSWERS = 48
 OWN_ANSWERS = 48  # unsteered ones, by which language is judged
 ANSWER_TOKENS = 40
@@ -44,7 +44,7 @@ LONG_TOKENS = range(2 * SHORT_PROMPT, LONG_PROMPT + 1)  # letters say little: wh
 LONG_ANSWERS = 32  # to prompts of so many tokens, by which the length decay is chosen
 FEW_LONG = 8  # fewer say nothing
 CONTENDERS = 2
-"""So many layers generate answers; all have been ranked without."""
+"""So many of the candidates generate answers: those that rank highest."""
 
 
 class Trials:
