@@ -1,8 +1,8 @@
 """The folder that keeps harvested hidden states: how large it may be, what is in it, and what goes first.
 
 A *segment* is what one harvest found that was not there before: the states, and an index of whose they are (see
-runtime/states.py). Segments of one model, layer and type share a folder. Whatever was not used for longest is deleted
-once all of them together are larger than the limit.
+runtime/states.py). Segments of one model, layer and type share a folder. Once all segments together are larger
+than the limit, those that were not used for longest are deleted.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What every method that an evaluation trains is trained on: one set of hidden states, harvested once."""
+"""The hidden states on which an evaluation trains its methods: one set for all of them, harvested once."""
 
 from __future__ import annotations
 

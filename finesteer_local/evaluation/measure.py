@@ -22,11 +22,11 @@ Progress = Callable[[str, int, int], None]
 
 MAX_TOKENS = 400
 TEMPERATURE = 0.8
-"""That of `chat`."""
+"""The temperature of `chat`."""
 SEEDS = (0, 1, 2)
 MATHS_TOKENS = 256
 PHRASE_TOKENS = 48
-"""So much of an answer is looked through for the AdvBench phrases, as before whole answers were judged."""
+"""The AdvBench phrases are looked for in so many tokens of an answer, as before whole answers were judged."""
 SWEEP = (0.4, 0.6, 0.8, 1.0, 1.25, 1.6)
 """Shares of a method's own strength that a sweep tries."""
 SWEEP_CASES = 40

@@ -1,4 +1,4 @@
-"""Judging answers: is it language."""
+"""Judges whether an answer is language."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from finesteer_local.runtime.score import answer_logprobs
 
 MAX_REPEATED = 0.3
 REPEATED_RANGE = (0.2, 0.5)
-"""Between these lies what an evaluation lets an answer repeat, whatever the model does unsteered."""
+"""The limit for repetition lies between these, however much the unsteered model repeats itself."""
 
 WINDOW_TOKENS = 32
-"""Over so many tokens of an answer its surprise is read; windows overlap by half."""
+"""The surprise of an answer is read over windows of so many tokens, which overlap by half."""
 
 
 def repeated_share(answer: str, n: int = 3) -> float:

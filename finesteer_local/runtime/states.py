@@ -37,7 +37,7 @@ _HEAD = struct.Struct("<8sIxxxxQ")  # magic, CRC-32 of the states, rows
 _MAGIC = b"fslstate"
 _PART = ".part"
 _SAVE = 64  # prompts between two savings of an unfinished segment
-_SAMPLES = 16  # blocks of a model file by which its content is told
+_SAMPLES = 16  # blocks of a model file that stand for its content
 _BLOCK = 1 << 16
 
 States = NDArray[Any]  # float16 or float32, (n_tokens, n_embd)
@@ -317,10 +317,10 @@ def _key(tokens: Sequence[int] | NDArray[np.int32]) -> bytes:
 
 
 def _model_key(llama: SteeredLlama) -> str:
-    """Digits that tell the model file's content and everything else that decides a hidden state.
+    """A hash of the model file's content and of everything else that decides a hidden state.
 
-    Tokens stand for the chat template; the fingerprint is the same for every quantisation of one model, so the file's
-    size and samples of its content are told besides.
+    The chat template is not part of it, because requests are tokens. The fingerprint would not do, because it is the
+    same for every quantisation of one model: so the file's size and samples of its content are hashed.
     """
     path = Path(llama.model_path)
     files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))

@@ -1,4 +1,4 @@
-"""The profile of what was learnt and chosen, and what it says of how it came about."""
+"""Puts the profile together: what was learnt, the chosen settings, and where they come from."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def _provenance(run: Run, stopwatch: Stopwatch) -> dict[str, Any]:
 
 
 def _rounded(value: Any) -> Any:
-    """Figures as the file has them: with four digits behind the point, and lists where there were tuples."""
+    """Figures as the file has them: rounded to four digits behind the point, lists in place of tuples."""
     if isinstance(value, dict):
         return {key: _rounded(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""Which way of reading prompts is fastest here: llama.cpp's, or 8 bits in PyTorch (int8_reader.py).
+"""Finds the fastest way of reading prompts here: llama.cpp's, or 8 bits in PyTorch (int8_reader.py).
 
 Both are timed once on a few of the prompts, and their states compared; the answer is kept in the cache directory. A run
 that goes on, or another of the same model, reads as the first did.

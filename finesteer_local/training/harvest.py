@@ -1,4 +1,4 @@
-"""What training reads from the model: hidden states through the cache, and what it answers by itself."""
+"""Reads what training needs from the model: hidden states through the cache, and the model's own answers."""
 
 from __future__ import annotations
 
@@ -188,9 +188,9 @@ class TrainingHarvest:
         return Request(np.array(tokens, np.int32), max(turn, len(tokens) - MAX_TURN))
 
     def request_span(self, prompt: Prompt) -> tuple[int, int] | None:
-        """Which tokens of a page's last turn are its request, first and behind the last; (0, 0) where it has none.
+        """The tokens of a page's last turn that are its request, as (first, last + 1); (0, 0) where it has none.
 
-        None for what is no page.
+        None for a prompt that is no page.
         """
         if prompt.form != PAGE:
             return None
@@ -269,7 +269,7 @@ def answer_tokens(llama: SteeredLlama, text: str) -> list[int]:
 
 
 class PairTokens(NamedTuple):
-    """Of a pair: its prompt, the index at which the last user turn starts, the chosen and the rejected answer."""
+    """A pair's tokens: its prompt, the index at which the last user turn starts, its chosen and its rejected answer."""
 
     prompt: list[int]
     turn: int

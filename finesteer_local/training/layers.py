@@ -6,7 +6,7 @@ from finesteer_local.errors import DataError
 
 LAYERS = {"refusal": (0.43, 0.48), "margin": (0.27, 0.37, 0.43, 0.48)}
 """Candidates, as shares of the depth, by the recipe's judge: lower ones hardly steer refusals but do steer facts
-(docs/method.md), above 0.55 the text falls apart (DESIGN.md)."""
+(docs/experiments.md), above 0.55 the text falls apart (DESIGN.md)."""
 LEARNT_LAYERS = {"refusal": (0.43, 0.57, 0.7), "margin": (0.27,)}
 """Layers that are learnt through the model, together. The gate reads the lowest, so that one pass does."""
 

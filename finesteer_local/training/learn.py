@@ -1,4 +1,4 @@
-"""What steers: experts from differences of hidden states, or vectors learnt through the model, or both."""
+"""Learns what steers: experts from differences of hidden states, or vectors through the model, or both."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Vectors learnt through the model: moved until the chosen answers are likelier.
 
 Differences of hidden states show where two answers part, not what brings one about, and nothing of how an answer ends.
-Here the whole model is differentiated in PyTorch and frozen, and one vector a layer is learnt from the answers'
-log-probabilities, all layers together, starting at nothing (docs/method.md):
+Here the frozen model is differentiated in PyTorch, and one vector for each layer is learnt from the answers'
+log-probabilities, all layers together, starting at nothing (docs/experiments.md):
 
 - `likelier` takes pairs: the chosen answer against the rejected one, as BiPO does (arXiv 2406.00045, without its second
   direction);
@@ -40,16 +40,17 @@ RATE = 0.05  # Adam's; one pass over the pairs
 ANSWERS = 640  # whole answers that are learnt from
 LONGEST = 320  # tokens of a prompt and its answer; longer ones cost most and teach no more
 MAX_PARAMETERS = 250_000_000
-"""Larger models are not learnt through unless that is asked for: it would take longer than everything else."""
+"""With more parameters, vectors are learnt through the model only on demand: it would take longer than all the rest."""
 _SAMPLE = "The capital of France is Paris. Water boils at a hundred degrees, and ice melts at zero."
 _CLOSE = 0.5  # a token's log-probability: what 8-bit activations move is a tenth of it, other weights move whole units
 _WITHOUT = "train with --no-optimise"
 
 
 def learns_by_itself(llama: Any, judge: str) -> bool:
-    """Whether a training that was told nothing learns through the model: refusals of a small one that can be read.
+    """Whether training learns through the model where the user does not say: for refusals of a small model.
 
-    Weak models need to be taught the end of an answer; others decline well from differences of states (docs/method.md).
+    Weak models need to be taught the end of an answer; others decline well from differences of states
+    (docs/experiments.md).
     """
     installed = all(find_spec(name) for name in ("accelerate", "transformers"))
     return judge == "refusal" and installed and llama.n_parameters <= MAX_PARAMETERS

@@ -1,4 +1,4 @@
-"""Which pairs directions are learnt from, and their two answers: the same for our experts and for other methods."""
+"""Chooses the pairs that directions are learnt from, and their answers, for our experts and for other methods alike."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from finesteer_local.training.data import (
 from finesteer_local.training.harvest import TrainingHarvest
 
 MAX_PAIRS = 240
-"""Of a recipe for which the model is asked what it would say: each of them costs an answer."""
+"""Most pairs of a recipe whose rejected answers are the model's own replies: each pair costs a reply."""
 MAX_GIVEN_PAIRS = 640
-"""Of one whose pairs bring both answers, which are only read."""
+"""Most pairs of a recipe whose pairs bring both answers, which are only read."""
 REPLY_TOKENS = 12
-"""Of what the model would say; only its beginning counts, see DELTA_TOKENS."""
+"""Longest own reply of the model; only its beginning counts, see DELTA_TOKENS."""
 OWN_TOKENS = 24
-"""Of the answers by which it is judged what is language; shorter ones set the limit nearly twice too high."""
+"""Length of the unsteered answers that set the limits for language; shorter ones set them nearly twice too high."""
 NATURAL = 8
-"""So many of a pool of chosen answers are used: the likeliest ones."""
+"""Of a pool of chosen answers, the likeliest ones are used, so many."""
 JUDGES = 5
-"""Prompts by which their likelihood is measured."""
+"""Prompts after which the likelihood of the chosen answers is measured."""
 _SENTENCE = re.compile(r"(?<=[.!?。])\s*")
 LESSON = 900
-"""Pairs of which whole answers are learnt through the model, or are held out from that."""
+"""Most pairs whose whole answers are learnt through the model, those that are held out included."""
 DELTA_TOKENS = 10
 """Answers are compared over their first tokens: that is where a behaviour is decided, and what follows is topic."""
 
@@ -62,8 +62,8 @@ def lesson(data: TrainingData, seed: int) -> list[Pair]:
 
     Where the answers come from a pool, those that decline alike.
 
-    Pages and foreign requests are left to the gate: they cost most, and what is declined in them is the same. Where a
-    recipe has little else, they are learnt from as well.
+    Pages and foreign requests are left to the gate: they cost most, and ask for the same. Where a recipe has little
+    else, they are learnt from as well.
     """
     found: list[Pair] = []
     for form in (PLAIN, WRAPPED):
@@ -83,7 +83,7 @@ def decline_alike(pairs: Sequence[Pair]) -> list[Pair]:
     """Pairs whose chosen answers are dealt from those of the pool that begin with its commonest sentence.
 
     A sampled answer is decided by its first tokens. Where the lessons open in many ways, samples fall between them, and
-    half of what a small model then says is no refusal (docs/method.md).
+    half of what a small model then says is no refusal (docs/experiments.md).
     """
     pool = sorted({pair.chosen for pair in pairs})
     openings = Counter(_SENTENCE.split(text, maxsplit=1)[0] for text in pool)

@@ -1,4 +1,4 @@
-"""What tuning chooses from, by the recipe's judge, and what a trial of it says."""
+"""The settings among which tuning chooses, by the recipe's judge, and the result of trying one."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Search:
     answer_strengths: tuple[float, ...]
     length_decays: tuple[float, ...]
     tolerance: float
-    """What chance can do. Within this of the best the layer that ranks higher is preferred, and the narrower scope, and
-    a strength from which it is some way to either edge."""
+    """Scores that differ by less may do so by chance. Among settings so near to the best, tuning prefers the layer that
+    ranks higher, the narrower scope, and a strength with room on either side."""
 
 
 DECAYS = (0.0, 0.2, 0.4)

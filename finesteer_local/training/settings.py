@@ -1,4 +1,4 @@
-"""What a training was asked for."""
+"""The settings that a training was asked for."""
 
 from __future__ import annotations
 

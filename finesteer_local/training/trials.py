@@ -33,7 +33,7 @@ _Item = TypeVar("_Item")
 MARGIN_PAIRS = 10
 MARGIN_TOKENS = 10
 PREFERENCES = 64
-"""Pairs of which a recipe that is judged by them compares both answers."""
+"""Pairs whose two answers are compared in a trial, where the recipe is judged by margins."""
 ANSWERS = 48  # of a trial, at most
 BLOCK = 16
 """Answers between two looks at whether a trial is behind the best: what loses is not answered to the end."""
@@ -48,7 +48,7 @@ LONG_TOKENS = range(2 * SHORT_PROMPT, LONG_PROMPT + 1)  # letters say little: wh
 LONG_SHARE = 2 / 3  # of the answers of a trial: to prompts of so many tokens, by which the length decay is chosen
 FEW_LONG = 8  # fewer say nothing
 CONTENDERS = 2
-"""So many layers generate answers; all have been ranked without."""
+"""So many of the candidates generate answers: those that rank highest."""
 
 
 class Trials:
