@@ -30,6 +30,10 @@ class Profile:
         self.layers = sorted(key("finesteer.layers"))
         self.strength = key("finesteer.strength")
         self.length_decay = key("finesteer.length_decay") or 0.0
+        parts = key("finesteer.optional") or ()
+        if unknown := {*parts} - {"kinds"}:
+            print(f"left out, since this reader does not know it: {unknown}", file=sys.stderr)
+        self.kind_names = key("finesteer.kinds.names") if "kinds" in parts else ()
 
     def gate_key(self, name):
         return self.keys[f"finesteer.gate.{name}"]
@@ -37,6 +41,18 @@ class Profile:
     def gate(self, states):
         """The score and g of hidden states (n_tokens, n_embd)."""
         return {"always": always, "scs": scs, "contrastive": contrastive, "cast": cast}[self.kind](self, states)
+
+    def kinds(self, states):
+        """By name how likely a prompt is of each kind of request; {} where the profile tells none."""
+        if not self.kind_names:
+            return {}
+        x, logits, _, (start, stop) = attend(self, states)
+        weights = np.exp(logits[start:stop] - logits[start:stop].max(axis=0))
+        attention = (weights / weights.sum(axis=0)).mean(axis=1)  # (stop - start,)
+        odds = attention @ x[start:stop] @ self.tensors["kinds.weight"] + self.tensors["kinds.bias"]
+        slope, offset = (self.keys[f"finesteer.kinds.{name}"] for name in ("slope", "offset"))
+        needed = 1 / (1 + np.exp(-(slope * self.gate(states)[0] + offset)))
+        return dict(zip(self.kind_names, needed / (1 + np.exp(-odds.astype(np.float64))), strict=True))
 
     def vector(self, layer, h):
         """`C'alpha + U beta`, (n_embd,), for the last token's hidden state."""
@@ -88,20 +104,26 @@ def scs(profile, states):
 
 def contrastive(profile, states):
     """The attention probe."""
-    names = ("mean", "scale", "query", "value_weight", "last_weight")
-    mean, scale, query, value_weight, last_weight = (profile.tensors[f"gate.{name}"] for name in names)
+    x, logits, values, (start, stop) = attend(profile, states)
+    score = pool(logits[start:stop], values[start:stop]) + x[-1] @ profile.tensors["gate.last_weight"]
+    score = float(score) + profile.gate_key("bias")
+    low, high = profile.gate_key("low"), profile.gate_key("high")
+    return score, 1.0 if score >= high else max((score - low) / (high - low), 0.0) if score > low else 0.0
+
+
+def attend(profile, states):
+    """Standardised states, the heads' logits and values for each, and the stretch of tokens in which they find most."""
+    mean, scale, query, weight = (
+        profile.tensors[f"gate.{name}"] for name in ("mean", "scale", "query", "value_weight")
+    )
     x = np.clip((states - mean) / scale, -8, 8)  # (n_tokens, n_embd)
     # einsum adds up row by row; BLAS would round differently for more rows, by some 1e-6
-    logits, values = (np.einsum("nd,kd->nk", x, np.ascontiguousarray(w.T)) for w in (query, value_weight))
+    logits, values = (np.einsum("nd,kd->nk", x, np.ascontiguousarray(w.T)) for w in (query, weight))
     n, window = len(x), profile.keys.get("finesteer.gate.window", 0)
     spans = [(0, n)]
     if 0 < window < n:
-        starts = [*range(0, n - window, max(window // 4, 1)), n - window]
-        spans += [(start, start + window) for start in starts]
-    pooled = max(pool(logits[start:stop], values[start:stop]) for start, stop in spans)
-    score = float(pooled + x[-1] @ last_weight) + profile.gate_key("bias")
-    low, high = profile.gate_key("low"), profile.gate_key("high")
-    return score, 1.0 if score >= high else max((score - low) / (high - low), 0.0) if score > low else 0.0
+        spans += [(start, start + window) for start in (*range(0, n - window, max(window // 4, 1)), n - window)]
+    return x, logits, values, max(spans, key=lambda span: pool(logits[slice(*span)], values[slice(*span)]))
 
 
 def pool(logits, values):
@@ -121,7 +143,8 @@ def cast(profile, states):
 
 
 if __name__ == "__main__":
-    score, g, vectors = Profile(sys.argv[1]).decide(np.load(sys.argv[2]), *map(int, sys.argv[3:]))
-    print(f"score {score:.6g}, g {g:.6g}")
+    profile, states = Profile(sys.argv[1]), np.load(sys.argv[2])
+    score, g, vectors = profile.decide(states, *map(int, sys.argv[3:]))
+    print(f"score {score:.6g}, g {g:.6g}, kinds {profile.kinds(states)}")
     for layer, vector in vectors.items():
         print(f"layer {layer}: vector of length {np.linalg.norm(vector):.6g}, begins {vector[:4]}")

@@ -23,6 +23,7 @@ import numpy as np
 from finesteer_local.errors import DataError, UnknownNameError
 from finesteer_local.jsonl import is_text, read_rows
 from finesteer_local.training.data import WRAPPED, Pair, Prompt, TrainingData, dealt, read_pairs, read_prompts
+from finesteer_local.training.recipes.kinds import read_kinds
 from finesteer_local.training.recipes.pages import PLACES, Document, Frame, fits, pages
 from finesteer_local.training.recipes.phrasings import Phrasings, read_requests
 
@@ -41,7 +42,7 @@ JUDGES = ("refusal", "margin")
 PAGES = ("pages", "page_frames", "page_questions")
 """Files of which long prompts are made; all three or none."""
 # What recipe.json may hold, and what each value must be.
-_TEXTS = ("name", "description", "license", "judge", "chosen", "rejected", "wrappers", "phrasings", *PAGES)
+_TEXTS = ("name", "description", "license", "judge", "kinds", "chosen", "rejected", "wrappers", "phrasings", *PAGES)
 _LISTS = ("positive", "pairs", "contrast")
 _Item = TypeVar("_Item")
 
@@ -86,6 +87,7 @@ def load_recipe(name: str, seed: int = 0) -> TrainingData:
         own_replies=recipe.get("own_replies", False),
         recipe=folder.resolve().name,
         pooled="pairs" not in recipe,
+        kinds=read_kinds(_path(folder, recipe["kinds"])) if "kinds" in recipe else (),
     )
 
 
@@ -260,7 +262,8 @@ def _wrapped(wrappers: list[dict[str, Any]], prompts: list[Prompt], rng: np.rand
         text = _dressed(row["template"], plain[j].text)
         if i % 2 and len(text) < 600:
             text = _dressed(wrappers[outer[i]]["template"], text)
-        wrapped.append(Prompt([{"role": "user", "content": text}], plain[j].kind, row["family"], WRAPPED))
+        message = {"role": "user", "content": text}
+        wrapped.append(Prompt([message], plain[j].kind, row["family"], WRAPPED, plain[j].text))
     return wrapped
 
 
