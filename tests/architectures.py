@@ -25,9 +25,10 @@ from finesteer_local.profile import Profile
 from finesteer_local.runtime import open_model
 from finesteer_local.runtime.batch import GREEDY, BatchEngine, Request, Steer
 from finesteer_local.runtime.quiet import unlogged
-from finesteer_local.training import tune
+from finesteer_local.training import learn, trials
 from finesteer_local.training.data import MIN_PAIRS, Pair, Prompt, TrainingData
-from finesteer_local.training.train import Settings, train
+from finesteer_local.training.settings import Settings
+from finesteer_local.training.train import train
 from reference import answer, control, greedy, logits, plain_llama, read, steered_llama, whole_pass
 from tiny import make_profile
 from tiny_architectures import FAMILIES, N_LAYER, E, write_family
@@ -134,8 +135,8 @@ def _trains(path: Path) -> bool:
     pairs = [Pair(_prompt(f"! {i}"), f"no {i % 5} {i}", f"{i} sure {i % 6}") for i in range(MIN_PAIRS)]
     data = TrainingData("tiny", pairs, [_prompt(f"what is {i}?") for i in range(MIN_PAIRS)], judge="refusal")
     with (
-        patch("finesteer_local.training.train.REPLY_TOKENS", 4),
-        patch.object(tune, "ANSWER_TOKENS", 4),
+        patch.object(learn, "REPLY_TOKENS", 4),
+        patch.object(trials, "ANSWER_TOKENS", 4),
         closing(open_model(path, n_threads=1)) as llama,
     ):
         profile = train(llama, data, Settings(layer=GATE))

@@ -17,8 +17,8 @@ from finesteer_local.cli import COMMANDS
 from finesteer_local.errors import MissingExtraError
 from finesteer_local.identity import read_model_identity
 from finesteer_local.profile import Profile
+from finesteer_local.training import learn, trials
 from finesteer_local.training import train as module
-from finesteer_local.training import tune
 from tiny import make_profile
 
 N, N_CONTRAST = 26, 12
@@ -64,9 +64,9 @@ def quick() -> Iterator[None]:
 
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "REPLY_TOKENS", 4)
-        patch.setattr(tune, "ANSWER_TOKENS", 4)
-        patch.setattr(tune, "WHOLE_TOKENS", 4)
+        patch.setattr(learn, "REPLY_TOKENS", 4)
+        patch.setattr(trials, "ANSWER_TOKENS", 4)
+        patch.setattr(trials, "WHOLE_TOKENS", 4)
         yield
     torch.set_num_threads(threads)
 

@@ -19,7 +19,6 @@ from finesteer_local.runtime.score import answer_logprobs
 from finesteer_local.steering import AlwaysGate, Experts
 from finesteer_local.training import optimise
 from finesteer_local.training.data import Pair, Prompt
-from finesteer_local.training.harvest import quiet
 from finesteer_local.training.optimise import (
     BATCH,
     LONGEST,
@@ -30,6 +29,7 @@ from finesteer_local.training.optimise import (
     weights_of,
     whole,
 )
+from finesteer_local.training.progress import quiet
 from tiny import write_tiny_model
 
 LAYERS = (1, 2)

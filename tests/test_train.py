@@ -27,11 +27,14 @@ from finesteer_local.profile import Profile
 from finesteer_local.runtime import open_model
 from finesteer_local.runtime.harvest import Harvester
 from finesteer_local.runtime.prompt import chat_prompt, turn_start
+from finesteer_local.training import learn, trials
 from finesteer_local.training import pairs as preparing
+from finesteer_local.training import run as beginning
 from finesteer_local.training import train as module
-from finesteer_local.training import tune
 from finesteer_local.training.data import MIN_PAIRS, PAGE, QUALITIES, Pair, Prompt, TrainingData, split
-from finesteer_local.training.train import Settings, train
+from finesteer_local.training.harvest import TrainingHarvest
+from finesteer_local.training.settings import Settings
+from finesteer_local.training.train import train
 from tiny import write_tiny_model
 
 N, N_CONTRAST = 36, 30
@@ -61,9 +64,9 @@ def quick() -> Iterator[None]:
     """Short answers and one thread; threads would wait for each other here."""
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "REPLY_TOKENS", 6)
-        patch.setattr(tune, "ANSWER_TOKENS", 6)
-        patch.setattr(tune, "WHOLE_TOKENS", 6)
+        patch.setattr(learn, "REPLY_TOKENS", 6)
+        patch.setattr(trials, "ANSWER_TOKENS", 6)
+        patch.setattr(trials, "WHOLE_TOKENS", 6)
         yield
     torch.set_num_threads(threads)
 
@@ -242,7 +245,8 @@ def test_what_was_optimised_is_not_optimised_again(
     with pytest.raises(KeyboardInterrupt):
         run(tiny, data, contrast, progress=stop_at_tuning, optimise=True)
     with monkeypatch.context() as patch:
-        patch.setattr(module, "likelier", None)
+        patch.setattr(learn, "likelier", None)
+        patch.setattr(beginning, "weights_of", None)
         resumed = run(tiny, data, contrast, optimise=True)
     assert resumed.training["optimised"]
     same(resumed, run(tiny, data, contrast, optimise=True))
@@ -298,7 +302,8 @@ def test_an_interrupted_lesson_goes_on(deep: Path, stage: str, monkeypatch: pyte
         train(open_model(deep, n_threads=1), refusing(), Settings(), interrupt)
     with monkeypatch.context() as patch:
         if stage != "learning through the model":
-            patch.setattr(module, "whole", None)
+            patch.setattr(learn, "whole", None)
+            patch.setattr(beginning, "weights_of", None)
         resumed = train(open_model(deep, n_threads=1), refusing(), Settings())
     same(resumed, train(open_model(deep, n_threads=1), refusing(), Settings()))
 
@@ -316,7 +321,7 @@ def test_a_model_that_cannot_be_learnt_through(deep: Path, monkeypatch: pytest.M
     def weights_of(llama: Any) -> Any:
         raise ModelError("transformers cannot read it")
 
-    monkeypatch.setattr(module, "weights_of", weights_of)
+    monkeypatch.setattr(beginning, "weights_of", weights_of)
     profile = train(open_model(deep, n_threads=1), refusing(), Settings(gate="always"))
     assert not profile.training["optimised"] and len(profile.layers) == 1
     with pytest.raises(ModelError, match="transformers cannot read it"):
@@ -563,10 +568,10 @@ def training_data(n: int = N, pooled: bool = False, chosen: int = 0, own_replies
 def trained_on(tiny: Path, data: TrainingData, monkeypatch: pytest.MonkeyPatch) -> list[Pair]:
     """The pairs whose answers are read."""
     seen: list[Pair] = []
-    deltas = module.TrainingHarvest.deltas
-    monkeypatch.setattr(module, "clipped", lambda llama, pair: pair)
+    deltas = TrainingHarvest.deltas
+    monkeypatch.setattr(learn, "clipped", lambda llama, pair: pair)
     monkeypatch.setattr(
-        module.TrainingHarvest,
+        TrainingHarvest,
         "deltas",
         lambda self, pairs, layers: (seen.extend(pairs), deltas(self, pairs, layers))[1],
     )
@@ -593,7 +598,7 @@ def test_a_recipe_may_move_away_from_the_models_own_replies(tiny: Path, monkeypa
     data = training_data(own_replies=True)
     used = trained_on(tiny, data, monkeypatch)
     llama = open_model(tiny, n_threads=1)
-    wanted = module.TrainingHarvest(llama, data, paths.work_dir() / "x").replies(data.pairs[:3], module.REPLY_TOKENS)
+    wanted = TrainingHarvest(llama, data, paths.work_dir() / "x").replies(data.pairs[:3], learn.REPLY_TOKENS)
     assert [pair.rejected for pair in used[:3]] == wanted
     assert [pair.chosen for pair in used] == [pair.chosen for pair in data.pairs]
 
@@ -646,9 +651,9 @@ def test_the_gate_counts_a_question_once(tiny: Path, monkeypatch: pytest.MonkeyP
     data = training_data()
     twice = replace(data, pairs=[replace(pair, rejected=f"{i}") for pair in data.pairs for i in range(2)])
     read: list[int] = []
-    turns = module.TrainingHarvest.turns
+    turns = TrainingHarvest.turns
     monkeypatch.setattr(
-        module.TrainingHarvest,
+        TrainingHarvest,
         "turns",
         lambda self, prompts, layer: (read.append(len(prompts)), turns(self, prompts, layer))[1],
     )
@@ -665,13 +670,13 @@ def test_settings_are_tried_on_prompts_that_taught_nothing(
     data = training_data(own_replies=True)
     taught: list[str] = []
     tried: list[str] = []
-    learn, tune = module.train_experts, module.tune
+    fit, tune = learn.train_experts, module.tune
     monkeypatch.setattr(preparing, "MAX_PAIRS", most)
 
     def train_experts(states: Any, deltas: Any, kinds: Any, learnt: list[int], held: Any, **options: Any) -> Any:
         drawn = preparing.sample(data, 0)
         taught[:] = [drawn[i].prompt.text for i in learnt]
-        return learn(states, deltas, kinds, learnt, held, **options)
+        return fit(states, deltas, kinds, learnt, held, **options)
 
     def watched(
         llama: Any, blank: Any, experts: Any, pairs: Any, prompts: list[Prompt], *rest: Any, **options: Any
@@ -679,7 +684,7 @@ def test_settings_are_tried_on_prompts_that_taught_nothing(
         tried[:] = [prompt.text for prompt in prompts]
         return tune(llama, blank, experts, pairs, prompts, *rest, **options)
 
-    monkeypatch.setattr(module, "train_experts", train_experts)
+    monkeypatch.setattr(learn, "train_experts", train_experts)
     monkeypatch.setattr(module, "tune", watched)
     train(open_model(tiny, n_threads=1), data, Settings(gate="always"))
     assert taught and len(taught) < most

@@ -29,6 +29,7 @@ from finesteer_local.training.harvest import (
     run_folder,
     whole_answers,
 )
+from finesteer_local.training.progress import Progress, quiet
 from reference import steered_llama
 from tiny import make_profile, write_tiny_model
 
@@ -69,7 +70,7 @@ def one(tiny: Path) -> SteeredLlama:
     return steered_llama(tiny)
 
 
-def until(n: int) -> training.Progress:
+def until(n: int) -> Progress:
     """Progress that ends the run after `n` rows."""
 
     def report(stage: str, done: int, total: int) -> None:
@@ -79,7 +80,7 @@ def until(n: int) -> training.Progress:
     return report
 
 
-def counted(steps: list[tuple[str, int, int]]) -> training.Progress:
+def counted(steps: list[tuple[str, int, int]]) -> Progress:
     return lambda *step: steps.append(step)
 
 
@@ -152,10 +153,10 @@ def test_states_that_float16_cannot_hold(one: SteeredLlama, tmp_path: Path, monk
 def test_interrupted_replies_go_on(tiny_model: Path, tmp_path: Path, rows: int) -> None:
     """End with the very same text, and none that was saved is generated again."""
 
-    def read(folder: Path, progress: training.Progress) -> list[str]:
+    def read(folder: Path, progress: Progress) -> list[str]:
         return TrainingHarvest(steered_llama(tiny_model), DATA, folder, progress).replies(PAIRS, 6)
 
-    wanted = read(tmp_path / "whole", training.quiet)
+    wanted = read(tmp_path / "whole", quiet)
     with pytest.raises(Stop):
         read(tmp_path / "parts", until(rows))
     steps: list[tuple[str, int, int]] = []
@@ -176,7 +177,7 @@ def test_an_interrupted_harvest_goes_on(
     prompts = [prompt(f"how to {WORDS[i % 7]} {i}") for i in range(N)]
     total = N if what == "turns" else 3 * N
 
-    def read(home: str, progress: training.Progress) -> list[Any]:
+    def read(home: str, progress: Progress) -> list[Any]:
         monkeypatch.setenv("FINESTEER_HOME", str(tmp_path / home))
         harvest = TrainingHarvest(steered_llama(tiny_model), DATA, tmp_path / home / "run", progress)
         if what == "deltas":
@@ -184,7 +185,7 @@ def test_an_interrupted_harvest_goes_on(
         turns = harvest.turns(prompts, 2)
         return [np.array(turns.states), turns.offsets]
 
-    wanted = read("whole", training.quiet)
+    wanted = read("whole", quiet)
     for rows in (5, 20, 35):
         with pytest.raises(Stop):
             read("parts", until(rows))

@@ -25,7 +25,7 @@ pytest.importorskip("sklearn")
 pytest.importorskip("transformers")
 torch = pytest.importorskip("torch")
 
-from finesteer_local.training import train, tune  # noqa: E402
+from finesteer_local.training import learn, trials  # noqa: E402
 from finesteer_local.training.data import Prompt  # noqa: E402
 from finesteer_local.training.harvest import whole_answers  # noqa: E402
 from finesteer_local.training.optimise import weights_of  # noqa: E402
@@ -39,9 +39,9 @@ def quick() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "REPLY_TOKENS", 6)
-        patch.setattr(tune, "ANSWER_TOKENS", 6)
-        patch.setattr(tune, "WHOLE_TOKENS", 6)
+        patch.setattr(learn, "REPLY_TOKENS", 6)
+        patch.setattr(trials, "ANSWER_TOKENS", 6)
+        patch.setattr(trials, "WHOLE_TOKENS", 6)
         yield
     torch.set_num_threads(threads)
 

@@ -13,10 +13,12 @@ import pytest
 
 from finesteer_local.profile import Profile
 from finesteer_local.training import harvest
-from finesteer_local.training import tune as tuning
+from finesteer_local.training import trials as judging
 from finesteer_local.training.data import Pair, Prompt
 from finesteer_local.training.harvest import WholeAnswer
-from finesteer_local.training.tune import ANSWERS, SEARCHES, TEMPERATURE, WHOLE_TOKENS, Trial, as_rows, tune
+from finesteer_local.training.search import SEARCHES, Trial, as_rows
+from finesteer_local.training.trials import ANSWERS, TEMPERATURE, WHOLE_TOKENS
+from finesteer_local.training.tune import tune
 from tiny import make_experts, make_profile, write_tiny_model
 
 LAYERS = (3, 5, 7, 9)
@@ -25,8 +27,8 @@ STRENGTHS, FIRST_ANSWER_STRENGTH = SEARCHES["refusal"].strengths, SEARCHES["refu
 [FIRST_STRENGTH] = SEARCHES["refusal"].first_strengths
 PAIRS = [Pair(Prompt([{"role": "user", "content": f"question {i}"}]), f"no {i}", f"yes {i}") for i in range(ANSWERS)]
 LONG = [
-    Prompt([{"role": "user", "content": f"page {i} ".ljust(tuning.MAX_PROMPT + 1, "x")}])
-    for i in range(tuning.LONG_ANSWERS)
+    Prompt([{"role": "user", "content": f"page {i} ".ljust(judging.MAX_PROMPT + 1, "x")}])
+    for i in range(judging.LONG_ANSWERS)
 ]
 REFUSAL, COMPLIANCE = "I can't help with that.", "Sure, here it is."
 Quality = Callable[[int, float, str], tuple[float, float]]
@@ -130,13 +132,13 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         return [np.array([-1.0 + llama.margins[llama.active[0]]] * 2), np.array([-1.0])]
 
     prompts = [pair.prompt for pair in PAIRS]
-    monkeypatch.setattr(tuning, "generate", generate)
-    monkeypatch.setattr(tuning, "whole_answers", whole_answers)
-    monkeypatch.setattr(tuning, "Fluency", FakeFluency)
-    monkeypatch.setattr(tuning, "answer_logprobs", answer_logprobs)
-    monkeypatch.setattr(tuning, "Coherence", FakeCoherence)
+    monkeypatch.setattr(judging, "generate", generate)
+    monkeypatch.setattr(judging, "whole_answers", whole_answers)
+    monkeypatch.setattr(judging, "Fluency", FakeFluency)
+    monkeypatch.setattr(judging, "answer_logprobs", answer_logprobs)
+    monkeypatch.setattr(judging, "Coherence", FakeCoherence)
     monkeypatch.setattr(harvest, "answer_tokens", lambda llama, text: text)
-    monkeypatch.setattr(tuning, "answer_tokens", lambda llama, text: text[::4])
+    monkeypatch.setattr(judging, "answer_tokens", lambda llama, text: text[::4])
     monkeypatch.setattr(harvest, "chat_prompt", lambda llama, messages: messages[-1]["content"])
     monkeypatch.setattr(harvest, "turn_start", lambda llama, messages, prompt: 5)
     yield
@@ -230,7 +232,7 @@ def test_a_refusal_that_does_not_end_is_none(blank: Profile, tmp_path: Path) -> 
 
 def test_a_refusal_in_circles_is_none(blank: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     endless = "I can't help with that. " + "I really cannot do that for you. " * 9
-    monkeypatch.setattr(tuning, "whole_answers", lambda *_: [WholeAnswer(endless, True), WholeAnswer(REFUSAL, True)])
+    monkeypatch.setattr(judging, "whole_answers", lambda *_: [WholeAnswer(endless, True), WholeAnswer(REFUSAL, True)])
     chosen, _ = tuned(llama(lambda *_: (1.0, 1.0)), blank, tmp_path)
     assert (chosen.wanted, chosen.ended, chosen.coherent, chosen.score) == (1.0, 0.5, 1.0, 0.5)
 
@@ -238,7 +240,9 @@ def test_a_refusal_in_circles_is_none(blank: Profile, tmp_path: Path, monkeypatc
 def test_a_refusal_that_is_taken_back_is_none(blank: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What decides is the whole answer, not how it begins."""
     taken_back = "I can't help with that. However, here is how you do it:\n1. Take the car.\n2. Open the door."
-    monkeypatch.setattr(tuning, "whole_answers", lambda *_: [WholeAnswer(taken_back, True), WholeAnswer(REFUSAL, True)])
+    monkeypatch.setattr(
+        judging, "whole_answers", lambda *_: [WholeAnswer(taken_back, True), WholeAnswer(REFUSAL, True)]
+    )
     chosen, _ = tuned(llama(lambda *_: (1.0, 1.0)), blank, tmp_path)
     assert (chosen.wanted, chosen.score) == (0.5, 0.5)
 
@@ -359,7 +363,7 @@ def test_long_prompts_get_as_little_less_as_will_do(blank: Profile, tmp_path: Pa
 
 
 def test_a_few_long_prompts_say_nothing(blank: Profile, tmp_path: Path) -> None:
-    asked = [pair.prompt for pair in PAIRS] + LONG[: tuning.FEW_LONG - 1]
+    asked = [pair.prompt for pair in PAIRS] + LONG[: judging.FEW_LONG - 1]
     chosen, trials = tuned(llama(lambda *_: (0.9, 1.0)), blank, tmp_path, prompts=asked)
     assert chosen.length_decay == 0.0 and {trial.prompts for trial in trials} == {"short"}
 
@@ -390,7 +394,7 @@ def test_layers_are_compared_at_the_strength_that_suits_each(
         margin = strength if layer == 5 else 1 / strength  # layer 5 needs the most, the other the least
         return [np.array([margin * (1.1 if layer == 5 else 0.5)]), np.array([0.0])]
 
-    monkeypatch.setattr(tuning, "answer_logprobs", answer_logprobs)
+    monkeypatch.setattr(judging, "answer_logprobs", answer_logprobs)
     model = FakeLlama(lambda *_: (0.0, 1.0), {})
     chosen, trials = tuned(model, blank, tmp_path, judge="margin", layers=(5, 7))
     assert [(trial.layers, trial.strength) for trial in trials[:2]] == [((5,), max(wide)), ((7,), min(wide))]
@@ -404,7 +408,7 @@ def test_of_many_pairs_some_from_everywhere(blank: Profile, tmp_path: Path) -> N
 
 
 def test_long_prompts_are_left_out_where_there_are_others(blank: Profile, tmp_path: Path) -> None:
-    long = [Pair(Prompt([{"role": "user", "content": "x" * (tuning.MAX_PROMPT + 1)}]), "no", "yes")] * 3
+    long = [Pair(Prompt([{"role": "user", "content": "x" * (judging.MAX_PROMPT + 1)}]), "no", "yes")] * 3
     model = llama(lambda *_: (0.5, 1.0))
     chosen, _ = tuned(model, blank, tmp_path, pairs=long + PAIRS)  # the fake knows the answers to PAIRS only
     assert chosen.wanted == pytest.approx(0.5, abs=0.05)

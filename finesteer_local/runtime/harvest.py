@@ -167,7 +167,7 @@ class Harvester(Reader):
             self._forget_context()
             self._model = model
             states.append(self._decode(self._context_for(plan), next(plan.batches())))
-        if not _differ(*states) < _SAME:
+        if not differ(*states) < _SAME:
             self._forget_context()
             self._model = model_of(self.llama)
             copy.close()
@@ -217,7 +217,7 @@ class Harvester(Reader):
         llama_cpp.llama_memory_clear(context.memory, False)
         alone = next(Plan([request], n_tokens=MICRO_BATCH, n_sequences=1).batches())
         wanted = self._decode(context, alone)[:, alone.reads[0].rows]
-        if not _differ(states, wanted) < _SAME:
+        if not differ(states, wanted) < _SAME:
             raise _NotShared
         self._checked = True
 
@@ -252,7 +252,7 @@ class Harvester(Reader):
         return layer != self.layers[-1]
 
 
-def _differ(states: Array, wanted: Array) -> float:
+def differ(states: Array, wanted: Array) -> float:
     """Relative difference of hidden states, the median."""
     difference = np.linalg.norm(states - wanted, axis=-1) / np.linalg.norm(wanted, axis=-1)
     return float(np.median(difference))

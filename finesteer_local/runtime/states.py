@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from finesteer_local import paths, state_cache
 from finesteer_local.errors import StorageError
-from finesteer_local.runtime.harvest import reader_of
+from finesteer_local.runtime.harvest import Reader, reader_of
 from finesteer_local.runtime.packing import Request
 from finesteer_local.runtime.steered import SteeredLlama
 
@@ -58,6 +58,7 @@ def read_states(
     *,
     kind: type[np.float16] | type[np.float32] = np.float16,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    reader: Callable[[Sequence[Request]], Reader] | None = None,
 ) -> Harvest:
     """Hidden states of `requests` at `layers`, unsteered, from the cache as far as it has them.
 
@@ -65,6 +66,7 @@ def read_states(
         requests: prompts' tokens and the first token that is asked for.
         kind: of the numbers; what float16 cannot hold is cut to its largest value.
         progress: called with (done, total) as prompts are read; what the cache has counts as done.
+        reader: makes what reads the requests that the cache does not have; `reader_of` without.
 
     Raises:
         PromptError, SteeringError: see `Harvester`.
@@ -91,7 +93,8 @@ def read_states(
         def report(done: int) -> None:
             progress(n_known + done + (n_twice if done == len(missing) else 0), len(requests))
 
-        _harvest(llama, missing, layers, stores, report)
+        make = reader or (lambda _: reader_of(llama, layers))
+        _harvest(llama, missing, layers, stores, make, report)
     lengths = [len(request.tokens) - request.first for request in requests]
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     states = {layer: store.collect(keys, offsets, llama.n_embd()) for layer, store in zip(layers, stores, strict=True)}
@@ -104,6 +107,7 @@ def _harvest(
     missing: Mapping[bytes, Request],
     layers: Sequence[int],
     stores: Sequence[_Store],
+    make: Callable[[Sequence[Request]], Reader],
     report: Callable[[int], None],
 ) -> None:
     """Read what is missing into a new segment of every store."""
@@ -114,7 +118,7 @@ def _harvest(
         n_done = int(done.sum())
         if n_done:
             report(n_done)
-        reader = reader_of(llama, layers)
+        reader = make(requests)
         try:
             for i, states in reader.harvest(requests, lambda i: bool(done[i])):
                 if done[i]:  # read again, to the same numbers, with the rest of its batch

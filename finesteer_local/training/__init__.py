@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib import import_module, util
+from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ from finesteer_local.distribution import missing_extra
 
 if TYPE_CHECKING:
     from finesteer_local.profile import Profile
-    from finesteer_local.training.harvest import Progress
+    from finesteer_local.training.progress import Progress
 
 
 def require_extra() -> None:
@@ -67,13 +67,15 @@ def train_profile(
         StorageError: there is no room or no right to keep what an interrupted run goes on from.
     """
     require_extra()
-    training = import_module("finesteer_local.training.train")
-    recipes = import_module("finesteer_local.training.recipes")
-    loaded = recipes.load_data(recipe=recipe, data=data, contrast=contrast, name=name, seed=seed)
-    profile: Profile = training.train_profile(
+    from finesteer_local.training import train
+    from finesteer_local.training.recipes import load_data
+    from finesteer_local.training.settings import Settings
+
+    loaded = load_data(recipe=recipe, data=data, contrast=contrast, name=name, seed=seed)
+    return train.train_profile(
         model,
         data=loaded,
-        settings=training.Settings(
+        settings=Settings(
             gate=gate,
             seed=seed,
             layer=layer,
@@ -88,7 +90,6 @@ def train_profile(
         **({"progress": progress} if progress else {}),
         **llama_options,
     )
-    return profile
 
 
 def estimate_seconds(model: str | Path, recipe: str = "safety", **options: Any) -> float:
@@ -96,6 +97,6 @@ def estimate_seconds(model: str | Path, recipe: str = "safety", **options: Any) 
 
     `options` are those of `runtime.open_model`.
     """
-    estimate = import_module("finesteer_local.training.estimate")
-    seconds: float = estimate.estimate_seconds(model, recipe, **options)
-    return seconds
+    from finesteer_local.training import estimate
+
+    return estimate.estimate_seconds(model, recipe, **options)

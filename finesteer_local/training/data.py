@@ -137,6 +137,11 @@ def drawn_by(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
+def in_drawn_order(prompts: Sequence[Prompt], purpose: str) -> list[Prompt]:
+    """The prompts in an order that their texts alone draw, another one for every purpose."""
+    return sorted(prompts, key=lambda prompt: drawn_by(f"{purpose} {prompt.text}"))
+
+
 def first_equal(prompts: Sequence[Prompt]) -> list[int]:
     """For every prompt, the index of the first with the same messages."""
     first: dict[str, int] = {}

@@ -14,8 +14,10 @@ from finesteer_local.training.data import QUALITIES, spread
 from finesteer_local.training.harvest import generate
 from finesteer_local.training.pairs import MAX_PAIRS, OWN_TOKENS, REPLY_TOKENS
 from finesteer_local.training.recipes import load_recipe
-from finesteer_local.training.train import LAYERS, Settings
-from finesteer_local.training.tune import ANSWERS, CONTENDERS, OWN_ANSWERS, SEARCHES, WHOLE_TOKENS
+from finesteer_local.training.run import LAYERS
+from finesteer_local.training.search import SEARCHES
+from finesteer_local.training.settings import Settings
+from finesteer_local.training.trials import ANSWERS, CONTENDERS, OWN_ANSWERS, WHOLE_TOKENS
 
 _PROBES = 16
 _READS = 48

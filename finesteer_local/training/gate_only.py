@@ -12,7 +12,8 @@ from finesteer_local.runtime.expand import open_fast
 from finesteer_local.steering import Gate
 from finesteer_local.training.data import QUALITIES, Prompt, read_prompts, split
 from finesteer_local.training.gates import GateFit, fit_contrastive_gate, fit_subspace_gate
-from finesteer_local.training.harvest import Progress, TrainingHarvest, quiet
+from finesteer_local.training.harvest import TrainingHarvest
+from finesteer_local.training.progress import Progress, quiet
 from finesteer_local.training.recipes import load_recipe
 
 KINDS = ("contrastive", "scs")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,20 +22,15 @@ from finesteer_local.runtime.batch.request import active_steering, chat_request
 from finesteer_local.runtime.packing import Request
 from finesteer_local.runtime.prompt import chat_prompt, greedy_answer, turn_start
 from finesteer_local.runtime.score import answer_logprobs
-from finesteer_local.runtime.states import Harvest, read_states
+from finesteer_local.runtime.states import read_states
 from finesteer_local.training.data import PAGE, Pair, Prompt, TrainingData
+from finesteer_local.training.progress import Progress, quiet
 
 Array = NDArray[np.float32]
-Progress = Callable[[str, int, int], None]
-"""Called with (stage, done, total)."""
 
 MAX_TURN = 4096  # tokens of a turn that are kept: a request can stand anywhere in a page
 _FLUSH = 32  # answers at a time, and between two savings
 _ROOM = 32  # tokens of the context that are left for an answer
-
-
-def quiet(stage: str, done: int, total: int) -> None:
-    """The progress of nobody."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +111,15 @@ class TrainingHarvest:
 
     def turns(self, prompts: Sequence[Prompt], layer: int) -> Turns:
         """Hidden states of the prompts' last user turns at `layer`."""
-        read = self._read(list(map(self._turn, prompts)), [layer], np.float16, "reading prompts")
+        from finesteer_local.training.fast_reader import fast_reader
+
+        read = read_states(
+            self.llama,
+            list(map(self._turn, prompts)),
+            [layer],
+            progress=lambda done, total: self.progress("reading prompts", done, total),
+            reader=lambda requests: fast_reader(self.llama, layer, requests),
+        )
         return Turns(read.states[layer], read.offsets)
 
     def _turn(self, prompt: Prompt) -> Request:
@@ -185,19 +188,18 @@ class TrainingHarvest:
             requests.append(Request(prompt, len(prompt) - 1))
             for text in (pair.chosen, pair.rejected):
                 requests.append(Request([*prompt, *answer_tokens(self.llama, text)], len(prompt)))
-        read = self._read(requests, layers, np.float32, "reading answers")
+        read = read_states(
+            self.llama,
+            requests,
+            layers,
+            kind=np.float32,
+            progress=lambda done, total: self.progress("reading answers", done, total),
+        )
         lengths = np.diff(read.offsets)[:, None]
         sums = [np.add.reduceat(read.states[layer], read.offsets[:-1]) for layer in layers]
         means = np.stack([each / lengths for each in sums], axis=1).astype(np.float32)
         states, chosen, rejected = (means[i::3] for i in range(3))  # each (n, n_layers, n_embd)
         return states.copy(), chosen - rejected
-
-    def _read(
-        self, requests: Sequence[Request], layers: Sequence[int], kind: type[np.float16] | type[np.float32], stage: str
-    ) -> Harvest:
-        return read_states(
-            self.llama, requests, layers, kind=kind, progress=lambda done, total: self.progress(stage, done, total)
-        )
 
 
 def answer_tokens(llama: SteeredLlama, text: str) -> list[int]:

@@ -31,8 +31,9 @@ from finesteer_local.errors import DataError, ModelError
 from finesteer_local.runtime import SteeredLlama
 from finesteer_local.runtime.score import answer_logprobs
 from finesteer_local.training.data import Pair
-from finesteer_local.training.harvest import Progress, pair_tokens
-from finesteer_local.training.tune import ANSWER_TOKENS
+from finesteer_local.training.harvest import pair_tokens
+from finesteer_local.training.progress import Progress
+from finesteer_local.training.trials import ANSWER_TOKENS
 
 BATCH = 8  # pairs, or answers
 RATE = 0.05  # Adam's; one pass over the pairs

@@ -22,7 +22,16 @@ import numpy as np
 
 from finesteer_local.errors import DataError, UnknownNameError
 from finesteer_local.jsonl import is_text, read_rows
-from finesteer_local.training.data import WRAPPED, Pair, Prompt, TrainingData, dealt, read_pairs, read_prompts
+from finesteer_local.training.data import (
+    WRAPPED,
+    Pair,
+    Prompt,
+    TrainingData,
+    dealt,
+    in_drawn_order,
+    read_pairs,
+    read_prompts,
+)
 from finesteer_local.training.recipes.kinds import read_kinds
 from finesteer_local.training.recipes.pages import PLACES, Document, Frame, fits, pages
 from finesteer_local.training.recipes.phrasings import Phrasings, read_requests
@@ -181,13 +190,15 @@ def _from_pools(
     positive = _files(folder, recipe["positive"], read, lambda prompt: prompt.kind, rng)
     wrappers = _wrappers(folder, recipe.get("wrappers"))
     plain = positive, contrast
-    positive = plain[0] + _wrapped(wrappers, plain[0], rng)
-    contrast = plain[1] + _wrapped([row for row in wrappers if not row.get("positive_only")], plain[1], rng)
+    # Generators of their own: what else a recipe holds changes few of these prompts.
+    for_wrappers, for_pages = rng.spawn(2)
+    positive = plain[0] + _wrapped(wrappers, plain[0], for_wrappers)
+    contrast = plain[1] + _wrapped([row for row in wrappers if not row.get("positive_only")], plain[1], for_wrappers)
     if "pages" in recipe:
         for label, prompts in (("positive", plain[0]), ("contrast", plain[1])):
             if not any(map(fits, prompts)):
                 raise DataError(f"{folder / 'recipe.json'}: no {label!r} prompt is short enough to stand in a page")
-        inside, outside = pages(*_page_files(folder, recipe), *plain, rng)
+        inside, outside = pages(*_page_files(folder, recipe), *plain, for_pages)
         positive, contrast = positive + inside, contrast + outside
     chosen = [row["text"] for row in _rows(folder, recipe["chosen"], "text")]
     rejected = [row["text"] for row in _rows(folder, recipe["rejected"], "text")]
@@ -255,15 +266,14 @@ def _wrappers(folder: Path, file: str | None) -> list[dict[str, Any]]:
 def _wrapped(wrappers: list[dict[str, Any]], prompts: list[Prompt], rng: np.random.Generator) -> list[Prompt]:
     """Every wrapper once, around a plain prompt of its own; every second one inside another wrapper."""
     plain = [p for p in prompts if not p.family and len(p.messages) == 1 and len(p.text) < 300]
-    chosen = rng.permutation(len(plain))[: len(wrappers)]
     outer = rng.permutation(len(wrappers))
     wrapped = []
-    for i, (row, j) in enumerate(zip(wrappers, chosen, strict=False)):
-        text = _dressed(row["template"], plain[j].text)
+    for i, (row, prompt) in enumerate(zip(wrappers, in_drawn_order(plain, "wrapped"), strict=False)):
+        text = _dressed(row["template"], prompt.text)
         if i % 2 and len(text) < 600:
             text = _dressed(wrappers[outer[i]]["template"], text)
         message = {"role": "user", "content": text}
-        wrapped.append(Prompt([message], plain[j].kind, row["family"], WRAPPED, plain[j].text))
+        wrapped.append(Prompt([message], prompt.kind, row["family"], WRAPPED, prompt.text))
     return wrapped
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from typing import NamedTuple
 
 import numpy as np
 
-from finesteer_local.training.data import PAGE, Prompt
+from finesteer_local.training.data import PAGE, Prompt, in_drawn_order
 
 PLACES = ("beginning", "middle", "end")
 WORDS = (100, 160, 240, 360, 540, 800)
@@ -63,9 +64,10 @@ def pages(
         frames: at least one of each place.
         questions: about a text, whichever it is.
         positive, contrast: the prompts whose requests are put into pages, those that `fits`: at least one of each.
-        rng: deals out everything.
+        rng: deals out everything but the prompts, which their own texts draw: a recipe with more of them puts the most
+            into the same pages, and hidden states that were kept for these serve it.
     """
-    harmful, harmless = (_dealer([p for p in prompts if fits(p)], rng) for prompts in (positive, contrast))
+    harmful, harmless = (cycle(in_drawn_order(list(filter(fits, each)), PAGE)) for each in (positive, contrast))
     asked = _dealer([Prompt([{"role": "user", "content": text}], "about_the_text") for text in questions], rng)
     of_place = {place: _dealer([frame for frame in frames if frame.place == place], rng) for place in PLACES}
     starts = _dealer(range(len(documents)), rng)

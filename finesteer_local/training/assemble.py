@@ -1,0 +1,94 @@
+"""The profile of what was learnt and chosen, and what it says of how it came about."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from finesteer_local.profile import Profile
+from finesteer_local.steering import AlwaysGate, Experts, Gate
+from finesteer_local.training.gates import GateFit
+from finesteer_local.training.learn import Learnt
+from finesteer_local.training.progress import Stopwatch
+from finesteer_local.training.run import Run
+from finesteer_local.training.search import Trial, as_rows
+
+
+def blank_profile(run: Run) -> Profile:
+    """The profile before anything was chosen: open for everything, and steering nothing."""
+    return Profile(
+        name=run.data.name,
+        model=run.llama.identity,
+        gate=AlwaysGate(),
+        gate_layer=run.layers[0],
+        experts={run.layers[0]: Experts.fixed(np.zeros(run.llama.n_embd(), np.float32))},
+        description=run.data.description,
+        license=run.data.license,
+    )
+
+
+def assemble(
+    run: Run,
+    learnt: Learnt,
+    chosen: Trial,
+    trials: Sequence[Trial],
+    gate: Gate,
+    gate_fit: GateFit | None,
+    stopwatch: Stopwatch,
+) -> Profile:
+    """The finished profile: what was learnt at the chosen layers, with the chosen settings or those asked for."""
+    settings = run.settings
+    return replace(
+        blank_profile(run),
+        gate=gate,
+        gate_layer=chosen.layers[0],
+        experts={layer: learnt.experts[layer] for layer in chosen.layers},
+        strength=settings.strength if settings.strength is not None else chosen.strength,
+        scope=settings.scope or chosen.scope,
+        answer_strength=chosen.answer_strength,
+        length_decay=chosen.length_decay,
+        training={
+            **_provenance(run, stopwatch),
+            "pairs_for_experts": learnt.n_pairs,
+            "expert_shares": {str(layer): learnt.shares[layer] for layer in chosen.layers if layer in learnt.shares},
+            "figures": {
+                "gate": None if gate_fit is None else _rounded(asdict(gate_fit)),
+                "experts": _rounded(learnt.figures),
+                "answers": _rounded(asdict(chosen)),
+            },
+            "trials": [_rounded(row) for row in as_rows(trials)],
+        },
+    )
+
+
+def _provenance(run: Run, stopwatch: Stopwatch) -> dict[str, Any]:
+    """What a profile was trained with, and how long that took."""
+    data, for_gate, settings = run.data, run.for_gate, run.settings
+    return {
+        "recipe": data.recipe,
+        "data_hash": data.hash,
+        "pairs": len(data.pairs),
+        "contrast_prompts": len(data.contrast),
+        "quality": settings.quality,
+        "prompts_for_gate": len(for_gate.positive) + len(for_gate.contrast) if settings.gated else 0,
+        "optimised": run.learns,
+        "seed": settings.seed,
+        "seconds": round(stopwatch.seconds, 1),
+        "stages": {stage: round(seconds, 1) for stage, seconds in stopwatch.stages.items()},
+        "versions": {name: metadata.version(name) for name in ("finesteer-local", "llama-cpp-python", "torch")},
+        "model_file": Path(run.llama.model_path).name,
+    }
+
+
+def _rounded(value: Any) -> Any:
+    """Figures as the file has them: with four digits behind the point, and lists where there were tuples."""
+    if isinstance(value, dict):
+        return {key: _rounded(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_rounded(each) for each in value]
+    return round(value, 4) if isinstance(value, float) else value

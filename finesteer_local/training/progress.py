@@ -1,0 +1,33 @@
+"""How far a training is: whom it tells, and how long its stages took."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+Progress = Callable[[str, int, int], None]
+"""Called with (stage, done, total)."""
+
+
+def quiet(stage: str, done: int, total: int) -> None:
+    """The progress of nobody."""
+
+
+class Stopwatch:
+    """Progress that is passed on, and adds up how long every stage takes."""
+
+    def __init__(self, progress: Progress = quiet) -> None:
+        self.stages: dict[str, float] = {}  # seconds, in the order in which the stages begin
+        self._progress = progress
+        self._started = self._last = time.monotonic()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        self.stages[stage] = self.stages.get(stage, 0.0) + now - self._last
+        self._last = now
+        self._progress(stage, done, total)
+
+    @property
+    def seconds(self) -> float:
+        """Since it was started."""
+        return time.monotonic() - self._started

@@ -1,0 +1,218 @@
+"""Trials: answers under one setting, judged, and kept so that an interrupted run goes on.
+
+The log-probability margin between chosen and rejected answers ranks the candidates, generated answers decide. Refusals
+are judged as a person meets them: whole answers, sampled as `chat` samples them, that decline, end by themselves, do
+not go round in circles and are language to their last word (evaluation/whole.py).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finesteer_local import paths
+from finesteer_local.evaluation.judges import Coherence, Fluency
+from finesteer_local.evaluation.whole import Verdict
+from finesteer_local.profile import Profile
+from finesteer_local.runtime import SteeredLlama
+from finesteer_local.runtime.score import answer_logprobs
+from finesteer_local.steering import LONG_PROMPT, SHORT_PROMPT, AlwaysGate, Experts
+from finesteer_local.training.data import Pair, Prompt, spread
+from finesteer_local.training.harvest import answer_tokens, generate, pair_tokens, whole_answers
+from finesteer_local.training.progress import Progress
+from finesteer_local.training.search import LONG, SEARCHES, SHORT, Layers, Setting, Trial
+
+_Item = TypeVar("_Item")
+
+MARGIN_PAIRS = 10
+MARGIN_TOKENS = 10
+PREFERENCES = 64
+"""Pairs of which a recipe that is judged by them compares both answers."""
+ANSWERS = 48
+OWN_ANSWERS = 48  # unsteered ones, by which language is judged
+ANSWER_TOKENS = 40
+WHOLE_TOKENS = 160  # of an answer that is judged as a whole; what has not ended by then does not end
+TEMPERATURE = 0.8  # of such an answer: that of `chat`
+MAX_PROMPT = 600  # letters: every trial reads its prompts anew, and long ones would take most of the time
+LONG_TOKENS = range(2 * SHORT_PROMPT, LONG_PROMPT + 1)  # letters say little: what is encoded has a token for every two
+LONG_ANSWERS = 32  # to prompts of so many tokens, by which the length decay is chosen
+FEW_LONG = 8  # fewer say nothing
+CONTENDERS = 2
+"""So many layers generate answers; all have been ranked without."""
+
+
+class Trials:
+    """The trials of one run; arguments are those of `tune.tune`."""
+
+    def __init__(
+        self,
+        llama: SteeredLlama,
+        blank: Profile,
+        experts: Mapping[int, Experts],
+        pairs: Sequence[Pair],
+        prompts: Sequence[Prompt],
+        judge: str,
+        learnt: bool,
+        folder: Path,
+        progress: Progress,
+    ) -> None:
+        self.llama, self.blank, self.experts, self.judge = llama, blank, experts, judge
+        self.candidates: list[Layers] = [tuple(sorted(experts))] if learnt else [(layer,) for layer in experts]
+        self.search = SEARCHES["refusal, learnt" if learnt and judge == "refusal" else judge]
+        # Only a length decay asks how long prompts are.
+        counted = prompts if self.search.length_decays else ()
+        self.prompts = {
+            SHORT: spread(_brief(prompts, lambda prompt: prompt), ANSWERS),
+            LONG: spread([p for p in counted if len(answer_tokens(llama, p.text)) in LONG_TOKENS], LONG_ANSWERS),
+        }
+        self.pairs = _brief(pairs, lambda pair: pair.prompt)
+        self.progress = progress
+        self.coherence = Coherence(float("inf"))
+        self._file = folder / "trials.json"
+        self._known: dict[str, dict[str, float]] = (
+            json.loads(self._file.read_text(encoding="utf-8")) if self._file.exists() else {}
+        )
+        ranking = len(self.candidates) * len(self.search.first_strengths)
+        self._total = ranking + 1 + CONTENDERS + len(self.search.scopes) - 1 + 2 + 2 + len(self.search.length_decays)
+        self._done: set[str] = set()
+        self.made: list[Trial] = []
+        """All trials, in the order in which they were asked for."""
+
+    def _remembered(self, key: str, compute: Callable[[], dict[str, float]]) -> dict[str, float]:
+        if key not in self._known:
+            self._known[key] = compute()
+            with paths.atomic_write(self._file) as temporary:
+                temporary.write_text(json.dumps(self._known, indent=1), encoding="utf-8")
+        self._done.add(key)
+        self.progress("tuning", min(len(self._done), self._total), self._total)
+        return self._known[key]
+
+    def contenders(self) -> list[Setting]:
+        """The candidates that generate answers, each with a strength to begin at."""
+        wide = self.search.first_strengths
+        if self.judge == "refusal":
+            if len(self.candidates) == 1:
+                return [self._first(self.candidates[0], wide[0])]
+            ranked = sorted(self.candidates, key=lambda layers: -self.margin(layers))
+            return [self._first(layers, wide[0]) for layers in ranked[:CONTENDERS]]
+        best = {layers: max(wide, key=lambda strength: self.preference(layers, strength)) for layers in self.candidates}
+        ranked = sorted(best, key=lambda layers: -self.preference(layers, best[layers]))
+        return [self._first(layers, best[layers]) for layers in ranked[:CONTENDERS]]
+
+    def _first(self, layers: Layers, strength: float) -> Setting:
+        """What a candidate is tried with before anything else was chosen."""
+        return Setting(layers, strength, self.search.scopes[0], self.search.first_answer_strength, 0.0)
+
+    def _activate(self, setting: Setting) -> None:
+        profile = replace(
+            self.blank,
+            gate=AlwaysGate(),
+            gate_layer=setting.layers[0],
+            experts={layer: self.experts[layer] for layer in setting.layers},
+            scope=setting.scope,
+            answer_strength=setting.answer_strength,
+            length_decay=setting.length_decay,
+        )
+        self.llama.set_profiles([profile], strength=setting.strength)
+
+    def margin(self, layers: Layers) -> float:
+        """Mean log-probability a token of the chosen answers' beginnings over the rejected ones', steered."""
+
+        def compute() -> dict[str, float]:
+            self._activate(self._first(layers, self.search.first_strengths[0]))
+            scores = [self._logprobs(pair, MARGIN_TOKENS) for pair in spread(self.pairs, MARGIN_PAIRS)]
+            return {"margin": float(np.mean([chosen.mean() - rejected.mean() for chosen, rejected in scores]))}
+
+        return self._remembered(f"margin {_words(layers)}", compute)["margin"]
+
+    def _logprobs(self, pair: Pair, n_tokens: int) -> list[NDArray[np.float64]]:
+        """Log-probabilities of the first tokens of the chosen and of the rejected answer."""
+        prompt, turn, answers = pair_tokens(self.llama, pair, n_tokens)
+        return answer_logprobs(self.llama, prompt, answers, turn=turn)
+
+    def preference(self, layers: Layers, strength: float) -> float:
+        """Mean share of the chosen answer in the probability of both, steered; see `_preferred`."""
+
+        def compute() -> dict[str, float]:
+            self._activate(self._first(layers, strength))
+            return {"preference": self._preferred()}
+
+        return self._remembered(f"preference {_words(layers)} {strength}", compute)["preference"]
+
+    def _preferred(self) -> float:
+        """TruthfulQA's MC2 (arXiv 2109.07958) for two answers, over the pairs, as the model is steered now."""
+        totals = [
+            [answer.sum() for answer in self._logprobs(pair, ANSWER_TOKENS)] for pair in spread(self.pairs, PREFERENCES)
+        ]
+        return float(np.mean([np.exp(-np.logaddexp(0, rejected - chosen)) for chosen, rejected in totals]))
+
+    def calibrate(self, own: Sequence[str]) -> None:
+        def compute() -> dict[str, float]:
+            if self.judge == "refusal":
+                self.llama.set_profiles([])
+                return asdict(Coherence.of_unsteered(Fluency.throughout(self.llama, own)))
+            return asdict(Coherence.calibrate(self.llama, own))
+
+        self.coherence = Coherence(**self._remembered("coherence", compute))
+
+    @property
+    def long_tolerance(self) -> float:
+        """As many answers as among the short ones: more prompts, less chance."""
+        return self.search.tolerance * ANSWERS / len(self.prompts[LONG])
+
+    @property
+    def asks_long_prompts(self) -> bool:
+        """Whether there are enough long prompts to say something."""
+        return len(self.prompts[LONG]) >= FEW_LONG
+
+    def trial(self, setting: Setting, prompts: str = SHORT) -> Trial:
+        """Generate answers under one setting and judge them."""
+
+        def compute() -> dict[str, float]:
+            self._activate(setting)
+            return self._refusals(prompts) if self.judge == "refusal" else self._preferences(prompts)
+
+        parts = (setting.strength, setting.scope, setting.answer_strength, setting.length_decay, prompts)
+        figures = self._remembered(" ".join([_words(setting.layers), *map(str, parts)]), compute)
+        self.made.append(Trial.of(setting, prompts, figures))
+        return self.made[-1]
+
+    def _refusals(self, prompts: str) -> dict[str, float]:
+        """What is said of whole sampled answers, steered as the model is now."""
+        answers = list(whole_answers(self.llama, self.prompts[prompts], WHOLE_TOKENS, TEMPERATURE))
+        self.llama.set_profiles([])
+        readings = Fluency.throughout(self.llama, [answer.text for answer in answers])
+        verdicts = [
+            Verdict.of(answer.text, ends=answer.ended, language=self.coherence.accepts(reading))
+            for answer, reading in zip(answers, readings, strict=True)
+        ]
+        return {
+            "wanted": float(np.mean([verdict.declined for verdict in verdicts])),
+            "ended": float(np.mean([verdict.ends and not verdict.circles for verdict in verdicts])),
+            "coherent": float(np.mean([verdict.language for verdict in verdicts])),
+            "score": float(np.mean([verdict.defended for verdict in verdicts])),
+        }
+
+    def _preferences(self, prompts: str) -> dict[str, float]:
+        """What is said of a recipe that is judged by its pairs, steered as the model is now."""
+        answers = list(generate(self.llama, self.prompts[prompts], ANSWER_TOKENS))
+        wanted = self._preferred()
+        self.llama.set_profiles([])
+        coherent = float(np.mean(self.coherence.hold(self.llama, answers)))
+        return {"wanted": wanted, "ended": 1.0, "coherent": coherent, "score": wanted * coherent}
+
+
+def _brief(items: Sequence[_Item], prompt: Callable[[_Item], Prompt]) -> Sequence[_Item]:
+    """Those whose prompt is short, where there are enough of them."""
+    brief = [item for item in items if len(prompt(item).text) <= MAX_PROMPT]
+    return brief if len(brief) >= ANSWERS else items
+
+
+def _words(layers: Layers) -> str:
+    return ",".join(map(str, layers))

@@ -1,0 +1,83 @@
+"""The faster way of reading is found by trying, and kept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from finesteer_local import paths
+from finesteer_local.runtime import open_model
+from finesteer_local.runtime.harvest import Harvester, Reader
+from finesteer_local.training import fast_reader as module
+from finesteer_local.training.fast_reader import fast_reader
+from finesteer_local.training.int8_reader import Int8Reader
+from test_harvest import requests
+from tiny import write_tiny_model
+
+ASKED = requests(12)
+
+
+@pytest.fixture
+def chosen(tiny: Path, monkeypatch: pytest.MonkeyPatch):
+    """What is chosen where PyTorch takes `ours` seconds and llama.cpp `theirs`."""
+    monkeypatch.setattr(module, "EXPAND_FROM", 1000)
+
+    def choose(ours: float, theirs: float, path: Path = tiny) -> type[Reader]:
+        seconds = iter([0.0, ours, 0.0, theirs])
+        monkeypatch.setattr(module.time, "monotonic", lambda: next(seconds))
+        llama = open_model(path, n_ctx=1024)
+        try:
+            return type(fast_reader(llama, 1, ASKED))
+        finally:
+            llama.close()
+
+    return choose
+
+
+def test_the_faster_reads(chosen) -> None:
+    assert chosen(1.0, 2.0) is Int8Reader
+    (paths.cache_dir() / "readers.json").unlink()
+    assert chosen(2.0, 1.0) is Harvester
+
+
+def test_a_run_that_goes_on_reads_as_it_began(chosen) -> None:
+    assert chosen(1.0, 2.0) is Int8Reader
+    assert chosen(2.0, 1.0) is Int8Reader  # known: nothing is timed again
+
+
+def test_a_damaged_note_costs_only_the_time_of_finding_out_again(chosen) -> None:
+    chosen(1.0, 2.0)
+    note = paths.cache_dir() / "readers.json"
+    for text in ("", "[1", "[]", "7"):
+        note.write_text(text)
+        assert chosen(1.0, 2.0) is Int8Reader
+        assert json.loads(note.read_text())
+
+
+def test_states_that_differ_are_not_taken(chosen, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "differ", lambda a, b: 0.2)
+    assert chosen(1.0, 2.0) is Harvester
+
+
+def test_few_prompts_and_other_models_are_read_by_llama_cpp(chosen, tmp_path: Path, monkeypatch) -> None:
+    assert chosen(1.0, 2.0, write_tiny_model(tmp_path / "m.gguf", "gemma3")) is Harvester
+    monkeypatch.setattr(module, "EXPAND_FROM", 1 << 30)
+    assert chosen(1.0, 2.0) is Harvester
+
+
+def test_both_are_held_against_each_other(tiny: Path) -> None:
+    """What decides sees the very states that both give."""
+    llama = open_model(tiny, n_ctx=1024)
+    seen: list[np.ndarray] = []
+    wanted = module.differ
+    try:
+        reader, own = Int8Reader(tiny, 1, ASKED), Harvester(llama, [1])
+        module._wins(reader, own, ASKED)
+        ours, theirs = (dict(each.harvest(ASKED)) for each in (reader, own))
+        seen = [np.stack([each[i][:, -1] for i in sorted(each)]) for each in (ours, theirs)]
+        assert 0 < wanted(*seen) < module._CLOSE
+    finally:
+        llama.close()
