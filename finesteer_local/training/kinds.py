@@ -134,16 +134,16 @@ def _fit(
 
 def train_kinds(
     harvest: TrainingHarvest, gate: Gate, fit: GateFit | None, data: TrainingData, layer: int
-) -> tuple[Kinds | None, KindsFit | None]:
+) -> tuple[Kinds, KindsFit] | None:
     """The kinds of a recipe that has some, beside the contrastive `gate` that was trained on `data` at `layer`."""
     if not data.kinds or fit is None or not isinstance(gate, ContrastiveGate):
-        return None, None
+        return None
     prompts = data.positive
 
     def progress(done: int, total: int) -> None:
         harvest.progress("training the kinds", done, total)
 
-    found = fit_kinds(
+    return fit_kinds(
         gate,
         harvest.turns(prompts, layer),
         prompts,
@@ -152,7 +152,6 @@ def train_kinds(
         offset=fit.offset,
         progress=progress,
     )
-    return found or (None, None)
 
 
 def with_kinds(profile: Profile, harvest: TrainingHarvest, data: TrainingData) -> tuple[Profile, KindsFit]:

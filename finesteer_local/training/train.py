@@ -1,6 +1,6 @@
-"""Training a profile: begin a run, learn what steers, tune how, learn the gate, and assemble the profile.
+"""Training a profile: begin a run, learn what steers, tune how, learn the gate and the kinds, and assemble the profile.
 
-Each step is a file: `run`, `learn`, `tune`, `gates`, `assemble`.
+Each step is a file: `run`, `learn`, `tune`, `gates`, `kinds`, `assemble`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from finesteer_local.steering import AlwaysGate, Gate
 from finesteer_local.training.assemble import assemble, blank_profile
 from finesteer_local.training.data import TrainingData
 from finesteer_local.training.gates import GateFit, fit_contrastive_gate, fit_subspace_gate
+from finesteer_local.training.kinds import train_kinds
 from finesteer_local.training.learn import Learnt, learn
 from finesteer_local.training.pairs import held_out
 from finesteer_local.training.progress import Progress, Stopwatch, quiet
@@ -45,7 +46,8 @@ def train(llama: SteeredLlama, data: TrainingData, settings: Settings, progress:
     del weights  # its memory
     chosen, trials = _tune(run, learnt)
     gate, gate_fit = learn_gate(run, chosen.layers[0])
-    profile = assemble(run, learnt, chosen, trials, gate, gate_fit, stopwatch)
+    kinds = train_kinds(run.harvest, gate, gate_fit, run.for_gate, chosen.layers[0])
+    profile = assemble(run, learnt, chosen, trials, gate, gate_fit, kinds, stopwatch)
     shutil.rmtree(run.folder, ignore_errors=True)
     return profile
 
