@@ -4,8 +4,7 @@
 
 STATES.npy holds the prompt's hidden states at the gate's layer, float32, shape (n_tokens, n_embd), one row a token:
 from the last user message's first token to the prompt's last, or all of the prompt where the gate reads the whole of
-it. TOKENS is the number of the prompt's tokens in scope, 1 unless given. Prints the decision. It expects a sound file;
-a program that meets files from elsewhere has to check more.
+it. TOKENS is the number of the prompt's tokens in scope, 1 unless given. Prints the decision, if the file is sound.
 """
 
 import sys
@@ -31,9 +30,9 @@ class Profile:
         self.strength = key("finesteer.strength")
         self.length_decay = key("finesteer.length_decay") or 0.0
         parts = key("finesteer.optional") or ()
-        if unknown := {*parts} - {"kinds"}:
-            print(f"left out, since this reader does not know it: {unknown}", file=sys.stderr)
         self.kind_names = key("finesteer.kinds.names") if "kinds" in parts else ()
+        if unknown := {*parts} - {"kinds"}:
+            print(f"left out: {unknown}", file=sys.stderr)
 
     def gate_key(self, name):
         return self.keys[f"finesteer.gate.{name}"]
@@ -47,21 +46,16 @@ class Profile:
         if not self.kind_names:
             return {}
         x, logits, _, (start, stop) = attend(self, states)
-        weights = np.exp(logits[start:stop] - logits[start:stop].max(axis=0))
-        attention = (weights / weights.sum(axis=0)).mean(axis=1)  # (stop - start,)
+        attention = softmax(logits[start:stop]).mean(axis=1)  # (stop - start,)
         odds = attention @ x[start:stop] @ self.tensors["kinds.weight"] + self.tensors["kinds.bias"]
-        slope, offset = (self.keys[f"finesteer.kinds.{name}"] for name in ("slope", "offset"))
-        needed = 1 / (1 + np.exp(-(slope * self.gate(states)[0] + offset)))
-        return dict(zip(self.kind_names, needed / (1 + np.exp(-odds.astype(np.float64))), strict=True))
+        needed = self.keys["finesteer.kinds.slope"] * self.gate(states)[0] + self.keys["finesteer.kinds.offset"]
+        return dict(zip(self.kind_names, 1 / (1 + np.exp(-needed)) / (1 + np.exp(-odds)), strict=True))
 
     def vector(self, layer, h):
         """`C'alpha + U beta`, (n_embd,), for the last token's hidden state."""
         at = {name: self.tensors.get(name) for name in expert_tensors(layer)}
         prototypes, weight, bias, basis, w0, b0, w2, b2 = at.values()
-        logits = h @ weight + bias
-        alpha = np.exp(logits - logits.max())
-        alpha /= alpha.sum()
-        v = alpha @ prototypes
+        v = softmax(h @ weight + bias) @ prototypes
         if basis is not None:
             v = v + basis @ (np.maximum(h @ w0 + b0, 0) @ w2 + b2)
         return v
@@ -105,9 +99,8 @@ def scs(profile, states):
 def contrastive(profile, states):
     """The attention probe."""
     x, logits, values, (start, stop) = attend(profile, states)
-    score = pool(logits[start:stop], values[start:stop]) + x[-1] @ profile.tensors["gate.last_weight"]
-    score = float(score) + profile.gate_key("bias")
-    low, high = profile.gate_key("low"), profile.gate_key("high")
+    low, high, bias = (profile.gate_key(name) for name in ("low", "high", "bias"))
+    score = float(pool(logits[start:stop], values[start:stop]) + x[-1] @ profile.tensors["gate.last_weight"]) + bias
     return score, 1.0 if score >= high else max((score - low) / (high - low), 0.0) if score > low else 0.0
 
 
@@ -116,7 +109,7 @@ def attend(profile, states):
     mean, scale, query, weight = (
         profile.tensors[f"gate.{name}"] for name in ("mean", "scale", "query", "value_weight")
     )
-    x = np.clip((states - mean) / scale, -8, 8)  # (n_tokens, n_embd)
+    x = np.clip((states - mean) / scale, -8, 8)
     # einsum adds up row by row; BLAS would round differently for more rows, by some 1e-6
     logits, values = (np.einsum("nd,kd->nk", x, np.ascontiguousarray(w.T)) for w in (query, weight))
     n, window = len(x), profile.keys.get("finesteer.gate.window", 0)
@@ -130,6 +123,12 @@ def pool(logits, values):
     """What the heads make of some tokens."""
     weights = np.exp(logits - logits.max(axis=0))
     return ((weights * values).sum(axis=0) / weights.sum(axis=0)).sum()
+
+
+def softmax(logits):
+    """Over the first axis."""
+    weights = np.exp(logits - logits.max(axis=0))
+    return weights / weights.sum(axis=0)
 
 
 def cast(profile, states):

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finesteer_local.errors import ProfileError
-from finesteer_local.steering import Kinds
+from finesteer_local.steering import ACTIONS, Kinds
 
 Array = NDArray[np.float32]
 
@@ -44,9 +44,15 @@ def check_kinds(kinds: Kinds, n_embd: int) -> None:
     require(len(set(names)) == n_kinds, "kinds.names", "a name stands twice")
     for kind in kinds.kinds:
         require(bool(KIND.fullmatch(kind.name)), "kinds.names", f"{kind.name!r}; use lower-case letters, digits and _")
-        texts = (kind.about, kind.words, *kind.mlcommons, *kind.openai)
+        texts = (kind.about, *kind.words, *kind.mlcommons, *kind.openai)
         require(all(len(text) <= _MAX_TEXT for text in texts), "kinds.about", f"{kind.name}: too long")
-        require(bool(kind.words.strip()), "kinds.about", f"{kind.name}: its words are empty")
+        sound = bool(kind.words) and all(text.strip() for text in kind.words)
+        require(sound, "kinds.about", f"{kind.name}: its words are empty")
+        require(
+            kind.action in ACTIONS,
+            "kinds.about",
+            f"{kind.name}: action {kind.action!r} is none of {', '.join(ACTIONS)}",
+        )
     check_array("kinds.weight", kinds.weight, (n_embd, n_kinds))
     check_array("kinds.bias", kinds.bias, (n_kinds,))
     check_number("kinds.slope", kinds.slope, 0.0, 1e9)

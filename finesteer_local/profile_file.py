@@ -134,7 +134,8 @@ def _about_json(kinds: Kinds) -> str:
     about = {
         kind.name: {
             "about": kind.about,
-            "words": kind.words,
+            "action": kind.action,
+            "words": list(kind.words),
             "mlcommons": list(kind.mlcommons),
             "openai": list(kind.openai),
         }
@@ -334,10 +335,10 @@ class _File:
         if not isinstance(about, dict):
             raise self.error(f"key finesteer.kinds.about: {name!r} is not an object")
         values: dict[str, Any] = {}
-        for field in ("about", "words"):
+        for field in ("about", "action"):
             if field in about:
                 values[field] = about[field]
-        for field in ("mlcommons", "openai"):
+        for field in ("words", "mlcommons", "openai"):
             if isinstance(about.get(field), list):
                 values[field] = tuple(about[field])
             elif field in about:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ import pytest
 
 from finesteer_local.errors import ProfileError
 from finesteer_local.profile import ModelIdentity, Profile
-from finesteer_local.steering import ACTIONS, ContrastiveGate, Kinds, likely, strictest
+from finesteer_local.steering import ACTIONS, ContrastiveGate, Kinds, likely
 from finesteer_local.steering.kinds import STOCK_WORDS, action, sigmoid
 from tiny import make_experts, make_gate, make_kinds
 
@@ -98,11 +97,27 @@ def test_the_strictest_action_of_what_a_request_counts_as() -> None:
     both = (("fraud", 0.9), ("hate", 0.6), ("drugs", 0.3))
     assert likely(both) == ("fraud", "hate")
     assert likely((("fraud", 0.2), ("hate", 0.1))) == ("fraud",)
-    assert action(both, {"fraud": "leave"}) == "steer"  # hate is not left alone
-    assert action(both, {"fraud": "leave", "hate": "report"}) == "report"
-    assert action(both, {"drugs": "refuse"}) == "steer"
-    assert action((), {}) == "steer"
-    assert [strictest([one, other]) for one, other in pairwise(ACTIONS)] == [*ACTIONS[1:]]
+    steered = dict.fromkeys(("fraud", "hate", "drugs"), "steer")
+    assert action(both, steered) == ("steer", "fraud")
+    assert action(both, {**steered, "fraud": "leave"}) == ("steer", "hate")  # hate is not left alone
+    assert action(both, {**steered, "fraud": "leave", "hate": "report"}) == ("report", "hate")
+    assert action(both, {**steered, "hate": "refuse"}) == ("refuse", "hate")
+    assert action(both, {**steered, "drugs": "refuse"}) == ("steer", "fraud")
+    assert action((), {}) == ("steer", "")
+
+
+def test_a_kinds_own_action_holds_where_nobody_says_otherwise() -> None:
+    made, x = profile(), states()
+    assert made.kinds is not None
+    name = made.decide(x).kinds[0][0]
+    kinds = tuple(replace(kind, action="refuse", words=("One.", "Two.")) for kind in made.kinds.kinds)
+    own = replace(made, kinds=replace(made.kinds, kinds=kinds))
+    assert own.decide(x).action == "refuse"
+    assert [own.decide(x, n_tokens=n).words for n in (2, 3, 4)] == ["One.", "Two.", "One."]
+    assert own.decide(x, policy=dict.fromkeys(own.kinds.names if own.kinds else (), "steer")).action == "steer"
+    assert own.decide(x, policy={name: "steer"}).action in ("steer", "refuse")
+    with pytest.raises(ProfileError, match="action 'forgive' is none of"):
+        replace(made, kinds=replace(made.kinds, kinds=(replace(kinds[0], action="forgive"), *kinds[1:])))
 
 
 def test_a_file_keeps_them(tmp_path: Path) -> None:

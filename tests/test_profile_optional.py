@@ -86,7 +86,9 @@ def test_an_optional_part_cannot_take_a_decisions_tensors(saved: Path, tmp_path:
         ('{"fraud": {"about": 3}}', "not text"),
         ('{"fraud": {"openai": "illicit"}}', "is not a list"),
         ('{"fraud": {"openai": [1]}}', "not text"),
-        ('{"fraud": {"words": " "}}', "its words are empty"),
+        ('{"fraud": {"words": [" "]}}', "its words are empty"),
+        ('{"fraud": {"words": []}}', "its words are empty"),
+        ('{"fraud": {"action": "forgive"}}', "action 'forgive'"),
     ],
 )
 def test_what_is_wrong_about_kinds_is_named(saved: Path, tmp_path: Path, about: str, problem: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from finesteer_local.errors import DataError
+from finesteer_local.evaluation.judges import is_refusal
 from finesteer_local.server.moderations_schemas import CATEGORIES
 from finesteer_local.training.recipes import load_recipe
 from finesteer_local.training.recipes.kinds import read_kinds
@@ -30,11 +31,18 @@ def test_the_safety_recipe() -> None:
         assert row in page, row
 
 
-def test_the_words_for_who_is_in_danger() -> None:
-    """Warm, with where help is, and no number: it would be wrong somewhere."""
-    words = {each.kind.name: each.kind.words for each in load_recipe("safety").kinds}
-    assert "your local emergency number" in words["self_harm"] and "glad you told me" in words["self_harm"]
-    assert not any(any(letter.isdigit() for letter in text) for text in words.values())
+def test_the_profiles_own_words() -> None:
+    """Each declines, and none names a number: it would be wrong somewhere. Who is in danger is met at once."""
+    kinds = {each.kind.name: each.kind for each in load_recipe("safety").kinds}
+    assert {name for name, kind in kinds.items() if kind.action != "steer"} == {"self_harm"}
+    for kind in kinds.values():
+        assert len(set(kind.words)) == len(kind.words) >= 8
+        for text in kind.words:
+            assert len(text) < 300 and not any(letter.isdigit() for letter in text)
+    for text in kinds["self_harm"].words:
+        assert is_refusal(text) and (
+            "crisis line" in text or "your local emergency number" in text or "helpline" in text
+        )
 
 
 @pytest.mark.parametrize(
@@ -46,7 +54,10 @@ def test_the_words_for_who_is_in_danger() -> None:
         ({"name": "fraud", "of": []}, "the field 'of'"),
         ({"name": "fraud", "of": "a"}, "the field 'of'"),
         ({"name": "fraud", "of": ["a"], "openai": [1]}, "the field 'openai'"),
-        ({"name": "fraud", "of": ["a"], "words": ""}, "the field 'words' is empty"),
+        ({"name": "fraud", "of": ["a"], "words": [""]}, "the field 'words' must be a list of texts"),
+        ({"name": "fraud", "of": ["a"], "words": "no"}, "the field 'words' must be a list of texts"),
+        ({"name": "fraud", "of": ["a"], "about": ""}, "the field 'about' is empty"),
+        ({"name": "fraud", "of": ["a"], "action": "forgive"}, "the field 'action' must be one of leave, report"),
         ({"name": "fraud", "of": ["a"], "word": "no"}, "unknown field 'word'; known: name, of, about"),
         ({"name": "hate", "of": ["a"]}, "the name 'hate' stands twice"),
     ],

@@ -210,7 +210,8 @@ def make_gate(kind: str, n_embd: int, rng: np.random.Generator) -> Gate:
 def make_kinds(n_embd: int, rng: np.random.Generator, *, names: Sequence[str] = ("fraud", "hate", "drugs")) -> Kinds:
     """A random head that tells these kinds apart."""
     kinds = tuple(
-        Kind(name, f"what is {name}", f"No {name} here.", (f"{name} crimes",), ("illicit",)) for name in names
+        Kind(name, f"what is {name}", (f"No {name} here.",), mlcommons=(f"{name} crimes",), openai=("illicit",))
+        for name in names
     )
     weight = (rng.standard_normal((n_embd, len(names))) / 4).astype(np.float32)
     return Kinds(kinds, weight, rng.standard_normal(len(names)).astype(np.float32), slope=0.7, offset=0.2)

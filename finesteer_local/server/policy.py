@@ -16,7 +16,7 @@ from finesteer_local.runtime.batch import Steer
 from finesteer_local.runtime.steered_request import check_policy, shared_policy
 from finesteer_local.server.errors import ApiError
 from finesteer_local.server.schemas import ActiveProfile, Defaults, DefaultsNow, Steering, WantedProfile
-from finesteer_local.steering import ACTIONS, STEER
+from finesteer_local.steering import ACTIONS
 
 
 class Shelf:
@@ -243,9 +243,12 @@ class Policy:
 
 def _check_required_kinds(steer: Steer, least: Steer) -> None:
     """Raise `ApiError` where less is done about a kind than what is required."""
-    wanted, required = dict(steer.policy), dict(least.policy)
-    for kind in wanted.keys() | required.keys():
-        action, needed = wanted.get(kind, STEER), required.get(kind, STEER)
+    kinds = steer.profile.kinds
+    if kinds is None:
+        return
+    required = kinds.actions(dict(least.policy))
+    for kind, action in kinds.actions(dict(steer.policy)).items():
+        needed = required[kind]
         if ACTIONS.index(action) < ACTIONS.index(needed):
             raise ApiError(
                 400,

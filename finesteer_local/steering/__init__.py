@@ -3,7 +3,7 @@
 from finesteer_local.steering.decision import LONG_PROMPT, SHORT_PROMPT, Decision, decide
 from finesteer_local.steering.experts import Experts
 from finesteer_local.steering.gate import AlwaysGate, ConditionGate, ContrastiveGate, Gate, SubspaceGate, spans
-from finesteer_local.steering.kinds import ACTIONS, LEAVE, REFUSE, REPORT, STEER, Kind, Kinds, likely, strictest
+from finesteer_local.steering.kinds import ACTIONS, LEAVE, REFUSE, REPORT, STEER, Kind, Kinds, likely
 
 __all__ = [
     "ACTIONS",
@@ -25,5 +25,4 @@ __all__ = [
     "decide",
     "likely",
     "spans",
-    "strictest",
 ]

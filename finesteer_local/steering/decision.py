@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -117,7 +117,7 @@ def decide(
         answer_strength: factor on the vector for the answer's tokens; carried along.
         length_decay, n_tokens: how fast the strength falls with the prompt's tokens in scope; see `length_factor`.
         kinds: tells the kind of request, beside a contrastive gate.
-        policy: what is done about each kind (`kinds.ACTIONS`); those that it leaves out are steered.
+        policy: what is done about each kind (`kinds.ACTIONS`), in place of the profile's own action.
 
     Raises:
         SteeringError: `h`, the score or a vector is not finite. A profile never fails silently.
@@ -132,9 +132,12 @@ def decide(
     g = gate.value(score)
     factor = length_factor(n_tokens, length_decay)
     found: Probabilities = ()
+    done: str | None = None if g == 0.0 else STEER
+    kind = ""
     if kinds is not None and isinstance(gate, ContrastiveGate):
         found = kinds.probabilities(gate, of_gate, of_kinds, score)
-    done = None if g == 0.0 else action(found, policy or {})
+        if g > 0.0:
+            done, kind = action(found, kinds.actions(policy or {}))
     if done == STEER and strength == 0.0:
         done = REPORT
     decision = Decision(
@@ -148,7 +151,7 @@ def decide(
         length_factor=factor,
         kinds=found,
         action=done,
-        words=kinds.get(found[0][0]).words if kinds and done == REFUSE else "",
+        words=_words(kinds.get(kind).words, n_tokens) if kinds and done == REFUSE else "",
     )
     if done != STEER:
         return decision
@@ -162,3 +165,8 @@ def decide(
             raise SteeringError(f"profile {profile!r}: layer {layer}'s vector is not finite; the profile is damaged")
     labels = {layer: experts[layer].labels for layer in alpha if experts[layer].labels}
     return replace(decision, alpha=alpha, beta=beta, vectors=vectors, labels=labels)
+
+
+def _words(words: Sequence[str], n_tokens: int) -> str:
+    """One of several: the same request gets the same, and the next one in a conversation most likely another."""
+    return words[n_tokens % len(words)]

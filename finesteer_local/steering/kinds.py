@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,7 @@ ACTIONS = (LEAVE, REPORT, STEER, REFUSE)
 it is told; the answer is steered; the profile's own words are the answer, at once."""
 LIKELY = 0.5
 """From this probability on a kind counts beside the likeliest one."""
-STOCK_WORDS = "Sorry, I can't help with that."
+STOCK_WORDS = ("Sorry, I can't help with that.",)
 
 Probabilities = tuple[tuple[str, float], ...]
 """(kind, probability), likeliest first."""
@@ -31,14 +31,16 @@ class Kind:
     Attributes:
         name: lower-case letters, digits and `_`.
         about: what it is, for people.
-        words: the answer where it is to be refused at once.
+        words: answers where it is to be refused at once, at least one.
+        action: what is done about it where nobody says otherwise, one of `ACTIONS`.
         mlcommons, openai: the hazard categories of MLCommons' AILuminate and the moderation categories of OpenAI's API
             that it belongs to.
     """
 
     name: str
     about: str = ""
-    words: str = STOCK_WORDS
+    words: tuple[str, ...] = STOCK_WORDS
+    action: str = STEER
     mlcommons: tuple[str, ...] = ()
     openai: tuple[str, ...] = ()
 
@@ -68,6 +70,10 @@ class Kinds:
     def get(self, name: str) -> Kind:
         """The kind of this name; raises `KeyError`."""
         return {kind.name: kind for kind in self.kinds}[name]
+
+    def actions(self, policy: Mapping[str, str]) -> dict[str, str]:
+        """What is done about each kind: what `policy` says, else the kind's own action."""
+        return {kind.name: policy.get(kind.name, kind.action) for kind in self.kinds}
 
     def summary(self, gate: ContrastiveGate, states: Array) -> Array:
         """What is kept of hidden states (n, n_embd) beside the gate's own summary: one row a token, (n, C)."""
@@ -99,15 +105,13 @@ def likely(probabilities: Probabilities) -> tuple[str, ...]:
     return tuple(name for i, (name, p) in enumerate(probabilities) if i == 0 or p >= LIKELY)
 
 
-def action(probabilities: Probabilities, policy: Mapping[str, str]) -> str:
-    """What is done about a request that opened the gate: the strictest action of the kinds that it counts as.
+def action(probabilities: Probabilities, actions: Mapping[str, str]) -> tuple[str, str]:
+    """What is done about a request that opened the gate, and the kind that asks for it.
 
-    Args:
-        policy: actions by kind; `STEER` for those that it leaves out.
+    The strictest action of the kinds that it counts as, each of which is in `actions`; `STEER` where it counts as none.
     """
-    return strictest([policy.get(name, STEER) for name in likely(probabilities)] or [STEER])
-
-
-def strictest(actions: Sequence[str]) -> str:
-    """The strictest of some actions."""
-    return max(actions, key=ACTIONS.index)
+    named = likely(probabilities)
+    if not named:
+        return STEER, ""
+    kind = max(named, key=lambda name: ACTIONS.index(actions[name]))  # the likeliest of several
+    return actions[kind], kind

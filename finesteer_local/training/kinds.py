@@ -63,7 +63,7 @@ def fit_kinds(
     belongs = np.array([[prompt.kind in each.of for each in table] for prompt in prompts])  # (n, C)
     kept = belongs.sum(axis=0) >= LEAST
     table, belongs = [each for each, keeps in zip(table, kept, strict=True) if keeps], belongs[:, kept]
-    rows = np.flatnonzero(belongs.any(axis=1))
+    rows = np.flatnonzero(belongs.any(axis=1)).tolist()
     if len(table) < 2:
         return None
     prompts, belongs = [prompts[i] for i in rows], belongs[rows]
@@ -168,7 +168,8 @@ def with_kinds(profile: Profile, harvest: TrainingHarvest, data: TrainingData) -
         raise DataError("kinds need a contrastive gate, and a recipe that names them")
     prompts = data.positive
     everything = harvest.turns([*prompts, *data.contrast], profile.gate_layer)
-    scores = np.array([gate.score(each[-1], gate.summary(each)) for each in everything], np.float32)
+    turns = (everything[i] for i in range(len(everything)))
+    scores = np.array([gate.score(turn[-1], gate.summary(turn)) for turn in turns], np.float32)
     slope, offset = log_odds(scores, (np.arange(len(everything)) < len(prompts)).astype(float))
     found = fit_kinds(gate, everything.parted(len(prompts))[0], prompts, data.kinds, slope=slope, offset=offset)
     if found is None:
