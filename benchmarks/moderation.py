@@ -2,8 +2,8 @@
 
     python benchmarks/moderation.py MODEL --profile PROFILE [--limit 6] [--rounds 5] [--answer 24] [--threads 1]
 
-Prompts of the built-in suites, as they are and behind a page of earlier talk. The three ways take turns; a ratio is that of
-one prompt in one round, and the median of all is told.
+Prompts of the built-in suites, as they are and behind a page of earlier talk. The three ways take turns; a ratio is
+that of one prompt in one round, and the median of all is told.
 """
 
 from __future__ import annotations

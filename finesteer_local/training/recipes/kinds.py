@@ -17,9 +17,9 @@ FIELDS = ("name", "of", "about", "action", "words", "mlcommons", "openai")
 def read_kinds(path: Path) -> list[KindOf]:
     """The kinds of a JSONL file, a row each.
 
-    A row has a `name`, the kinds `of` the recipe's rows that belong to it, and may have what it is `about`, the `action`
-    that is taken where nobody says otherwise, the `words` that refuse it at once, and its `mlcommons` and `openai`
-    categories. A row's kind may belong to several.
+    A row has a `name`, the kinds `of` the recipe's rows that belong to it, and may have what it is `about`, the
+    `action` that is taken where nobody says otherwise, the `words` that refuse it at once, and its `mlcommons` and
+    `openai` categories. A row's kind may belong to several.
 
     Raises:
         DataError: a field is missing, unknown or of the wrong type, or a name stands twice; the message names the line.
