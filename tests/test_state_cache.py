@@ -47,6 +47,15 @@ def test_the_longest_unused_go_until_the_rest_fits() -> None:
     assert state_cache.kept() == []
 
 
+def test_what_another_process_is_writing_is_let_alone() -> None:
+    """It has a name that begins with a dot until it is whole."""
+    files = segment("a", "one", 1000, 50)
+    writing = files[0].with_name(".one.index.123")
+    writing.write_bytes(b"half")
+    assert state_cache.trim(0) == 1072 and writing.exists()
+    assert not any(path.exists() for path in files)
+
+
 def test_an_unfinished_harvest_is_left_alone_for_days() -> None:
     fresh = segment("a", "f", 1000, 3600, finished=False)
     stale = segment("a", "s", 1000, 10 * 86400, finished=False)
