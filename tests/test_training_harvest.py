@@ -13,7 +13,7 @@ import pytest
 
 from finesteer_local import paths
 from finesteer_local.errors import DataError, StorageError
-from finesteer_local.runtime import SteeredLlama
+from finesteer_local.runtime import SteeredLlama, batch
 from finesteer_local.runtime import harvest as reading
 from finesteer_local.runtime import states as cache
 from finesteer_local.runtime.harvest import Harvester
@@ -244,10 +244,8 @@ def test_an_answer_that_ends(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     llama = steered_llama(tiny)
     [full] = whole_answers(llama, [PAIRS[0].prompt], 12, 0.0)
     assert not full.ended
-    made = training.chat_request
-    monkeypatch.setattr(
-        training, "chat_request", lambda *args, **rest: replace(made(*args, **rest), stop=(full.text[5],))
-    )
+    made = batch.chat_request
+    monkeypatch.setattr(batch, "chat_request", lambda *args, **rest: replace(made(*args, **rest), stop=(full.text[5],)))
     [cut] = whole_answers(llama, [PAIRS[0].prompt], 12, 0.0)
     assert cut == (full.text[: full.text.index(full.text[5])], True)
 

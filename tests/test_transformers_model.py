@@ -16,9 +16,8 @@ from finesteer_local.errors import MissingExtraError, ModelError
 from finesteer_local.identity import read_model_identity
 from finesteer_local.profile import Profile
 from finesteer_local.runtime import open_model
-from finesteer_local.runtime.harvest import Harvester, reader_of
+from finesteer_local.runtime.harvest import Harvester
 from finesteer_local.runtime.prompt import chat_prompt, greedy_answer, turn_start, unsteered_parts
-from finesteer_local.runtime.score import answer_logprobs
 from tiny import make_profile, write_tiny_model
 
 pytest.importorskip("sklearn")
@@ -80,15 +79,17 @@ def test_prompts_states_answers_and_scores(two: Two) -> None:
     assert turn_start(other, MESSAGES, prompt) == turn > 0
     assert other.tokenize(b"and the user", add_bos=False) == llama.tokenize(b"and the user", add_bos=False)
     assert other.detokenize(prompt[4:12]) == llama.detokenize(prompt[4:12])
+    whole = [model.detokenize(prompt, special=True) for model in (llama, other)]
+    assert whole[0] == whole[1] and MESSAGES[-1]["content"].encode() in whole[0]
     layers = [0, 2, 3]
     answer = llama.tokenize(b"the inner", add_bos=False)
     for read in ("turn_states", "answer_states"):
         argument = turn if read == "turn_states" else answer
-        a, b = (getattr(reader_of(model, layers), read)(prompt, argument) for model in (llama, other))
+        a, b = (getattr(model.reader(layers), read)(prompt, argument) for model in (llama, other))
         assert a.shape == b.shape
         np.testing.assert_allclose(a, b, atol=1e-2)  # llama.cpp keeps keys and values in float16
     assert greedy_answer(llama, MESSAGES, 12) == greedy_answer(other, MESSAGES, 12)
-    for x, y in zip(*(answer_logprobs(m, prompt, [answer, answer[:1]]) for m in (llama, other)), strict=True):
+    for x, y in zip(*(m.answer_logprobs(prompt, [answer, answer[:1]]) for m in (llama, other)), strict=True):
         np.testing.assert_allclose(x, y, atol=5e-3)
 
 
@@ -119,7 +120,7 @@ def test_steered_as_llama_cpp_steers(two: Two, scope: str, gate: str) -> None:
     prompt = chat_prompt(llama, MESSAGES)
     turn = turn_start(llama, MESSAGES, prompt)
     answer = llama.tokenize(b"the inner", add_bos=False)
-    scores = [answer_logprobs(model, prompt, [answer], turn=turn)[0] for model in (llama, other)]
+    scores = [model.answer_logprobs(prompt, [answer], turn=turn)[0] for model in (llama, other)]
     np.testing.assert_allclose(*scores, atol=5e-3)
     assert greedy_answer(llama, MESSAGES, 12) == greedy_answer(other, MESSAGES, 12) != plain
     [decision] = other.decide(prompt, turn).decisions

@@ -64,6 +64,12 @@ class FakeLlama:
             self.active = (layer, strength, profile.scope)
             self.answer_strength, self.length_decay = profile.answer_strength, profile.length_decay
 
+    def answer_logprobs(self, prompt: str, answers: list[str], *, turn: int) -> list[np.ndarray]:
+        assert self.active is not None
+        assert turn == 5 and prompt.startswith("question") and answers[0].startswith("no")
+        self.scored.append(self.active[0])
+        return [np.array([-1.0 + self.margins[self.active[0]]] * 2), np.array([-1.0])]
+
 
 class FakeFluency:
     """A reading is the text itself."""
@@ -125,17 +131,10 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         text = (REFUSAL if i < wanted * ANSWERS else COMPLIANCE) + (" mush" if i >= coherent * ANSWERS else "")
         return WholeAnswer(text, i < llama.ending * ANSWERS)
 
-    def answer_logprobs(llama: FakeLlama, prompt: str, answers: list[str], *, turn: int) -> list[np.ndarray]:
-        assert llama.active is not None
-        assert turn == 5 and prompt.startswith("question") and answers[0].startswith("no")
-        llama.scored.append(llama.active[0])
-        return [np.array([-1.0 + llama.margins[llama.active[0]]] * 2), np.array([-1.0])]
-
     prompts = [pair.prompt for pair in PAIRS]
     monkeypatch.setattr(judging, "generate", generate)
     monkeypatch.setattr(judging, "whole_answers", whole_answers)
     monkeypatch.setattr(judging, "Fluency", FakeFluency)
-    monkeypatch.setattr(judging, "answer_logprobs", answer_logprobs)
     monkeypatch.setattr(judging, "Coherence", FakeCoherence)
     monkeypatch.setattr(harvest, "answer_tokens", lambda llama, text: text)
     monkeypatch.setattr(judging, "answer_tokens", lambda llama, text: text[::4])
@@ -396,7 +395,7 @@ def test_layers_are_compared_at_the_strength_that_suits_each(
         margin = strength if layer == 5 else 1 / strength  # layer 5 needs the most, the other the least
         return [np.array([margin * (1.1 if layer == 5 else 0.5)]), np.array([0.0])]
 
-    monkeypatch.setattr(judging, "answer_logprobs", answer_logprobs)
+    monkeypatch.setattr(FakeLlama, "answer_logprobs", answer_logprobs)
     model = FakeLlama(lambda *_: (0.0, 1.0), {})
     chosen, trials = tuned(model, blank, tmp_path, judge="margin", layers=(5, 7))
     assert [(trial.layers, trial.strength) for trial in trials[:2]] == [((5,), max(wide)), ((7,), min(wide))]

@@ -18,7 +18,6 @@ from finesteer_local.evaluation.measure import Progress
 from finesteer_local.evaluation.pairs import prepared, sampled
 from finesteer_local.identity import ModelIdentity
 from finesteer_local.runtime import SteeredLlama
-from finesteer_local.runtime.harvest import Harvester
 from finesteer_local.runtime.packing import Request
 from finesteer_local.training.data import Pair, Prompt, TrainingData
 from finesteer_local.training.effort import EFFORTS
@@ -164,8 +163,8 @@ def _read(
     if not known.all():
         requests = [Request(np.array(tokens, np.int32), turn) for tokens, turn in map(harvest.tokens, prompts)]
         done, unsaved = int(known.sum()), set[int]()
-        with closing(Harvester(harvest.llama, layers)) as harvester:
-            for i, found in harvester.harvest(requests, lambda i: bool(known[i])):  # (n_layers, n_turn, n_embd)
+        with closing(harvest.llama.reader(layers)) as reader:
+            for i, found in reader.harvest(requests, lambda i: bool(known[i])):  # (n_layers, n_turn, n_embd)
                 states[i] = np.clip([found[:, -1], found.mean(axis=1)], -_HALF, _HALF)
                 if not known[i]:
                     unsaved.add(i)

@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finesteer_local.judges.whole import windows
-from finesteer_local.runtime import SteeredLlama
-from finesteer_local.runtime.score import answer_logprobs
+from finesteer_local.runtime.trainable import TrainableModel
 
 MAX_REPEATED = 0.3
 REPEATED_RANGE = (0.2, 0.5)
@@ -27,7 +26,7 @@ def repeated_share(answer: str, n: int = 3) -> float:
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
-def surprises(llama: SteeredLlama, answers: Sequence[str]) -> list[float]:
+def surprises(llama: TrainableModel, answers: Sequence[str]) -> list[float]:
     """Mean negative log-probability (nats a token) of each answer as plain text, under the active profiles.
 
     The first token does not count unless it is the only one: nothing before it says what kind of text begins, and a
@@ -36,14 +35,14 @@ def surprises(llama: SteeredLlama, answers: Sequence[str]) -> list[float]:
     return [float(each.mean()) if len(each) else float("inf") for each in _token_surprises(llama, answers)]
 
 
-def _token_surprises(llama: SteeredLlama, answers: Sequence[str]) -> list[NDArray[np.float64]]:
+def _token_surprises(llama: TrainableModel, answers: Sequence[str]) -> list[NDArray[np.float64]]:
     """Negative log-probability of each token of each answer but the first, (n,); empty for an empty answer."""
     tokens = [llama.tokenize(answer.encode(), add_bos=False, special=False) for answer in answers]
     tokens = [each[: llama.n_ctx() - 1] for each in tokens]  # an answer that was read anew may have more of them
     spoken = [i for i, each in enumerate(tokens) if each]
     results = [np.empty(0)] * len(answers)
     start = [max(llama.token_bos(), 0)]  # read once for all of them
-    for i, logprobs in zip(spoken, answer_logprobs(llama, start, [tokens[i] for i in spoken]), strict=True):
+    for i, logprobs in zip(spoken, llama.answer_logprobs(start, [tokens[i] for i in spoken]), strict=True):
         results[i] = -logprobs[min(1, len(logprobs) - 1) :]
     return results
 
@@ -65,7 +64,7 @@ class Fluency:
     repeated: float  # share of its trigrams that stood in it before
 
     @classmethod
-    def of(cls, llama: SteeredLlama, answers: Sequence[str]) -> list[Fluency]:
+    def of(cls, llama: TrainableModel, answers: Sequence[str]) -> list[Fluency]:
         """Read answers; the active profiles must be none."""
         spoken = [answer if answer.strip() else "" for answer in answers]
         return [
@@ -73,7 +72,7 @@ class Fluency:
         ]
 
     @classmethod
-    def throughout(cls, llama: SteeredLlama, answers: Sequence[str]) -> list[Fluency]:
+    def throughout(cls, llama: TrainableModel, answers: Sequence[str]) -> list[Fluency]:
         """As `of`, but of each answer its worst window: a good beginning cannot hide a bad end.
 
         Surprise is that of WINDOW_TOKENS tokens after all that comes before them; repetition is looked for within
@@ -94,7 +93,7 @@ class Coherence:
     repeated: float = MAX_REPEATED
 
     @classmethod
-    def calibrate(cls, llama: SteeredLlama, answers: Sequence[str], *, throughout: bool = False) -> Coherence:
+    def calibrate(cls, llama: TrainableModel, answers: Sequence[str], *, throughout: bool = False) -> Coherence:
         """Take the surprise limit from unsteered answers: what 95 % of them stay under, and half a nat of tolerance.
 
         Args:
@@ -123,11 +122,11 @@ class Coherence:
         spoken = bool(np.isfinite(reading.surprise))
         return spoken and reading.surprise <= self.limit and reading.repeated <= self.repeated
 
-    def hold(self, llama: SteeredLlama, answers: Sequence[str]) -> list[bool]:
+    def hold(self, llama: TrainableModel, answers: Sequence[str]) -> list[bool]:
         """Judge answers; the active profiles must be none."""
         return [self.accepts(reading) for reading in Fluency.of(llama, answers)]
 
-    def hold_throughout(self, llama: SteeredLlama, answers: Sequence[str]) -> list[bool]:
+    def hold_throughout(self, llama: TrainableModel, answers: Sequence[str]) -> list[bool]:
         """Judge whole answers by their worst windows; the active profiles must be none."""
         return [self.accepts(reading) for reading in Fluency.throughout(llama, answers)]
 

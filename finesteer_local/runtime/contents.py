@@ -15,6 +15,7 @@ from llama_cpp import Llama
 
 from finesteer_local.runtime.thinking import TAGS
 from finesteer_local.runtime.tokens import Special, specials_in
+from finesteer_local.runtime.trainable import ChatModel
 
 Message = Mapping[str, Any]
 Render = Callable[[Sequence[Message]], str | None]
@@ -39,7 +40,7 @@ class Guard:
     cuts: bool
 
 
-def guard(llama: Llama, messages: Sequence[Message], render: Render) -> tuple[list[Any], Guard | None]:
+def guard(llama: ChatModel, messages: Sequence[Message], render: Render) -> tuple[list[Any], Guard | None]:
     """Mark the special tokens in messages' contents.
 
     Returns the marked messages and the `Guard` that `tokenise_guarded` needs; the messages as they are and None where
@@ -49,7 +50,7 @@ def guard(llama: Llama, messages: Sequence[Message], render: Render) -> tuple[li
     messages stay as they are, and special tokens in them become control tokens.
     """
     given = list(messages)
-    if not hasattr(llama, "metadata") or not any(_special(llama, message) for message in given):
+    if not isinstance(llama, Llama) or not any(_special(llama, message) for message in given):
         return given, None
     mark = next((mark for mark in _MARKS if not any(_holds(message, mark) for message in given)), None)
     if mark is None:

@@ -258,12 +258,6 @@ def differ(states: Array, wanted: Array) -> float:
     return float(np.median(difference))
 
 
-def reader_of(llama: TappedLlama, layers: Sequence[int]) -> Reader:
-    """A reader of the model's states: a model that does not run in llama.cpp brings its own."""
-    own: Callable[[Sequence[int]], Reader] | None = getattr(llama, "reader", None)
-    return own(layers) if own else Harvester(llama, layers)
-
-
 def _decode(
     context: Any,
     tokens: Sequence[int],

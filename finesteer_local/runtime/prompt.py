@@ -18,6 +18,7 @@ from finesteer_local.runtime.contents import Guard, guard, tokenise_guarded
 from finesteer_local.runtime.template import chat_handler, rendered, with_arguments
 from finesteer_local.runtime.thinking import opened_at
 from finesteer_local.runtime.tokens import specials
+from finesteer_local.runtime.trainable import ChatModel
 
 PLAIN_FORMAT = "finesteer-plain"
 TOOL_ROLES = ("tool", "function", "ipython")
@@ -52,8 +53,9 @@ class _Captured(Exception):
 class _PromptOnly:
     """Looks like the model to a chat handler, up to the point where it would generate."""
 
-    def __init__(self, llama: Llama, guarded: Guard | None) -> None:
-        self._llama, self._guarded = llama, guarded
+    def __init__(self, llama: ChatModel, guarded: Guard | None) -> None:
+        self._llama: Any = llama
+        self._guarded = guarded
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._llama, name)
@@ -65,15 +67,16 @@ class _PromptOnly:
     def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
         if self._guarded and special:
             return tokenise_guarded(self._llama, text, add_bos, self._guarded)
-        return self._llama.tokenize(text, add_bos=add_bos, special=special)
+        tokens: list[int] = self._llama.tokenize(text, add_bos=add_bos, special=special)
+        return tokens
 
 
-def chat_prompt(llama: Llama, messages: Sequence[Message], **options: Any) -> list[int]:
+def chat_prompt(llama: ChatModel, messages: Sequence[Message], **options: Any) -> list[int]:
     """Tokens of the prompt that `llama.create_chat_completion(messages, **options)` would read."""
     return chat_completion(llama, messages, **options)[0]
 
 
-def chat_completion(llama: Llama, messages: Sequence[Message], **options: Any) -> tuple[list[int], dict[str, Any]]:
+def chat_completion(llama: ChatModel, messages: Sequence[Message], **options: Any) -> tuple[list[int], dict[str, Any]]:
     """What `llama.create_chat_completion(messages, **options)` would ask of `create_completion`.
 
     Returns:
@@ -88,7 +91,7 @@ def chat_completion(llama: Llama, messages: Sequence[Message], **options: Any) -
 
 
 def guarded_messages(
-    llama: Llama, messages: Sequence[Message], options: Mapping[str, Any]
+    llama: ChatModel, messages: Sequence[Message], options: Mapping[str, Any]
 ) -> tuple[list[Any], Guard | None]:
     """The messages with their special tokens marked, and what tells these from the template's (`contents.guard`)."""
     return guard(llama, messages, lambda given: rendered(llama, given, **options))
@@ -136,14 +139,14 @@ class Unsteered:
 NOTHING = Unsteered()
 
 
-def turn_start(llama: Llama, messages: Sequence[Message], prompt: Sequence[int], **options: Any) -> int:
+def turn_start(llama: ChatModel, messages: Sequence[Message], prompt: Sequence[int], **options: Any) -> int:
     """Index in `prompt` of the first token of the last user message; 0 where there is none."""
     last = max((i for i, m in enumerate(messages) if m.get("role") == "user"), default=None)
     return 0 if last is None else _around(llama, messages, last, prompt, options)[0]
 
 
 def unsteered_parts(
-    llama: Llama, messages: Sequence[Message], prompt: Sequence[int], *, skip_thinking: bool, **options: Any
+    llama: ChatModel, messages: Sequence[Message], prompt: Sequence[int], *, skip_thinking: bool, **options: Any
 ) -> Unsteered:
     """The parts of a chat's prompt that are never steered; thoughts that its template opens, with `skip_thinking`."""
     given = [i for i, m in enumerate(messages) if m.get("role") in ("user", *TOOL_ROLES)]
@@ -159,13 +162,13 @@ def unsteered_parts(
     return Unsteered(tuple(tools), thinking)
 
 
-def token_text(llama: Llama) -> Callable[[int], bytes]:
+def token_text(llama: ChatModel) -> Callable[[int], bytes]:
     """What gives a token's text, that of special tokens too."""
     return lambda token: llama.detokenize([token], special=True)
 
 
 def _around(
-    llama: Llama, messages: Sequence[Message], i: int, prompt: Sequence[int], options: Mapping[str, Any]
+    llama: ChatModel, messages: Sequence[Message], i: int, prompt: Sequence[int], options: Mapping[str, Any]
 ) -> tuple[int, int]:
     """Where the words of message `i` start and stop in `prompt`, as token indices.
 
@@ -190,7 +193,7 @@ def _stand_ins(content: Any) -> Sequence[str]:
     return [sentinel for sentinel in _SENTINELS if sentinel.encode()[:1] != first][:1]
 
 
-def _remembered_prompt(llama: Llama, messages: Sequence[Message], options: Mapping[str, Any]) -> list[int]:
+def _remembered_prompt(llama: ChatModel, messages: Sequence[Message], options: Mapping[str, Any]) -> list[int]:
     """As `chat_prompt`; the last few are remembered."""
     known: OrderedDict[str, list[int]] = vars(llama).setdefault("_rendered", OrderedDict())
     try:
@@ -206,7 +209,7 @@ def _remembered_prompt(llama: Llama, messages: Sequence[Message], options: Mappi
     return found
 
 
-def _tells_time(llama: Llama) -> bool:
+def _tells_time(llama: ChatModel) -> bool:
     """Whether the model's templates may render the same messages differently tomorrow, as far as can be seen."""
     if not hasattr(llama, "metadata"):
         return True

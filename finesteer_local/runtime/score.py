@@ -27,9 +27,6 @@ def answer_logprobs(
         For every answer its tokens' log-probabilities, float64, shape (n_answer,).
     """
     prompt, results = list(prompt), []
-    if other := getattr(llama, "answer_logprobs", None):  # a model of training's other backend has no llama.cpp context
-        scores: list[NDArray[np.float64]] = other(prompt, answers, turn)
-        return scores
     llama.forget()
     for answer in answers:
         tokens = list(answer)

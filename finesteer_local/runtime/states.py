@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 
 from finesteer_local import paths, state_cache
 from finesteer_local.errors import StorageError
-from finesteer_local.runtime.harvest import Reader, reader_of
+from finesteer_local.runtime.harvest import Reader
 from finesteer_local.runtime.packing import Request
-from finesteer_local.runtime.steered import SteeredLlama
+from finesteer_local.runtime.trainable import TrainableModel
 
 METHOD = 1
 """Counted up when the same prompts would be read to other numbers."""
@@ -52,7 +52,7 @@ class Harvest:
 
 
 def read_states(
-    llama: SteeredLlama,
+    llama: TrainableModel,
     requests: Sequence[Request],
     layers: Sequence[int],
     *,
@@ -66,7 +66,7 @@ def read_states(
         requests: prompts' tokens and the first token that is asked for.
         kind: of the numbers; what float16 cannot hold is cut to its largest value.
         progress: called with (done, total) as prompts are read; what the cache has counts as done.
-        reader: makes what reads the requests that the cache does not have; `reader_of` without.
+        reader: makes what reads the requests that the cache does not have; the model's own without.
 
     Raises:
         PromptError, SteeringError: see `Harvester`.
@@ -93,7 +93,7 @@ def read_states(
         def report(done: int) -> None:
             progress(n_known + done + (n_twice if done == len(missing) else 0), len(requests))
 
-        make = reader or (lambda _: reader_of(llama, layers))
+        make = reader or (lambda _: llama.reader(layers))
         _harvest(llama, missing, layers, stores, make, report)
     lengths = [len(request.tokens) - request.first for request in requests]
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
@@ -104,7 +104,7 @@ def read_states(
 
 
 def _harvest(
-    llama: SteeredLlama,
+    llama: TrainableModel,
     missing: Mapping[bytes, Request],
     layers: Sequence[int],
     stores: Sequence[_Store],
@@ -316,7 +316,7 @@ def _key(tokens: Sequence[int] | NDArray[np.int32]) -> bytes:
     return hashlib.sha256(np.asarray(tokens, "<i4").tobytes()).digest()[:16]
 
 
-def _model_key(llama: SteeredLlama) -> str:
+def _model_key(llama: TrainableModel) -> str:
     """A hash of the model file's content and of everything else that decides a hidden state.
 
     The chat template is not part of it, because requests are tokens. The fingerprint would not do, because it is the
@@ -331,10 +331,6 @@ def _model_key(llama: SteeredLlama) -> str:
             for i in range(_SAMPLES):
                 file.seek(sizes[-1] * i // _SAMPLES)
                 digest.update(file.read(_BLOCK))
-    parts: list[Any] = [METHOD, llama_cpp_version, llama.identity.fingerprint, sizes]
-    if params := getattr(llama, "context_params", None):
-        parts += [params.rope_freq_base, params.rope_freq_scale, params.rope_scaling_type, params.type_k, params.type_v]
-        parts += [repr(llama.kv_overrides)]
-        parts += [Path(llama.lora_path).stat().st_size, llama.lora_scale] if llama.lora_path else []
+    parts = [METHOD, llama_cpp_version, llama.identity.fingerprint, sizes, *llama.settings_of_states]
     digest.update(json.dumps(parts).encode())
     return digest.hexdigest()[:24]

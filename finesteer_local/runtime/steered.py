@@ -11,7 +11,9 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from llama_cpp import LlamaState
+from numpy.typing import NDArray
 
 from finesteer_local.errors import ContextLengthError, SteeringError
 from finesteer_local.identity import ModelIdentity, read_model_identity
@@ -42,6 +44,7 @@ from finesteer_local.runtime.steered_request import (
     shared_policy,
 )
 from finesteer_local.runtime.thinking import opened_at
+from finesteer_local.runtime.trainable import WholeAnswer
 from finesteer_local.steering import Decision
 
 _NEVER = 1 << 62  # a token index that no cache reaches
@@ -411,6 +414,48 @@ class SteeredLlama(ConstrainedLlama, ChatLlama):
                 self._steered_from = min(self._steered_from, self.n_tokens)
             self.tap.stand_aside(self.ctx)
             super().eval(run)
+
+    # --- training (trainable.TrainableModel); batch and score are built on this class
+
+    weights = None
+    """No model in PyTorch: llama.cpp computes this one."""
+
+    def greedy_answers(
+        self, conversations: Sequence[Sequence[Message]], max_tokens: int, *, at_most: int = 8
+    ) -> Iterator[str]:
+        """Greedy answers under the active profiles, in order, several at a time (see `batch.greedy_answers`)."""
+        from finesteer_local.runtime.batch import greedy_answers
+
+        return (answer.text for answer in greedy_answers(self, conversations, max_tokens, at_most=at_most))
+
+    def whole_answers(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        max_tokens: int,
+        temperature: float,
+        *,
+        seed: int = 0,
+        at_most: int = 8,
+    ) -> Iterator[WholeAnswer]:
+        """Answers under the active profiles, in order, sampled as by `create_chat_completion`, each with the next seed.
+
+        Errors as of `batch.answers`.
+        """
+        from finesteer_local.runtime.batch import answers, chat_request
+        from finesteer_local.runtime.batch.answer import STOP
+
+        options: dict[str, Any] = {"steer": self.steer, "max_tokens": max_tokens, "temperature": temperature}
+        requests = [chat_request(self, messages, seed=i, **options) for i, messages in enumerate(conversations, seed)]
+        for answer in answers(self, requests, at_most=at_most):
+            yield WholeAnswer(answer.text, answer.finished.reason == STOP)
+
+    def answer_logprobs(
+        self, prompt: Sequence[int], answers: Sequence[Sequence[int]], *, turn: int = 0
+    ) -> list[NDArray[np.float64]]:
+        """Log-probabilities of given answers; see `score.answer_logprobs`."""
+        from finesteer_local.runtime.score import answer_logprobs
+
+        return answer_logprobs(self, prompt, answers, turn=turn)
 
     # --- saved states
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from llama_cpp import llama_cpp
@@ -17,6 +18,9 @@ from finesteer_local.runtime.prompt import chat_prompt, turn_start
 from finesteer_local.runtime.tap import Tap
 from finesteer_local.runtime.template import tolerant_templates
 from finesteer_local.runtime.tokens import detokenise, tokenise
+
+if TYPE_CHECKING:
+    from finesteer_local.runtime.harvest import Reader
 
 
 class TappedLlama(OpenLlama):
@@ -94,6 +98,25 @@ class TappedLlama(OpenLlama):
     def offloads(self) -> bool:
         """Whether layers may run on a GPU or on other machines."""
         return self.model_params.n_gpu_layers != 0 and has_accelerator()
+
+    @property
+    def plain_gguf(self) -> bool:
+        """Whether the model file alone is computed, on this machine's processor."""
+        return not (self.offloads or self.lora_path or self.kv_overrides)
+
+    @property
+    def settings_of_states(self) -> list[Any]:
+        """What decides the hidden states besides the model file."""
+        params = self.context_params
+        rope = [params.rope_freq_base, params.rope_freq_scale, params.rope_scaling_type]
+        adapter = [Path(self.lora_path).stat().st_size, self.lora_scale] if self.lora_path else []
+        return [*rope, params.type_k, params.type_v, repr(self.kv_overrides), *adapter]
+
+    def reader(self, layers: Sequence[int]) -> Reader:
+        """What reads the model's hidden states at `layers`, in a context of its own."""
+        from finesteer_local.runtime.harvest import Harvester  # it is built on this class
+
+        return Harvester(self, layers)
 
     def share_adapter(self, ctx: Any) -> None:
         """Give another context of this model the LoRA adapter that this one was opened with, if any."""

@@ -16,6 +16,7 @@ from llama_cpp import Llama, llama_chat_format
 
 from finesteer_local.errors import PromptError, one_line
 from finesteer_local.runtime.compat import chat_handlers
+from finesteer_local.runtime.trainable import ChatModel
 
 Message = Mapping[str, Any]
 Form = Literal["object", "text"]
@@ -29,7 +30,7 @@ _CALL = {"id": "finestee1", "type": "function"}  # Mistral's templates want nine
 _TOOL = {"type": "function", "function": {"name": "probe", "description": "", "parameters": {"type": "object"}}}
 
 
-def chat_handler(llama: Llama) -> Any:
+def chat_handler(llama: ChatModel) -> Any:
     """What renders this model's chats, found as `Llama.create_chat_completion` finds it."""
     chat_format = llama.chat_format or ""
     return (
@@ -66,7 +67,7 @@ def template_variables(llama: Llama) -> frozenset[str]:
     return known[text]
 
 
-def with_arguments(llama: Llama, messages: Sequence[Message]) -> list[Message]:
+def with_arguments(llama: ChatModel, messages: Sequence[Message]) -> list[Message]:
     """`messages` with the arguments of tool calls as the template needs them: the parsed object, or else JSON as text.
 
     Clients send text, as OpenAI's interface has it; most templates write it as JSON once more, or go through its items.
@@ -81,7 +82,7 @@ def with_arguments(llama: Llama, messages: Sequence[Message]) -> list[Message]:
     return given[form]
 
 
-def _form(llama: Llama) -> Form | None:
+def _form(llama: ChatModel) -> Form | None:
     """The form that the template needs, tried once for each; None where it cannot be said."""
     handler = f"{id(llama.chat_handler)} {llama.chat_format}"
     known: dict[str, Form | None] = vars(llama).setdefault("_argument_forms", {})
@@ -90,7 +91,7 @@ def _form(llama: Llama) -> Form | None:
     return known[handler]
 
 
-def _tried(llama: Llama) -> Form | None:
+def _tried(llama: ChatModel) -> Form | None:
     arguments = {_WORD: {"x": True}}
     for tail in ([{"role": "tool", "tool_call_id": _CALL["id"], "name": "probe", "content": "1"}], []):
         texts = []
@@ -190,7 +191,7 @@ class _Text(Exception):
 class _TextOnly:
     """Looks like the model to a chat handler, up to the point where it has rendered the chat."""
 
-    def __init__(self, llama: Llama) -> None:
+    def __init__(self, llama: ChatModel) -> None:
         self._llama = llama
 
     def __getattr__(self, name: str) -> Any:
@@ -203,7 +204,7 @@ class _TextOnly:
         raise _Text(str(prompt))
 
 
-def rendered(llama: Llama, messages: Sequence[Message], **options: Any) -> str | None:
+def rendered(llama: ChatModel, messages: Sequence[Message], **options: Any) -> str | None:
     """The text of a chat; None where the template rejects it."""
     try:
         chat_handler(llama)(llama=_TextOnly(llama), messages=list(messages), **options)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from finesteer_local.runtime import SteeredLlama
+from finesteer_local.runtime.trainable import TrainableModel
 from finesteer_local.training.data import Prompt, TrainingData, spread
 from finesteer_local.training.harvest import TrainingHarvest, generate
 from finesteer_local.training.layers import candidate_layers
@@ -120,7 +120,7 @@ def _read_seconds(harvest: TrainingHarvest, data: TrainingData, layer: int) -> f
     return a_token * sum(map(harvest.own_tokens, counted)) / len(counted)
 
 
-def _lesson_seconds(llama: SteeredLlama, data: TrainingData, weights: Any) -> float:
+def _lesson_seconds(llama: TrainableModel, data: TrainingData, weights: Any) -> float:
     """Seconds that learning an answer through the model takes: one batch of middling length, scaled to all."""
     pairs = lesson(data, 0)
     layers = candidate_layers(llama.n_layer, data.judge, learns=True)

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from finesteer_local.errors import ModelError
-from finesteer_local.runtime import SteeredLlama
 from finesteer_local.runtime.expand import open_fast
+from finesteer_local.runtime.trainable import TrainableModel
 from finesteer_local.training.effort import DEFAULT_MINUTES, EFFORTS, MIN_PROMPTS, SETTING_UP, Pace, fitting
 from finesteer_local.training.harvest import TrainingHarvest
 from finesteer_local.training.layers import candidate_layers
@@ -53,7 +53,7 @@ def estimate_seconds(
     return whole if quality else max(min(whole, minutes * 60), least)
 
 
-def _weights(llama: SteeredLlama, judge: str) -> Any:
+def _weights(llama: TrainableModel, judge: str) -> Any:
     """The model for PyTorch where training will learn through it, or None."""
     with suppress(ModelError):
         return weights_of(llama) if learns_by_itself(llama, judge) else None

@@ -19,9 +19,9 @@ import torch
 
 from finesteer_local import paths
 from finesteer_local.errors import FineSteerError, ModelError
-from finesteer_local.runtime.harvest import EXPAND_FROM, Harvester, Reader, differ, reader_of
+from finesteer_local.runtime.harvest import EXPAND_FROM, Reader, differ
 from finesteer_local.runtime.packing import Request
-from finesteer_local.runtime.steered import SteeredLlama
+from finesteer_local.runtime.trainable import TrainableModel
 from finesteer_local.training.int8_reader import Int8Reader
 
 SAMPLE = 120
@@ -32,16 +32,16 @@ _CLOSE = 0.1
 SmolLM2 at mid depth, 8 bits by .045, and a gate learns the same from both (docs/experiments.md)."""
 
 
-def fast_reader(llama: SteeredLlama, layer: int, sample: Sequence[Request], n_tokens: float) -> Reader:
+def fast_reader(llama: TrainableModel, layer: int, sample: Sequence[Request], n_tokens: float) -> Reader:
     """What reads many prompts at one layer fastest.
 
     Args:
         sample: some of the prompts, by which the ranges of activations are told, and which both ways are tried on.
         n_tokens: that there are to read; few are read by llama.cpp without asking.
     """
-    if not isinstance(llama, SteeredLlama) or llama.offloads or llama.lora_path or llama.kv_overrides:
-        return reader_of(llama, [layer])
-    own = Harvester(llama, [layer])
+    own = llama.reader([layer])
+    if not llama.plain_gguf:
+        return own
     key = _key(llama, layer)
     wins = _choices().get(key)
     if n_tokens < EXPAND_FROM or wins is False:
@@ -61,7 +61,7 @@ def _file() -> Path:
     return paths.cache_dir() / "readers.json"
 
 
-def _key(llama: SteeredLlama, layer: int) -> str:
+def _key(llama: TrainableModel, layer: int) -> str:
     """What the choice depends on: the model file, the layer, the machine, and what computes on it."""
     model = [llama.identity.fingerprint, Path(llama.model_path).stat().st_size, layer]
     versions = [version("llama-cpp-python"), torch.__version__]

@@ -18,16 +18,11 @@ from numpy.typing import NDArray
 
 from finesteer_local import __version__, paths
 from finesteer_local.errors import DataError
-from finesteer_local.runtime import SteeredLlama
-from finesteer_local.runtime.batch import answers as batched_answers
-from finesteer_local.runtime.batch import greedy_answers
-from finesteer_local.runtime.batch.answer import STOP
-from finesteer_local.runtime.batch.request import active_steering, chat_request
 from finesteer_local.runtime.harvest import Reader
 from finesteer_local.runtime.packing import Request
-from finesteer_local.runtime.prompt import chat_prompt, greedy_answer, turn_start
-from finesteer_local.runtime.score import answer_logprobs
+from finesteer_local.runtime.prompt import chat_prompt, turn_start
 from finesteer_local.runtime.states import read_states
+from finesteer_local.runtime.trainable import TrainableModel, WholeAnswer
 from finesteer_local.training.data import PAGE, Pair, Prompt, TrainingData, spread
 from finesteer_local.training.fast_reader import SAMPLE, fast_reader
 from finesteer_local.training.progress import Progress, quiet
@@ -91,7 +86,7 @@ class TrainingHarvest:
     """
 
     def __init__(
-        self, llama: SteeredLlama, data: TrainingData | None, folder: Path, progress: Progress = quiet
+        self, llama: TrainableModel, data: TrainingData | None, folder: Path, progress: Progress = quiet
     ) -> None:
         self.llama, self.data, self.folder, self.progress = llama, data, folder, progress
         self._known: dict[int, tuple[Prompt, NDArray[np.int32]]] = {}  # tokens, by the prompt's id
@@ -230,7 +225,7 @@ class TrainingHarvest:
         tokens = [answer_tokens(self.llama, answer)[:n_tokens] for answer in answers]
         total = np.zeros(len(answers))
         for i, prompt in enumerate(prompts):
-            total += [scores.mean() for scores in answer_logprobs(self.llama, self.tokens(prompt)[0], tokens)]
+            total += [scores.mean() for scores in self.llama.answer_logprobs(self.tokens(prompt)[0], tokens)]
             self.progress("comparing answers", i + 1, len(prompts))
         with paths.atomic_write(file) as temporary:
             temporary.write_text(json.dumps((total / len(prompts)).tolist()), encoding="utf-8")
@@ -263,7 +258,7 @@ class TrainingHarvest:
         return states.copy(), chosen - rejected
 
 
-def answer_tokens(llama: SteeredLlama, text: str) -> list[int]:
+def answer_tokens(llama: TrainableModel, text: str) -> list[int]:
     """Tokens of an answer as it would follow the prompt."""
     return llama.tokenize(text.encode(), add_bos=False, special=False)
 
@@ -276,56 +271,30 @@ class PairTokens(NamedTuple):
     answers: tuple[list[int], list[int]]
 
 
-def pair_tokens(llama: SteeredLlama, pair: Pair, n_tokens: int | None = None) -> PairTokens:
+def pair_tokens(llama: TrainableModel, pair: Pair, n_tokens: int | None = None) -> PairTokens:
     """The tokens of a pair, of each answer at most the first `n_tokens`; all without."""
     prompt = chat_prompt(llama, pair.prompt.messages)
     chosen, rejected = (answer_tokens(llama, text)[:n_tokens] for text in (pair.chosen, pair.rejected))
     return PairTokens(prompt, turn_start(llama, pair.prompt.messages, prompt), (chosen, rejected))
 
 
-def generate(llama: SteeredLlama, prompts: Sequence[Prompt], max_tokens: int) -> Iterator[str]:
-    """The model's greedy answers under its active profiles, in order; several at a time where llama.cpp runs it."""
-    conversations = [prompt.messages for prompt in prompts]
-    if isinstance(llama, SteeredLlama):
-        for answer in greedy_answers(llama, conversations, max_tokens, at_most=_FLUSH):
-            yield answer.text
-    else:  # the model of training's other backend
-        llama.forget()
-        for messages in conversations:
-            yield greedy_answer(llama, messages, max_tokens)
-
-
-class WholeAnswer(NamedTuple):
-    """An answer, and whether the model ended it by itself."""
-
-    text: str
-    ended: bool
+def generate(llama: TrainableModel, prompts: Sequence[Prompt], max_tokens: int) -> Iterator[str]:
+    """The model's greedy answers under its active profiles, in order."""
+    return llama.greedy_answers([prompt.messages for prompt in prompts], max_tokens, at_most=_FLUSH)
 
 
 def whole_answers(
-    llama: SteeredLlama, prompts: Sequence[Prompt], max_tokens: int, temperature: float, *, seed: int = 0
+    llama: TrainableModel, prompts: Sequence[Prompt], max_tokens: int, temperature: float, *, seed: int = 0
 ) -> Iterator[WholeAnswer]:
     """Answers under the active profiles, in order, sampled as `chat` samples them.
 
-    The first prompt's seed is `seed`, the next one's the next.
-
-    The model of training's other backend answers greedily.
+    The first prompt's seed is `seed`, the next one's the next. PyTorch's model answers greedily.
     """
-    if isinstance(llama, SteeredLlama):
-        steer = active_steering(llama)
-        requests = [
-            chat_request(llama, prompt.messages, steer=steer, seed=i, max_tokens=max_tokens, temperature=temperature)
-            for i, prompt in enumerate(prompts, seed)
-        ]
-        for answer in batched_answers(llama, requests, at_most=_FLUSH):
-            yield WholeAnswer(answer.text, answer.finished.reason == STOP)
-    else:
-        for prompt in prompts:
-            reply = llama.create_chat_completion(prompt.messages, max_tokens=max_tokens)["choices"][0]
-            yield WholeAnswer(reply["message"]["content"], reply["finish_reason"] == STOP)
+    conversations = [prompt.messages for prompt in prompts]
+    return llama.whole_answers(conversations, max_tokens, temperature, seed=seed, at_most=_FLUSH)
 
 
-def run_folder(llama: SteeredLlama, data: TrainingData, settings: dict[str, Any]) -> Path:
+def run_folder(llama: TrainableModel, data: TrainingData, settings: dict[str, Any]) -> Path:
     """Where runs of this version with this model file, data and settings keep their state.
 
     What has not been used for long is cleared away.

@@ -28,8 +28,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from finesteer_local.distribution import missing_extra
 from finesteer_local.errors import DataError, ModelError
-from finesteer_local.runtime import SteeredLlama
-from finesteer_local.runtime.score import answer_logprobs
+from finesteer_local.runtime.trainable import TrainableModel
 from finesteer_local.training.data import Pair
 from finesteer_local.training.harvest import pair_tokens
 from finesteer_local.training.progress import Progress
@@ -46,7 +45,7 @@ _CLOSE = 0.5  # a token's log-probability: what 8-bit activations move is a tent
 _WITHOUT = "train with --no-optimise"
 
 
-def learns_by_itself(llama: Any, judge: str) -> bool:
+def learns_by_itself(llama: TrainableModel, judge: str) -> bool:
     """Whether training learns through the model where the user does not say: for refusals of a small model.
 
     Weak models need to be taught the end of an answer; others decline well from differences of states
@@ -56,15 +55,15 @@ def learns_by_itself(llama: Any, judge: str) -> bool:
     return judge == "refusal" and installed and llama.n_parameters <= MAX_PARAMETERS
 
 
-def weights_of(llama: Any) -> Any:
+def weights_of(llama: TrainableModel) -> Any:
     """The weights of `llama`, a GGUF model, as a transformers model in float32; the `TransformersModel`'s own.
 
     Raises:
         MissingExtraError: transformers or accelerate is not installed.
         ModelError: transformers does not know the architecture or the quantisation, or computes something else.
     """
-    if not isinstance(llama, SteeredLlama):
-        return llama.model
+    if llama.weights is not None:
+        return llama.weights
     try:
         import accelerate  # noqa: F401 - transformers asks for it here
         from transformers import AutoModelForCausalLM
@@ -84,10 +83,10 @@ def weights_of(llama: Any) -> Any:
 
 
 @torch.inference_mode()
-def _check_same(model: Any, llama: SteeredLlama) -> None:
+def _check_same(model: Any, llama: TrainableModel) -> None:
     """Raise `ModelError` where transformers computes something else than llama.cpp."""
     tokens = llama.tokenize(_SAMPLE.encode())
-    [expected] = answer_logprobs(llama, tokens[:1], [tokens[1:]])
+    [expected] = llama.answer_logprobs(tokens[:1], [tokens[1:]])
     logits = model(input_ids=torch.tensor([tokens])).logits[0, :-1]
     found = -functional.cross_entropy(logits, torch.tensor(tokens[1:]), reduction="none")
     if not np.abs(found.numpy() - expected).mean() < _CLOSE:
@@ -107,7 +106,7 @@ Vectors = dict[int, NDArray[np.float32]]
 
 
 def likelier(
-    model: Any, llama: SteeredLlama, pairs: Sequence[Pair], layers: Sequence[int], *, seed: int, progress: Progress
+    model: Any, llama: TrainableModel, pairs: Sequence[Pair], layers: Sequence[int], *, seed: int, progress: Progress
 ) -> Vectors:
     """Vectors that make the pairs' chosen answers likelier than the rejected, for strength 1 from the last turn on.
 
@@ -132,7 +131,7 @@ def likelier(
 
 def whole(
     model: Any,
-    llama: SteeredLlama,
+    llama: TrainableModel,
     pairs: Sequence[Pair],
     layers: Sequence[int],
     *,
@@ -155,7 +154,7 @@ def whole(
 
 
 def whole_batches(
-    llama: SteeredLlama, pairs: Sequence[Pair], *, end: int, seed: int, n_answers: int = ANSWERS
+    llama: TrainableModel, pairs: Sequence[Pair], *, end: int, seed: int, n_answers: int = ANSWERS
 ) -> list[list[Example]]:
     """The examples of `whole`, as they are learnt from; arguments and errors are those of `whole`."""
     examples = []

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from finesteer_local.judges.phrases import is_refusal
-from finesteer_local.runtime import SteeredLlama
+from finesteer_local.runtime.trainable import TrainableModel
 from finesteer_local.training.data import (
     MIN_PAIRS,
     PLAIN,
@@ -122,7 +122,7 @@ def against_replies(pairs: Sequence[Pair], replies: Sequence[str], judge: str) -
     ]
 
 
-def clipped(llama: SteeredLlama, pair: Pair) -> Pair:
+def clipped(llama: TrainableModel, pair: Pair) -> Pair:
     """The pair with both answers cut to their first DELTA_TOKENS tokens."""
 
     def cut(text: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from finesteer_local import paths
 from finesteer_local.errors import DataError, ModelError
-from finesteer_local.runtime import SteeredLlama
+from finesteer_local.runtime.trainable import TrainableModel
 from finesteer_local.training.data import PAGE, Prompt, TrainingData
 from finesteer_local.training.effort import EFFORTS, Deadline, Effort, Pace, fitting
 from finesteer_local.training.harvest import TrainingHarvest, run_folder
@@ -52,7 +52,7 @@ class Run:
     progress: Progress
 
     @property
-    def llama(self) -> SteeredLlama:
+    def llama(self) -> TrainableModel:
         return self.harvest.llama
 
     @property
@@ -66,7 +66,7 @@ class Run:
         return self.data.part(self.effort.prompts)
 
 
-def begin(llama: SteeredLlama, data: TrainingData, settings: Settings, progress: Progress) -> tuple[Run, Any]:
+def begin(llama: TrainableModel, data: TrainingData, settings: Settings, progress: Progress) -> tuple[Run, Any]:
     """A run for the loaded model, with the model's weights for PyTorch where they will be learnt through, or None.
 
     Raises:
@@ -88,7 +88,7 @@ def begin(llama: SteeredLlama, data: TrainingData, settings: Settings, progress:
 
 
 def _run(
-    llama: SteeredLlama,
+    llama: TrainableModel,
     data: TrainingData,
     settings: Settings,
     deadline: Deadline,

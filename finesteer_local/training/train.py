@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from finesteer_local.profile import Profile
-from finesteer_local.runtime import SteeredLlama
 from finesteer_local.runtime.expand import open_fast
+from finesteer_local.runtime.trainable import TrainableModel
 from finesteer_local.steering import AlwaysGate, Gate
 from finesteer_local.training.assemble import assemble, blank_profile
 from finesteer_local.training.data import TrainingData
@@ -29,7 +29,7 @@ from finesteer_local.training.settings import Settings
 from finesteer_local.training.tune import tune
 
 
-def train(llama: SteeredLlama, data: TrainingData, settings: Settings, progress: Progress = quiet) -> Profile:
+def train(llama: TrainableModel, data: TrainingData, settings: Settings, progress: Progress = quiet) -> Profile:
     """Train a profile on `data` for the loaded model.
 
     What was read, answered and learnt is kept: an interrupted run goes on from there, and so does one that may take
@@ -110,7 +110,7 @@ def train_profile(
     """Open the model at `model`, GGUF or (backend `transformers`) a directory, and `train` a profile for it."""
     if n_threads:
         torch.set_num_threads(n_threads)
-    opened: AbstractContextManager[Any]
+    opened: AbstractContextManager[TrainableModel]
     if backend == "transformers":
         from finesteer_local.training.transformers_model import TransformersModel
 

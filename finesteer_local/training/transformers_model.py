@@ -1,7 +1,7 @@
 """A Hugging Face model directory in the place of a GGUF model, for training on a machine whose GPU PyTorch knows.
 
-It offers what training asks of a `SteeredLlama`: prompts, hidden states through a tap, greedy answers and
-log-probabilities under profiles. Nothing is cached between requests.
+It is a `TrainableModel`: prompts, hidden states through a tap, greedy answers and log-probabilities under profiles.
+Nothing is cached between requests.
 """
 
 from __future__ import annotations
@@ -18,9 +18,18 @@ from numpy.typing import NDArray
 from finesteer_local.errors import PromptError
 from finesteer_local.profile import Profile
 from finesteer_local.runtime.harvest import Reader
-from finesteer_local.runtime.prompt import NOTHING, Unsteered, _plain_format, chat_prompt, turn_start, unsteered_parts
+from finesteer_local.runtime.prompt import (
+    NOTHING,
+    Message,
+    Unsteered,
+    _plain_format,
+    chat_prompt,
+    turn_start,
+    unsteered_parts,
+)
 from finesteer_local.runtime.prompt_pass import Segment
 from finesteer_local.runtime.steered_request import Steer, SteeredRequest, Steering, check_range, check_steer
+from finesteer_local.runtime.trainable import WholeAnswer
 from finesteer_local.training.transformers_folder import identity_of, load
 from finesteer_local.training.transformers_tap import BlockReader, BlockTap, Stop
 
@@ -36,13 +45,13 @@ class TransformersModel:
         ModelError: the directory holds no model that it can load, or not the one that `gguf` is of.
     """
 
-    n_batch = 512
     chat_format = "transformers"
+    plain_gguf = False
+    settings_of_states: Sequence[Any] = ()
     _chat_handlers: Mapping[str, Any] = {}
 
     def __init__(self, folder: str | Path, *, gguf: str | Path | None = None, device: str | None = None) -> None:
         self.model_path = str(folder)
-        self.n_tokens = 0
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.steer: tuple[Steer, ...] = ()
         self.model, self.tokenizer = load(Path(folder), self.device)
@@ -66,6 +75,11 @@ class TransformersModel:
         return int(self.model.num_parameters())
 
     @property
+    def weights(self) -> Any:
+        """The model in PyTorch."""
+        return self.model
+
+    @property
     def turn_end(self) -> int:
         """The token with which the model ends its turn: the first of those that are known to."""
         return int(next(iter(self._ends)))
@@ -83,7 +97,7 @@ class TransformersModel:
     def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
         return list(self.tokenizer(text.decode("utf-8", "ignore"), add_special_tokens=add_bos)["input_ids"])
 
-    def detokenize(self, tokens: Sequence[int]) -> bytes:
+    def detokenize(self, tokens: Sequence[int], *, special: bool = True) -> bytes:
         return str(self.tokenizer.decode(tokens, clean_up_tokenization_spaces=False)).encode()
 
     def chat_handler(self, *, llama: Any, messages: Sequence[Any], **_: Any) -> Any:
@@ -93,17 +107,6 @@ class TransformersModel:
             return llama.create_completion(prompt=self.tokenize(prompt.encode()))
         text = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
         return llama.create_completion(prompt=self.tokenize(text.encode(), add_bos=False))
-
-    def forget(self) -> None:
-        """Nothing is cached."""
-
-    def keep(self, n_tokens: int) -> int:
-        """No token is cached."""
-        return 0
-
-    @staticmethod
-    def longest_token_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-        return 0
 
     def close(self) -> None:
         """Give the memory back."""
@@ -117,7 +120,7 @@ class TransformersModel:
             self._forward(tokens)
 
     def reader(self, layers: Sequence[int]) -> Reader:
-        """Reads hidden states, prompt by prompt (see `runtime.harvest.reader_of`)."""
+        """Reads hidden states, prompt by prompt."""
         return BlockReader(self, layers)
 
     # --- steering
@@ -148,23 +151,45 @@ class TransformersModel:
         return request
 
     def create_chat_completion(self, messages: Any, *, max_tokens: int, **_: Any) -> dict[str, Any]:
-        """The greedy answer, as far as training reads it."""
-        prompt = chat_prompt(self, messages)  # type: ignore[arg-type]
+        """As `Llama.create_chat_completion`, always greedy, as far as `runtime.prompt.greedy_answer` reads it."""
+        text, ended = self._answer(messages, max_tokens)
+        reason = "stop" if ended else "length"
+        return {"choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": reason}]}
+
+    def greedy_answers(
+        self, conversations: Sequence[Sequence[Message]], max_tokens: int, *, at_most: int = 1
+    ) -> Iterator[str]:
+        """Greedy answers under the active profiles, in order, one at a time."""
+        return (self._answer(messages, max_tokens).text for messages in conversations)
+
+    def whole_answers(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        max_tokens: int,
+        temperature: float,
+        *,
+        seed: int = 0,
+        at_most: int = 1,
+    ) -> Iterator[WholeAnswer]:
+        """Answers under the active profiles, in order; greedy, whatever the temperature."""
+        return (self._answer(messages, max_tokens) for messages in conversations)
+
+    def _answer(self, messages: Sequence[Message], max_tokens: int) -> WholeAnswer:
+        prompt = chat_prompt(self, messages)
         plan: list[Segment] = []
         if self.steer:
-            turn = turn_start(self, messages, prompt)  # type: ignore[arg-type]
-            parts = unsteered_parts(self, messages, prompt, skip_thinking=False)  # type: ignore[arg-type]
+            turn = turn_start(self, messages, prompt)
+            parts = unsteered_parts(self, messages, prompt, skip_thinking=False)
             plan = _plan(self.decide(prompt, turn, parts))
         answer: list[int] = []
-        reason = "length"
+        ended = False
         for token in self.generate(prompt, plan):
-            if token in self._ends:
-                reason = "stop"
-            if token in self._ends or len(answer) == max_tokens:
+            ended = token in self._ends
+            if ended or len(answer) == max_tokens:
                 break
             answer.append(token)
         text = self.tokenizer.decode(answer, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return {"choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": reason}]}
+        return WholeAnswer(text, ended)
 
     def generate(self, prompt: Sequence[int], plan: Sequence[Segment] = ()) -> Iterator[int]:
         """Greedy tokens after `prompt`, steered by `plan`, until the context is full."""
@@ -177,7 +202,7 @@ class TransformersModel:
             yield token
 
     def answer_logprobs(
-        self, prompt: Sequence[int], answers: Sequence[Sequence[int]], turn: int
+        self, prompt: Sequence[int], answers: Sequence[Sequence[int]], *, turn: int = 0
     ) -> list[NDArray[np.float64]]:
         """As `runtime.score.answer_logprobs`."""
         plan = _plan(self.decide(prompt, turn))

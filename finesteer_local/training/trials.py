@@ -20,8 +20,7 @@ from finesteer_local import paths
 from finesteer_local.judges.fluency import Coherence, Fluency
 from finesteer_local.judges.whole import Verdict
 from finesteer_local.profile import Profile
-from finesteer_local.runtime import SteeredLlama
-from finesteer_local.runtime.score import answer_logprobs
+from finesteer_local.runtime.trainable import TrainableModel
 from finesteer_local.steering import LONG_PROMPT, SHORT_PROMPT, AlwaysGate, Experts
 from finesteer_local.training.data import Pair, Prompt, spread
 from finesteer_local.training.harvest import answer_tokens, generate, pair_tokens, whole_answers
@@ -56,7 +55,7 @@ class Trials:
 
     def __init__(
         self,
-        llama: SteeredLlama,
+        llama: TrainableModel,
         blank: Profile,
         experts: Mapping[int, Experts],
         pairs: Sequence[Pair],
@@ -148,7 +147,7 @@ class Trials:
     def _logprobs(self, pair: Pair, n_tokens: int) -> list[NDArray[np.float64]]:
         """Log-probabilities of the first tokens of the chosen and of the rejected answer."""
         prompt, turn, answers = pair_tokens(self.llama, pair, n_tokens)
-        return answer_logprobs(self.llama, prompt, answers, turn=turn)
+        return self.llama.answer_logprobs(prompt, answers, turn=turn)
 
     def preference(self, layers: Layers, strength: float) -> float:
         """Mean share of the chosen answer in the probability of both, steered; see `_preferred`."""

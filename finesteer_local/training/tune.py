@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from finesteer_local.profile import Profile
-from finesteer_local.runtime import SteeredLlama
+from finesteer_local.runtime.trainable import TrainableModel
 from finesteer_local.steering import Experts
 from finesteer_local.training.data import Pair, Prompt
 from finesteer_local.training.progress import Progress
@@ -19,7 +19,7 @@ from finesteer_local.training.trials import ANSWERS, Trials
 
 
 def tune(
-    llama: SteeredLlama,
+    llama: TrainableModel,
     blank: Profile,
     experts: Mapping[int, Experts],
     pairs: Sequence[Pair],
