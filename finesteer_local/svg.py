@@ -1,4 +1,7 @@
-"""Small drawings as SVG text: a plot area with axes and marks. Colours are the page's CSS classes."""
+"""Small drawings as SVG text: a plot area with axes and marks.
+
+Colours are CSS classes: of the page that a drawing stands in, or of a style that it brings along.
+"""
 
 from __future__ import annotations
 
@@ -64,13 +67,22 @@ class Plot:
         low, high = self.y
         return self.height - self.bottom - (y - low) / ((high - low) or 1) * (self.height - self.top - self.bottom)
 
-    def axes(self, x_title: str, y_title: str, *, x_format: str = "{:g}", y_format: str = "{:g}", n: int = 5) -> None:
-        """Grid lines, tick labels and titles."""
+    def axes(
+        self,
+        x_title: str,
+        y_title: str,
+        *,
+        x_format: str = "{:g}",
+        y_format: str = "{:g}",
+        n: int = 5,
+        x_ticks: Sequence[tuple[float, str]] | None = None,
+    ) -> None:
+        """Grid lines, tick labels and titles; `x_ticks` are places and labels instead of round numbers."""
         floor, ceiling = self.height - self.bottom, self.top
-        for tick in ticks(*self.x, n):
+        for tick, label in x_ticks or [(tick, x_format.format(tick)) for tick in ticks(*self.x, n)]:
             at = self.px(tick)
             self.marks.append(tag("line", x1=at, x2=at, y1=floor, y2=ceiling, class_="grid"))
-            self.marks.append(text(at, floor + 15, x_format.format(tick), text_anchor="middle", class_="tick"))
+            self.marks.append(text(at, floor + 15, label, text_anchor="middle", class_="tick"))
         for tick in ticks(*self.y, n) if y_format else []:
             at = self.py(tick)
             self.marks.append(tag("line", x1=self.left, x2=self.width - self.right, y1=at, y2=at, class_="grid"))
@@ -100,7 +112,13 @@ class Plot:
         self, x: float, y: float, shape: str, class_: str, *, size: float = 5, hollow: bool = False, title: str = ""
     ) -> None:
         """A mark of one of SHAPES; its title shows under the pointer."""
-        at = f"translate({_short(float(self.px(x)))} {_short(float(self.py(y)))})"
+        self.mark(self.px(x), self.py(y), shape, class_, size=size, hollow=hollow, title=title)
+
+    def mark(
+        self, px: float, py: float, shape: str, class_: str, *, size: float = 5, hollow: bool = False, title: str = ""
+    ) -> None:
+        """As `marker`, at a point of the drawing."""
+        at = f"translate({_short(float(px))} {_short(float(py))})"
         inner = tag("title", escape(title)) if title else ""
         classes = f"{class_} {'hollow' if hollow else 'filled'}"
         self.marks.append(tag("path", inner, d=_outline(shape, size), transform=at, class_=classes))
@@ -125,11 +143,15 @@ class Plot:
                 self.marks.append(tag("line", x1=px, y1=py, x2=left, y2=top - 4, class_="leader"))
             self.marks.append(text(left, top, content, class_=f"label {class_}"))
 
-    def svg(self, title: str) -> str:
-        """The drawing; `title` is what it shows, for those who cannot see it."""
+    def svg(self, title: str, *, style: str = "") -> str:
+        """The drawing; `title` is what it shows, for those who cannot see it.
+
+        With `style`, CSS of its own, it can be a file: it has a size.
+        """
         view = f"0 0 {_short(self.width)} {_short(self.height)}"
-        inner = "".join(self.marks)
-        return tag("svg", inner, viewBox=view, role="img", aria_label=title, xmlns="http://www.w3.org/2000/svg")
+        inner = (tag("style", style) if style else "") + "".join(self.marks)
+        size = {"width": self.width, "height": self.height} if style else {}
+        return tag("svg", inner, viewBox=view, role="img", aria_label=title, xmlns="http://www.w3.org/2000/svg", **size)
 
 
 def _outline(shape: str, size: float) -> str:

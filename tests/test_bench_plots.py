@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
 
 from finesteer_local.bench import Results, Series, answers, batch
-from finesteer_local.bench.plots import draw
+from finesteer_local.bench.plots import WIDTH, draw
 from finesteer_local.errors import StorageError
-
-pytest.importorskip("matplotlib")
 
 
 def figures(n: int = 2) -> list[Series]:
@@ -35,7 +34,8 @@ def test_all_pictures(tmp_path: Path) -> None:
     written = draw(Results(series=figures()), tmp_path / "plots")
     assert [file.name for file in written] == ["prompt-length.svg", "batch-size.svg", "profiles.svg", "width.svg"]
     first = written[0].read_text()
-    assert "gate closed" in first and "prompt tokens" in first and "<svg" in first
+    assert "gate closed" in first and "prompt tokens" in first
+    assert {ET.parse(file).getroot().attrib["width"] for file in written} == {str(WIDTH)}
     assert "steered" in written[1].read_text()
     profiles = written[2].read_text()
     assert "a token of the answer" in profiles and ">4<" in profiles

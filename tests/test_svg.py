@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 
-from finesteer_local.evaluation.report.svg import SHAPES, Plot, steps, tag, text, ticks
+from finesteer_local.svg import SHAPES, Plot, steps, tag, text, ticks
 
 
 def test_tags_are_escaped() -> None:
@@ -62,6 +62,16 @@ def test_a_drawing_is_sound_xml() -> None:
     assert len({e.attrib["d"] for e in root if e.tag.endswith("path")}) == len(SHAPES)
     [bar] = [e for e in root if e.tag.endswith("rect")]
     assert (float(bar.attrib["y"]), float(bar.attrib["height"])) == (45, 40)
+
+
+def test_a_drawing_that_is_a_file() -> None:
+    made = plot()
+    made.axes("", "", x_ticks=[(2, "two"), (8, "eight")])
+    root = ET.fromstring(made.svg("t", style=".a{fill:#fff}"))
+    assert (root.attrib["width"], root.attrib["height"]) == ("200", "100")
+    assert [e.text for e in root if e.tag.endswith("style")] == [".a{fill:#fff}"]
+    assert [e.text for e in root if e.tag.endswith("text")][:2] == ["two", "eight"]
+    assert "width" not in ET.fromstring(made.svg("t")).attrib
 
 
 def test_labels_do_not_lie_on_each_other() -> None:

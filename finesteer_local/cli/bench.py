@@ -10,7 +10,6 @@ import click
 from finesteer_local import paths
 from finesteer_local.cli import _progress
 from finesteer_local.cli._options import CommaSeparated, model_argument, rpc_option
-from finesteer_local.distribution import missing_extra
 from finesteer_local.errors import FineSteerError
 
 # As finesteer_local.bench.run has them; importing that would load numpy for a help page.
@@ -117,8 +116,4 @@ def _check_outputs(json_file: Path | None, plots: Path | None) -> None:
     if json_file:
         paths.check_writable(json_file)
     if plots:
-        from importlib.util import find_spec
-
-        if find_spec("matplotlib") is None:
-            raise missing_extra("report", "plots need matplotlib")
         paths.check_writable(paths.ensure_dir(plots) / "plot.svg")

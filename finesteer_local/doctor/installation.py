@@ -24,7 +24,6 @@ EXTRAS = {
     "serve": "the HTTP server",
     "hub": "profiles from Hugging Face (hf:owner/repo/file)",
     "transformers": "training from a Hugging Face directory",
-    "report": "plots of bench",
 }
 """What the optional parts are for; which packages each needs stands in the package's metadata."""
 _LITTLE = 1 << 30  # bytes of free disk space

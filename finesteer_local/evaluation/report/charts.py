@@ -9,9 +9,9 @@ import numpy as np
 
 from finesteer_local.evaluation.figures import Figures, gate_scores, suite_scores
 from finesteer_local.evaluation.measure import Evaluation, Method
-from finesteer_local.evaluation.report.svg import SHAPES, Plot, steps, tag, text
 from finesteer_local.evaluation.results import Results
 from finesteer_local.judges.statistics import auroc, roc
+from finesteer_local.svg import SHAPES, Plot, steps, tag, text
 
 BINS = 28
 GARBLED = 0.1

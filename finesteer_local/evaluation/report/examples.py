@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from html import escape
 
 from finesteer_local.evaluation.measure import Evaluation, Outcome
-from finesteer_local.evaluation.report.svg import tag
 from finesteer_local.jsonl import Messages
+from finesteer_local.svg import tag
 
 PER_SUITE = 2
 _LONGEST = 1200  # letters of a prompt
