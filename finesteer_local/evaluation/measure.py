@@ -10,10 +10,11 @@ from finesteer_local.evaluation.answers import Answer, Request, answer_all, chec
 from finesteer_local.evaluation.choices import Score, score_all
 from finesteer_local.evaluation.interventions import UNSTEERED, Intervention
 from finesteer_local.evaluation.journal import Journal, digest
-from finesteer_local.evaluation.judges import Coherence, Fluency, is_refusal
 from finesteer_local.evaluation.suites import Case, Suite, last_number
-from finesteer_local.evaluation.whole import Verdict, circles, declines
 from finesteer_local.jsonl import Messages
+from finesteer_local.judges.fluency import Coherence, Fluency
+from finesteer_local.judges.phrases import is_refusal
+from finesteer_local.judges.whole import Verdict, circles, declines
 from finesteer_local.runtime import SteeredLlama
 
 Progress = Callable[[str, int, int], None]

@@ -75,7 +75,7 @@ def read_states(
     limit = state_cache.limit()
     model = _model_key(llama)
     stores = [_Store(model, layer, np.dtype(kind), Path(llama.model_path).name) for layer in layers]
-    state_cache.trim(limit)  # what is used now was touched just before
+    state_cache.trim(limit, spare=state_cache.IN_USE)  # what is used now was touched just before
     keys = [_key(request.tokens) for request in requests]
     missing: dict[bytes, Request] = {}  # every prompt once, from the first token that anybody asks for
     n_missing = 0
@@ -98,7 +98,8 @@ def read_states(
     lengths = [len(request.tokens) - request.first for request in requests]
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     states = {layer: store.collect(keys, offsets, llama.n_embd()) for layer, store in zip(layers, stores, strict=True)}
-    state_cache.trim(limit)  # a file that is deleted while it is mapped stays readable (Windows: stays)
+    # A file that is deleted while it is mapped stays readable (Windows: stays).
+    state_cache.trim(limit, spare=state_cache.IN_USE)
     return Harvest(states, offsets)
 
 

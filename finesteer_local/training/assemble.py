@@ -39,9 +39,14 @@ def assemble(
     trials: Sequence[Trial],
     gate: Gate,
     gate_fit: GateFit | None,
+    n_prompts: int,
     stopwatch: Stopwatch,
 ) -> Profile:
-    """The finished profile: what was learnt at the chosen layers, with the chosen settings or those asked for."""
+    """The finished profile: what was learnt at the chosen layers, with the chosen settings or those asked for.
+
+    Args:
+        n_prompts: from which the gate was learnt.
+    """
     settings = run.settings
     return replace(
         blank_profile(run),
@@ -54,6 +59,7 @@ def assemble(
         length_decay=chosen.length_decay,
         training={
             **_provenance(run, stopwatch),
+            "prompts_for_gate": n_prompts,
             "pairs_for_experts": learnt.n_pairs,
             "expert_shares": {str(layer): learnt.shares[layer] for layer in chosen.layers if layer in learnt.shares},
             "figures": {
@@ -68,14 +74,15 @@ def assemble(
 
 def _provenance(run: Run, stopwatch: Stopwatch) -> dict[str, Any]:
     """What a profile was trained with, and how long that took."""
-    data, for_gate, settings = run.data, run.for_gate, run.settings
+    data, settings = run.data, run.settings
     return {
         "recipe": data.recipe,
         "data_hash": data.hash,
         "pairs": len(data.pairs),
         "contrast_prompts": len(data.contrast),
         "quality": settings.quality,
-        "prompts_for_gate": len(for_gate.positive) + len(for_gate.contrast) if settings.gated else 0,
+        "minutes": None if settings.quality else settings.minutes,
+        "lessons": run.effort.lessons if run.learns else 0,
         "optimised": run.learns,
         "seed": settings.seed,
         "seconds": round(stopwatch.seconds, 1),

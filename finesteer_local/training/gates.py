@@ -9,10 +9,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.metrics import roc_auc_score
 from torch import nn
 from torch.nn import functional
 
+from finesteer_local.judges.statistics import auroc
 from finesteer_local.steering import ContrastiveGate, Gate, SubspaceGate, spans
 from finesteer_local.training.data import FOREIGN, FORMS, PLAIN
 from finesteer_local.training.harvest import Turns
@@ -76,7 +76,7 @@ def _fit(gate: Gate, positive: Array, contrast: Array) -> GateFit:
     labels = np.r_[np.ones(len(positive)), np.zeros(len(contrast))]
     opened = np.array([gate.value(float(s)) > 0 for s in np.r_[positive, contrast]])
     return GateFit(
-        auroc=float(roc_auc_score(labels, np.r_[positive, contrast])),
+        auroc=auroc(positive, contrast) or 0.0,
         recall=float(opened[labels == 1].mean()),
         openings=float(opened[labels == 0].mean()),
     )

@@ -139,15 +139,25 @@ def whole(
     end: int,
     seed: int,
     progress: Progress,
+    n_answers: int = ANSWERS,
 ) -> Vectors:
     """Vectors that make the pairs' chosen answers likely, and that they end there; as `likelier` otherwise.
 
     Args:
         end: the token with which the model ends its turn.
+        n_answers: of so many of the pairs at most.
 
     Raises:
         DataError: no prompt and answer are short enough.
     """
+    batches = whole_batches(llama, pairs, end=end, seed=seed, n_answers=n_answers)
+    return learn_whole(model, layers, batches, progress)
+
+
+def whole_batches(
+    llama: SteeredLlama, pairs: Sequence[Pair], *, end: int, seed: int, n_answers: int = ANSWERS
+) -> list[list[Example]]:
+    """The examples of `whole`, as they are learnt from; arguments and errors are those of `whole`."""
     examples = []
     for pair in pairs:
         tokens = pair_tokens(llama, pair)
@@ -157,15 +167,20 @@ def whole(
     if not examples:
         raise DataError(f"every prompt and its answer have more than {LONGEST} tokens; {_WITHOUT}")
     rng = np.random.default_rng(seed)
-    examples = [examples[i] for i in rng.permutation(len(examples))[:ANSWERS]]
+    examples = [examples[i] for i in rng.permutation(len(examples))[:n_answers]]
     # Of like length together: padding is computed, too.
     examples.sort(key=lambda example: len(example.prompt))
     batches = [examples[i : i + BATCH] for i in range(0, len(examples), BATCH)]
+    return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def learn_whole(model: Any, layers: Sequence[int], batches: Sequence[Sequence[Example]], progress: Progress) -> Vectors:
+    """Vectors that make the answers of the examples likely, learnt in one pass over the batches."""
 
     def loss(answers: Sequence[torch.Tensor]) -> torch.Tensor:
         return -torch.stack([each.mean() for each in answers]).mean()
 
-    return _learn(model, layers, [batches[i] for i in rng.permutation(len(batches))], loss, progress)
+    return _learn(model, layers, batches, loss, progress)
 
 
 def _learn(

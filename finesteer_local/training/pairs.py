@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from finesteer_local.evaluation.judges import is_refusal
+from finesteer_local.judges.phrases import is_refusal
 from finesteer_local.runtime import SteeredLlama
 from finesteer_local.training.data import (
     MIN_PAIRS,
@@ -43,9 +43,9 @@ DELTA_TOKENS = 10
 """Answers are compared over their first tokens: that is where a behaviour is decided, and what follows is topic."""
 
 
-def sample(data: TrainingData, seed: int) -> list[Pair]:
-    """As many pairs as training takes, every kind and wrapper with its share."""
-    pairs, most = data.pairs, MAX_PAIRS if data.own_replies else MAX_GIVEN_PAIRS
+def sample(data: TrainingData, seed: int, share: float = 1.0) -> list[Pair]:
+    """As many pairs as training takes, every kind and wrapper with its share; or only a share of so many."""
+    pairs, most = data.pairs, round(share * (MAX_PAIRS if data.own_replies else MAX_GIVEN_PAIRS))
     if len(pairs) <= most:
         return list(pairs)
     groups = [pair.prompt.family or pair.prompt.kind for pair in pairs]
@@ -60,6 +60,8 @@ def sample(data: TrainingData, seed: int) -> list[Pair]:
 def lesson(data: TrainingData, seed: int) -> list[Pair]:
     """Pairs whose chosen answers are learnt whole: plain and wrapped requests by equal shares, every kind with its own.
 
+    Where the answers come from a pool, those that decline alike.
+
     Pages and foreign requests are left to the gate: they cost most, and ask for the same. Where a recipe has little
     else, they are learnt from as well.
     """
@@ -71,10 +73,10 @@ def lesson(data: TrainingData, seed: int) -> list[Pair]:
             kinds = [pair.prompt.family or pair.prompt.kind for pair in pairs]
             drawn = split(len(pairs), kinds, seed, share=LESSON / 2 / len(pairs))[1]
         found += [pairs[i] for i in drawn]
-    if len(found) >= MIN_PAIRS:
-        return found
-    everything = list(data.pairs)
-    return [everything[i] for i in sorted(np.random.default_rng(seed).permutation(len(everything))[:LESSON].tolist())]
+    if len(found) < MIN_PAIRS:
+        drawn = sorted(np.random.default_rng(seed).permutation(len(data.pairs))[:LESSON].tolist())
+        found = [data.pairs[i] for i in drawn]
+    return decline_alike(found) if data.pooled else found
 
 
 def decline_alike(pairs: Sequence[Pair]) -> list[Pair]:

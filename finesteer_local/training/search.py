@@ -79,10 +79,12 @@ class Trial(Setting):
     ended: float  # share of answers that end by themselves, and not after going round in circles; 1 judged by pairs
     coherent: float  # share of answers that are language
     score: float  # share that is all three
+    n_answers: int = 0  # that were judged
+    lost: bool = False  # given up, since it was behind the best by then
 
     @classmethod
     def of(cls, setting: Setting, prompts: str, figures: Mapping[str, float]) -> Trial:
-        """The trial of a setting; `figures` are `wanted`, `ended`, `coherent` and `score`."""
+        """The trial of a setting; `figures` are the fields that a setting does not have."""
         values: dict[str, Any] = {**vars(setting.but()), "prompts": prompts, **figures}
         return cls(**values)
 
