@@ -4,8 +4,7 @@
 
 STATES.npy holds the prompt's hidden states at the gate's layer, float32, shape (n_tokens, n_embd), one row a token:
 from the last user message's first token to the prompt's last, or all of the prompt where the gate reads the whole of
-it. TOKENS is the number of the prompt's tokens in scope, 1 unless given. Prints the decision. It expects a sound file;
-a program that meets files from elsewhere has to check more.
+it. TOKENS is the number of the prompt's tokens in scope, 1 unless given. Prints the decision, if the file is sound.
 """
 
 import sys
@@ -30,6 +29,10 @@ class Profile:
         self.layers = sorted(key("finesteer.layers"))
         self.strength = key("finesteer.strength")
         self.length_decay = key("finesteer.length_decay") or 0.0
+        parts = key("finesteer.optional") or ()
+        self.kind_names = key("finesteer.kinds.names") if "kinds" in parts else ()
+        if unknown := {*parts} - {"kinds"}:
+            print(f"left out: {unknown}", file=sys.stderr)
 
     def gate_key(self, name):
         return self.keys[f"finesteer.gate.{name}"]
@@ -38,14 +41,21 @@ class Profile:
         """The score and g of hidden states (n_tokens, n_embd)."""
         return {"always": always, "scs": scs, "contrastive": contrastive, "cast": cast}[self.kind](self, states)
 
+    def kinds(self, states):
+        """By name how likely a prompt is of each kind of request; {} where the profile tells none."""
+        if not self.kind_names:
+            return {}
+        x, logits, _, (start, stop) = attend(self, states)
+        attention = softmax(logits[start:stop]).mean(axis=1)  # (stop - start,)
+        odds = attention @ x[start:stop] @ self.tensors["kinds.weight"] + self.tensors["kinds.bias"]
+        needed = self.keys["finesteer.kinds.slope"] * self.gate(states)[0] + self.keys["finesteer.kinds.offset"]
+        return dict(zip(self.kind_names, 1 / (1 + np.exp(-needed)) / (1 + np.exp(-odds)), strict=True))
+
     def vector(self, layer, h):
         """`C'alpha + U beta`, (n_embd,), for the last token's hidden state."""
         at = {name: self.tensors.get(name) for name in expert_tensors(layer)}
         prototypes, weight, bias, basis, w0, b0, w2, b2 = at.values()
-        logits = h @ weight + bias
-        alpha = np.exp(logits - logits.max())
-        alpha /= alpha.sum()
-        v = alpha @ prototypes
+        v = softmax(h @ weight + bias) @ prototypes
         if basis is not None:
             v = v + basis @ (np.maximum(h @ w0 + b0, 0) @ w2 + b2)
         return v
@@ -88,26 +98,37 @@ def scs(profile, states):
 
 def contrastive(profile, states):
     """The attention probe."""
-    names = ("mean", "scale", "query", "value_weight", "last_weight")
-    mean, scale, query, value_weight, last_weight = (profile.tensors[f"gate.{name}"] for name in names)
-    x = np.clip((states - mean) / scale, -8, 8)  # (n_tokens, n_embd)
+    x, logits, values, (start, stop) = attend(profile, states)
+    low, high, bias = (profile.gate_key(name) for name in ("low", "high", "bias"))
+    score = float(pool(logits[start:stop], values[start:stop]) + x[-1] @ profile.tensors["gate.last_weight"]) + bias
+    return score, 1.0 if score >= high else max((score - low) / (high - low), 0.0) if score > low else 0.0
+
+
+def attend(profile, states):
+    """Standardised states, the heads' logits and values for each, and the stretch of tokens in which they find most."""
+    mean, scale, query, weight = (
+        profile.tensors[f"gate.{name}"] for name in ("mean", "scale", "query", "value_weight")
+    )
+    x = np.clip((states - mean) / scale, -8, 8)
     # einsum adds up row by row; BLAS would round differently for more rows, by some 1e-6
-    logits, values = (np.einsum("nd,kd->nk", x, np.ascontiguousarray(w.T)) for w in (query, value_weight))
+    logits, values = (np.einsum("nd,kd->nk", x, np.ascontiguousarray(w.T)) for w in (query, weight))
     n, window = len(x), profile.keys.get("finesteer.gate.window", 0)
     spans = [(0, n)]
     if 0 < window < n:
-        starts = [*range(0, n - window, max(window // 4, 1)), n - window]
-        spans += [(start, start + window) for start in starts]
-    pooled = max(pool(logits[start:stop], values[start:stop]) for start, stop in spans)
-    score = float(pooled + x[-1] @ last_weight) + profile.gate_key("bias")
-    low, high = profile.gate_key("low"), profile.gate_key("high")
-    return score, 1.0 if score >= high else max((score - low) / (high - low), 0.0) if score > low else 0.0
+        spans += [(start, start + window) for start in (*range(0, n - window, max(window // 4, 1)), n - window)]
+    return x, logits, values, max(spans, key=lambda span: pool(logits[slice(*span)], values[slice(*span)]))
 
 
 def pool(logits, values):
     """What the heads make of some tokens."""
     weights = np.exp(logits - logits.max(axis=0))
     return ((weights * values).sum(axis=0) / weights.sum(axis=0)).sum()
+
+
+def softmax(logits):
+    """Over the first axis."""
+    weights = np.exp(logits - logits.max(axis=0))
+    return weights / weights.sum(axis=0)
 
 
 def cast(profile, states):
@@ -121,7 +142,8 @@ def cast(profile, states):
 
 
 if __name__ == "__main__":
-    score, g, vectors = Profile(sys.argv[1]).decide(np.load(sys.argv[2]), *map(int, sys.argv[3:]))
-    print(f"score {score:.6g}, g {g:.6g}")
+    profile, states = Profile(sys.argv[1]), np.load(sys.argv[2])
+    score, g, vectors = profile.decide(states, *map(int, sys.argv[3:]))
+    print(f"score {score:.6g}, g {g:.6g}, kinds {profile.kinds(states)}")
     for layer, vector in vectors.items():
         print(f"layer {layer}: vector of length {np.linalg.norm(vector):.6g}, begins {vector[:4]}")

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from finesteer_local import paths
 from finesteer_local.errors import ProfileError, ProfileMismatchError
 from finesteer_local.identity import ModelIdentity, read_model_identity
+from finesteer_local.profile_checks import check_array, check_kinds, check_number, require
 from finesteer_local.steering import (
     AlwaysGate,
     ConditionGate,
@@ -26,6 +27,7 @@ from finesteer_local.steering import (
     Decision,
     Experts,
     Gate,
+    Kinds,
     SubspaceGate,
     decide,
 )
@@ -60,6 +62,7 @@ class Profile:
         answer_strength: factor on the vector for the answer's tokens, 0 to 1; the prompt's tokens get all of it.
         length_decay: how fast the strength falls with a prompt's length, 0 (not at all) to 1; see
             `steering.decision.length_factor`.
+        kinds: tells what kind of request opened a contrastive gate; None where the profile was trained without.
         training: where it comes from (recipe, data hash, counts, seed, versions, measured figures); JSON values.
     """
 
@@ -72,6 +75,7 @@ class Profile:
     scope: str = "prompt"
     answer_strength: float = 1.0
     length_decay: float = 0.0
+    kinds: Kinds | None = None
     description: str = ""
     license: str = ""
     training: Mapping[str, Any] = field(default_factory=dict)
@@ -89,8 +93,22 @@ class Profile:
         """The layers that the profile reads or steers."""
         return {self.gate_layer, *self.experts}
 
+    def summary(self, states: Array) -> Array:
+        """What the gate and the kinds keep of hidden states (n, n_embd): one row a token, so that a turn can come in
+        pieces."""
+        kept = self.gate.summary(states)
+        if self.kinds is None or not isinstance(self.gate, ContrastiveGate):
+            return kept
+        return np.concatenate([kept, self.kinds.summary(self.gate, states)], axis=1)
+
     def decide(
-        self, states: Array, *, strength: float | None = None, scope: str | None = None, n_tokens: int = 1
+        self,
+        states: Array,
+        *,
+        strength: float | None = None,
+        scope: str | None = None,
+        n_tokens: int = 1,
+        policy: Mapping[str, str] | None = None,
     ) -> Decision:
         """The decision for one prompt.
 
@@ -100,12 +118,13 @@ class Profile:
                 (`gate.whole`) the states of all its tokens.
             strength, scope: replace the profile's own.
             n_tokens: tokens of the prompt that are in scope.
+            policy: what is done about each kind of request (`steering.ACTIONS`); all are steered that it leaves out.
 
         Raises:
             SteeringError: a state, or what follows from it, is not finite.
         """
         return self.decide_from(
-            states[-1], self.gate.summary(states), strength=strength, scope=scope, n_tokens=n_tokens
+            states[-1], self.summary(states), strength=strength, scope=scope, n_tokens=n_tokens, policy=policy
         )
 
     def decide_from(
@@ -116,8 +135,9 @@ class Profile:
         strength: float | None = None,
         scope: str | None = None,
         n_tokens: int = 1,
+        policy: Mapping[str, str] | None = None,
     ) -> Decision:
-        """As `decide`, from the last token's state and the gate's summary of the turn, which may come in pieces."""
+        """As `decide`, from the last token's state and the `summary` of the turn, which may come in pieces."""
         return decide(
             self.name,
             self.gate,
@@ -129,6 +149,8 @@ class Profile:
             answer_strength=self.answer_strength,
             length_decay=self.length_decay,
             n_tokens=n_tokens,
+            kinds=self.kinds,
+            policy=policy,
         )
 
     def decision_json(self, decision: Decision) -> dict[str, Any]:
@@ -137,6 +159,9 @@ class Profile:
             "profile": decision.profile,
             "g": decision.g,
             "open": decision.open,
+            "flagged": decision.flagged,
+            "action": decision.action,
+            "kinds": [{"name": name, "probability": probability} for name, probability in decision.kinds],
             "score": decision.score,
             "threshold": decision.threshold,
             "strength": decision.strength,
@@ -196,45 +221,28 @@ def layer_words(layers: Iterable[int]) -> str:
     return f"layer{'s' if len(names) > 1 else ''} {', '.join(names)}"
 
 
-def _require(condition: bool, name: str, what: str) -> None:
-    if not condition:
-        raise ProfileError(f"profile field {name}: {what}")
-
-
-def _check_array(name: str, array: Array, shape: tuple[int | None, ...]) -> None:
-    fits = array.ndim == len(shape) and all(want in (None, got) for got, want in zip(array.shape, shape, strict=True))
-    wanted = " x ".join("any" if n is None else str(n) for n in shape)
-    _require(fits, name, f"shape {' x '.join(map(str, array.shape))}, expected {wanted}")
-    _require(array.dtype == np.float32, name, f"type {array.dtype}, expected float32")
-    _require(bool(np.isfinite(array).all()), name, "holds values that are not finite")
-
-
-def _check_number(name: str, number: float, low: float, high: float) -> None:
-    _require(bool(np.isfinite(number)) and low <= number <= high, name, f"{number} is not in [{low:g}, {high:g}]")
-
-
 def _validate(profile: Profile) -> None:
     model = profile.model
-    _require(bool(NAME.fullmatch(profile.name)), "name", f"{profile.name!r}; use lower-case letters, digits, - and _")
+    require(bool(NAME.fullmatch(profile.name)), "name", f"{profile.name!r}; use lower-case letters, digits, - and _")
     for name, text in (("description", profile.description), ("license", profile.license)):
-        _require(len(text) <= _MAX_TEXT, name, "too long")
-    _require(bool(re.fullmatch(r"[0-9a-f]{64}", model.fingerprint)), "model.fingerprint", "not a SHA-256 in hex")
-    _require(1 <= model.n_embd <= _MAX_WIDTH, "model.embedding_length", f"{model.n_embd} is out of range")
-    _require(2 <= model.n_layer <= 1024, "model.block_count", f"{model.n_layer} is out of range")
-    _require(0 <= model.n_vocab <= 1 << 24, "model.vocab_size", f"{model.n_vocab} is out of range")
-    _require(profile.scope in SCOPES, "scope", f"{profile.scope!r} is none of {', '.join(SCOPES)}")
-    _check_number("strength", profile.strength, 0.0, MAX_STRENGTH)
-    _check_number("answer_strength", profile.answer_strength, 0.0, 1.0)
-    _check_number("length_decay", profile.length_decay, 0.0, 1.0)
-    _require(0 <= profile.gate_layer < model.n_layer, "gate.layer", f"{profile.gate_layer} is not a layer of the model")
-    _require(
+        require(len(text) <= _MAX_TEXT, name, "too long")
+    require(bool(re.fullmatch(r"[0-9a-f]{64}", model.fingerprint)), "model.fingerprint", "not a SHA-256 in hex")
+    require(1 <= model.n_embd <= _MAX_WIDTH, "model.embedding_length", f"{model.n_embd} is out of range")
+    require(2 <= model.n_layer <= 1024, "model.block_count", f"{model.n_layer} is out of range")
+    require(0 <= model.n_vocab <= 1 << 24, "model.vocab_size", f"{model.n_vocab} is out of range")
+    require(profile.scope in SCOPES, "scope", f"{profile.scope!r} is none of {', '.join(SCOPES)}")
+    check_number("strength", profile.strength, 0.0, MAX_STRENGTH)
+    check_number("answer_strength", profile.answer_strength, 0.0, 1.0)
+    check_number("length_decay", profile.length_decay, 0.0, 1.0)
+    require(0 <= profile.gate_layer < model.n_layer, "gate.layer", f"{profile.gate_layer} is not a layer of the model")
+    require(
         not profile.gate.pools or profile.gate_layer < model.n_layer - 1,
         "gate.layer",
         "a gate that pools cannot read the last layer, which shows only the tokens that have logits",
     )
-    _require(0 < len(profile.experts) <= model.n_layer, "layers", "no layer is steered")
+    require(0 < len(profile.experts) <= model.n_layer, "layers", "no layer is steered")
     for layer in profile.experts:
-        _require(
+        require(
             max(profile.gate_layer, 1) <= layer < model.n_layer,
             "layers",
             f"layer {layer} must lie from the gate's layer ({profile.gate_layer}), at least 1, to {model.n_layer - 1}",
@@ -244,59 +252,62 @@ def _validate(profile: Profile) -> None:
     except (TypeError, ValueError, RecursionError) as error:
         raise ProfileError(f"profile field training: {error}") from error
     _validate_gate(profile.gate, model.n_embd)
+    if profile.kinds is not None:
+        require(isinstance(profile.gate, ContrastiveGate), "kinds", "only a contrastive gate can tell them")
+        check_kinds(profile.kinds, model.n_embd)
     for layer, experts in profile.experts.items():
         _validate_experts(layer, experts, model.n_embd)
 
 
 def _validate_gate(gate: Gate, n_embd: int) -> None:
     if isinstance(gate, SubspaceGate):
-        _check_array("gate.mean", gate.mean, (n_embd,))
-        _check_array("gate.basis", gate.basis, (n_embd, None))
-        _require(1 <= gate.basis.shape[1] <= n_embd, "gate.basis", "needs 1 to n_embd columns")
-        _check_array("gate.calibration", gate.calibration, (None,))
-        _require(len(gate.calibration) > 0, "gate.calibration", "is empty")
-        _require(bool((np.diff(gate.calibration) >= 0).all()), "gate.calibration", "is not ascending")
-        _check_number("gate.eps", gate.eps, 1e-6, 1.0)
-        _check_number("gate.gamma", gate.gamma, 0.0, 100.0)
-        _check_number("gate.floor", gate.floor, 0.0, 1.0)
+        check_array("gate.mean", gate.mean, (n_embd,))
+        check_array("gate.basis", gate.basis, (n_embd, None))
+        require(1 <= gate.basis.shape[1] <= n_embd, "gate.basis", "needs 1 to n_embd columns")
+        check_array("gate.calibration", gate.calibration, (None,))
+        require(len(gate.calibration) > 0, "gate.calibration", "is empty")
+        require(bool((np.diff(gate.calibration) >= 0).all()), "gate.calibration", "is not ascending")
+        check_number("gate.eps", gate.eps, 1e-6, 1.0)
+        check_number("gate.gamma", gate.gamma, 0.0, 100.0)
+        check_number("gate.floor", gate.floor, 0.0, 1.0)
     elif isinstance(gate, ContrastiveGate):
-        _check_array("gate.mean", gate.mean, (n_embd,))
-        _check_array("gate.scale", gate.scale, (n_embd,))
-        _require(bool((gate.scale > 0).all()), "gate.scale", "must be positive")
-        _check_array("gate.query", gate.query, (n_embd, None))
-        _require(1 <= gate.query.shape[1] <= _MAX_EXPERTS, "gate.query", "needs 1 to 256 columns")
-        _check_array("gate.value_weight", gate.value_weight, (n_embd, gate.query.shape[1]))
-        _check_array("gate.last_weight", gate.last_weight, (n_embd,))
-        _check_number("gate.bias", gate.bias, -1e9, 1e9)
-        _check_number("gate.high", gate.high, -1e9, 1e9)
-        _check_number("gate.low", gate.low, -1e9, gate.high)
-        _check_number("gate.window", gate.window, 0, _MAX_WINDOW)
-        _require(gate.window == int(gate.window), "gate.window", f"{gate.window} is not a whole number of tokens")
+        check_array("gate.mean", gate.mean, (n_embd,))
+        check_array("gate.scale", gate.scale, (n_embd,))
+        require(bool((gate.scale > 0).all()), "gate.scale", "must be positive")
+        check_array("gate.query", gate.query, (n_embd, None))
+        require(1 <= gate.query.shape[1] <= _MAX_EXPERTS, "gate.query", "needs 1 to 256 columns")
+        check_array("gate.value_weight", gate.value_weight, (n_embd, gate.query.shape[1]))
+        check_array("gate.last_weight", gate.last_weight, (n_embd,))
+        check_number("gate.bias", gate.bias, -1e9, 1e9)
+        check_number("gate.high", gate.high, -1e9, 1e9)
+        check_number("gate.low", gate.low, -1e9, gate.high)
+        check_number("gate.window", gate.window, 0, _MAX_WINDOW)
+        require(gate.window == int(gate.window), "gate.window", f"{gate.window} is not a whole number of tokens")
     elif isinstance(gate, ConditionGate):
-        _check_array("gate.direction", gate.direction, (n_embd,))
-        _require(bool(gate.direction.any()), "gate.direction", "is zero")
-        _check_number("gate.limit", gate.limit, -1.0, 1.0)
-        _require(gate.sign in (-1.0, 1.0), "gate.sign", f"{gate.sign} is neither 1 nor -1")
-        _require(gate.over_prompt in (0.0, 1.0), "gate.over_prompt", f"{gate.over_prompt} is neither 0 nor 1")
+        check_array("gate.direction", gate.direction, (n_embd,))
+        require(bool(gate.direction.any()), "gate.direction", "is zero")
+        check_number("gate.limit", gate.limit, -1.0, 1.0)
+        require(gate.sign in (-1.0, 1.0), "gate.sign", f"{gate.sign} is neither 1 nor -1")
+        require(gate.over_prompt in (0.0, 1.0), "gate.over_prompt", f"{gate.over_prompt} is neither 0 nor 1")
     else:
-        _require(isinstance(gate, AlwaysGate), "gate.kind", f"{gate.kind!r} is unknown to this version")
+        require(isinstance(gate, AlwaysGate), "gate.kind", f"{gate.kind!r} is unknown to this version")
 
 
 def _validate_experts(layer: int, experts: Experts, n_embd: int) -> None:
     at, residual = f"experts.{layer}", f"residual.{layer}"
-    _check_array(f"{at}.prototypes", experts.prototypes, (None, n_embd))
+    check_array(f"{at}.prototypes", experts.prototypes, (None, n_embd))
     n_experts = len(experts.prototypes)
-    _require(1 <= n_experts <= _MAX_EXPERTS, f"{at}.prototypes", f"{n_experts} experts are out of range")
-    _check_array(f"{at}.router.weight", experts.router_weight, (n_embd, n_experts))
-    _check_array(f"{at}.router.bias", experts.router_bias, (n_experts,))
-    _check_array(f"{residual}.basis", experts.residual_basis, (n_embd, None))
-    _check_array(f"{residual}.beta.0.weight", experts.hidden_weight, (n_embd, None))
+    require(1 <= n_experts <= _MAX_EXPERTS, f"{at}.prototypes", f"{n_experts} experts are out of range")
+    check_array(f"{at}.router.weight", experts.router_weight, (n_embd, n_experts))
+    check_array(f"{at}.router.bias", experts.router_bias, (n_experts,))
+    check_array(f"{residual}.basis", experts.residual_basis, (n_embd, None))
+    check_array(f"{residual}.beta.0.weight", experts.hidden_weight, (n_embd, None))
     rank, width = experts.residual_basis.shape[1], experts.hidden_weight.shape[1]
-    _require(rank <= n_embd, f"{residual}.basis", f"rank {rank} is out of range")
-    _require(width <= _MAX_WIDTH, f"{residual}.beta.0.weight", f"width {width} is out of range")
-    _require((width > 0) == (rank > 0), f"{residual}.beta.0.weight", f"width {width} does not fit rank {rank}")
-    _check_array(f"{residual}.beta.0.bias", experts.hidden_bias, (width,))
-    _check_array(f"{residual}.beta.2.weight", experts.output_weight, (width, rank))
-    _check_array(f"{residual}.beta.2.bias", experts.output_bias, (rank,))
-    _require(len(experts.labels) in (0, n_experts), f"{at}.labels", f"{len(experts.labels)} for {n_experts} experts")
-    _require(all(len(text) <= 256 for text in experts.labels), f"{at}.labels", "too long")
+    require(rank <= n_embd, f"{residual}.basis", f"rank {rank} is out of range")
+    require(width <= _MAX_WIDTH, f"{residual}.beta.0.weight", f"width {width} is out of range")
+    require((width > 0) == (rank > 0), f"{residual}.beta.0.weight", f"width {width} does not fit rank {rank}")
+    check_array(f"{residual}.beta.0.bias", experts.hidden_bias, (width,))
+    check_array(f"{residual}.beta.2.weight", experts.output_weight, (width, rank))
+    check_array(f"{residual}.beta.2.bias", experts.output_bias, (rank,))
+    require(len(experts.labels) in (0, n_experts), f"{at}.labels", f"{len(experts.labels)} for {n_experts} experts")
+    require(all(len(text) <= 256 for text in experts.labels), f"{at}.labels", "too long")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,28 @@ from finesteer_local.errors import ProfileError, one_line
 from finesteer_local.gguf_file import DamagedGGUF, open_gguf, read_header
 from finesteer_local.identity import ModelIdentity
 from finesteer_local.profile import ARCHITECTURE, FORMAT_VERSION, Profile
-from finesteer_local.steering import AlwaysGate, ConditionGate, ContrastiveGate, Experts, Gate, SubspaceGate
+from finesteer_local.steering import (
+    AlwaysGate,
+    ConditionGate,
+    ContrastiveGate,
+    Experts,
+    Gate,
+    Kind,
+    Kinds,
+    SubspaceGate,
+)
 
+log = logging.getLogger("finesteer_local")
 Array = NDArray[np.float32]
 
 LENGTH_DECAY = "length_decay"
 GATE_WINDOW = "gate_window"
 FEATURES = frozenset({LENGTH_DECAY, GATE_WINDOW})
 """What this version knows of the names that `finesteer.requires` may hold: later additions that change a decision."""
+KINDS = "kinds"
+PARTS = frozenset({KINDS})
+"""What this version knows of the names that `finesteer.optional` may hold: parts whose tensors (`NAME.*`) tell more
+than a decision needs. A reader that does not know one leaves it out, and says so."""
 
 _MAX_BYTES = 1 << 30
 _MAX_ITEMS = 1 << 16  # keys, array items and tensors
@@ -37,6 +52,8 @@ _EXPERT_TENSORS = (
     ("residual.{}.beta.2.weight", "output_weight"),
     ("residual.{}.beta.2.bias", "output_bias"),
 )
+_KINDS_TENSORS = ("weight", "bias")
+_KINDS_NUMBERS = ("slope", "offset")
 # Tensors and float64 keys of each gate kind; both are also the gate's fields.
 _GATES: dict[str, tuple[type[Any], tuple[str, ...], tuple[str, ...]]] = {
     SubspaceGate.kind: (SubspaceGate, ("mean", "basis", "calibration"), ("eps", "gamma", "floor")),
@@ -89,6 +106,14 @@ def write_profile(profile: Profile, path: Path) -> None:
         writer.add_float64(f"finesteer.gate.{name}", getattr(profile.gate, name))
     for name in tensors:
         writer.add_tensor(f"gate.{name}", np.ascontiguousarray(getattr(profile.gate, name)))
+    if profile.kinds is not None:
+        writer.add_array("finesteer.optional", [KINDS])
+        writer.add_array("finesteer.kinds.names", list(profile.kinds.names))
+        add_text("finesteer.kinds.about", _about_json(profile.kinds))
+        for name in _KINDS_NUMBERS:
+            writer.add_float64(f"finesteer.kinds.{name}", getattr(profile.kinds, name))
+        for name in _KINDS_TENSORS:
+            writer.add_tensor(f"kinds.{name}", np.ascontiguousarray(getattr(profile.kinds, name)))
     for layer in profile.layers:
         experts = profile.experts[layer]
         if experts.labels:
@@ -103,6 +128,20 @@ def write_profile(profile: Profile, path: Path) -> None:
         writer.write_tensors_to_file()
     finally:
         writer.close()
+
+
+def _about_json(kinds: Kinds) -> str:
+    about = {
+        kind.name: {
+            "about": kind.about,
+            "action": kind.action,
+            "words": list(kind.words),
+            "mlcommons": list(kind.mlcommons),
+            "openai": list(kind.openai),
+        }
+        for kind in kinds.kinds
+    }
+    return json.dumps(about, ensure_ascii=False)
 
 
 def read_profile(path: Path) -> Profile:
@@ -197,7 +236,7 @@ class _File:
             raise self.error(
                 f"its format_version {version} needs a newer finesteer-local (this reads {FORMAT_VERSION})"
             )
-        if unknown := set(self.requires()) - FEATURES:
+        if unknown := set(self.texts("finesteer.requires")) - FEATURES:
             raise self.error(f"its key finesteer.requires names {min(unknown)!r}: it needs a newer finesteer-local")
         model = ModelIdentity(
             fingerprint=self.text("finesteer.model.fingerprint"),
@@ -209,12 +248,7 @@ class _File:
             template_hash=self.text("finesteer.chat_template_hash", optional=True),
         )
         layers = self.layers()
-        try:
-            training = json.loads(self.text("finesteer.training"))
-        except (ValueError, RecursionError) as error:
-            raise self.error("key finesteer.training is not JSON") from error
-        if not isinstance(training, dict):
-            raise self.error("key finesteer.training is not a JSON object")
+        optional = self.texts("finesteer.optional")
         parts: dict[str, Any] = {
             "name": self.text("general.name"),
             "description": self.text("general.description", optional=True),
@@ -227,8 +261,12 @@ class _File:
             "answer_strength": self.number("finesteer.answer_strength", default=1.0),
             "length_decay": self.number("finesteer.length_decay", default=0.0),
             "scope": self.text("finesteer.scope"),
-            "training": training,
+            "kinds": self.kinds() if KINDS in optional else None,
+            "training": self.json_object("finesteer.training"),
         }
+        for part in sorted(set(optional) - PARTS):
+            log.warning("the profile %s has a part %r that this version does not know; it is left out", self.path, part)
+            self._unread -= {name for name in self._unread if name.startswith(f"{part}.")}
         if self._unread:
             raise self.error(f"tensor {min(self._unread)} does not belong in a profile")
         try:
@@ -236,10 +274,19 @@ class _File:
         except ProfileError as error:
             raise self.error(str(error).removeprefix("profile ")) from error
 
-    def requires(self) -> list[str]:
-        key = "finesteer.requires"
-        names: list[str] = self.get(key, GGUFValueType.STRING, array=True) if key in self.fields else []
-        return names
+    def texts(self, key: str) -> list[str]:
+        """A list of texts that may be missing."""
+        found: list[str] = self.get(key, GGUFValueType.STRING, array=True) if key in self.fields else []
+        return found
+
+    def json_object(self, key: str) -> dict[str, Any]:
+        try:
+            found = json.loads(self.text(key))
+        except (ValueError, RecursionError) as error:
+            raise self.error(f"key {key} is not JSON") from error
+        if not isinstance(found, dict):
+            raise self.error(f"key {key} is not a JSON object")
+        return found
 
     def layers(self) -> list[int]:
         types, values = self.fields.get("finesteer.layers", ([], None))
@@ -275,6 +322,28 @@ class _File:
                 ("output_bias", (0,)),
             ):
                 arrays[attribute] = np.zeros(shape, np.float32)
-        key = f"finesteer.experts.{layer}.labels"
-        labels = self.get(key, GGUFValueType.STRING, array=True) if key in self.fields else []
-        return Experts(**arrays, labels=tuple(labels))
+        return Experts(**arrays, labels=tuple(self.texts(f"finesteer.experts.{layer}.labels")))
+
+    def kinds(self) -> Kinds:
+        about = self.json_object("finesteer.kinds.about") if "finesteer.kinds.about" in self.fields else {}
+        arrays: dict[str, Any] = {name: self.tensor(f"kinds.{name}") for name in _KINDS_TENSORS}
+        arrays |= {name: self.number(f"finesteer.kinds.{name}") for name in _KINDS_NUMBERS}
+        names = self.texts("finesteer.kinds.names")
+        return Kinds(tuple(self.kind(name, about.get(name, {})) for name in names), **arrays)
+
+    def kind(self, name: str, about: Any) -> Kind:
+        if not isinstance(about, dict):
+            raise self.error(f"key finesteer.kinds.about: {name!r} is not an object")
+        values: dict[str, Any] = {}
+        for field in ("about", "action"):
+            if field in about:
+                values[field] = about[field]
+        for field in ("words", "mlcommons", "openai"):
+            if isinstance(about.get(field), list):
+                values[field] = tuple(about[field])
+            elif field in about:
+                raise self.error(f"key finesteer.kinds.about: {field!r} of {name!r} is not a list")
+        texts = (each for value in values.values() for each in (value if isinstance(value, tuple) else (value,)))
+        if not all(isinstance(each, str) for each in texts):
+            raise self.error(f"key finesteer.kinds.about: {name!r} has a value that is not text")
+        return Kind(name, **values)

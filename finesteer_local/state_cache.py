@@ -131,8 +131,9 @@ def _places() -> list[Path]:
 
 
 def _files(place: Path) -> list[Path]:
+    """A folder's files but those that somebody is writing: they have no name yet (`paths.atomic_write`)."""
     with suppress(OSError):
-        return [path for path in place.iterdir() if path.is_file()]
+        return [path for path in place.iterdir() if path.is_file() and not path.name.startswith(".")]
     return []
 
 

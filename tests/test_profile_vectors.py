@@ -16,7 +16,7 @@ from finesteer_local import profile_file
 from finesteer_local.profile import Profile
 from finesteer_local.profile_file import _EXPERT_TENSORS, _GATES
 from finesteer_local.steering import ContrastiveGate, Experts, SubspaceGate
-from tiny import make_profile
+from tiny import make_kinds, make_profile
 
 HERE = Path(__file__).parent / "data" / "profiles"
 DOCS = Path(__file__).parents[1] / "docs"
@@ -39,6 +39,7 @@ def test_our_reader(case: dict[str, Any]) -> None:
         decision = profile.decide(np.array(prompt["states"], np.float32), n_tokens=prompt["n_tokens"])
         assert decision.score == pytest.approx(prompt["score"], rel=1e-6, abs=1e-6)
         assert decision.g == pytest.approx(prompt["g"], abs=1e-6)
+        assert dict(decision.kinds) == pytest.approx(prompt.get("kinds", {}), abs=1e-6)
         for part, found in (("alpha", decision.alpha), ("beta", decision.beta), ("vectors", decision.vectors)):
             assert sorted(found) == sorted(map(int, prompt[part]))
             for layer, numbers in prompt[part].items():
@@ -52,6 +53,7 @@ def test_the_reference_reader(case: dict[str, Any]) -> None:
         score, g, vectors = profile.decide(np.array(prompt["states"], np.float32), prompt["n_tokens"])
         assert score == pytest.approx(prompt["score"], rel=1e-6, abs=1e-6)
         assert g == pytest.approx(prompt["g"], abs=1e-6)
+        assert profile.kinds(np.array(prompt["states"], np.float32)) == pytest.approx(prompt.get("kinds", {}), abs=1e-6)
         assert sorted(vectors) == sorted(map(int, prompt["vectors"]))
         for layer, numbers in prompt["vectors"].items():
             np.testing.assert_allclose(vectors[int(layer)], numbers, rtol=1e-6, atol=1e-6)
@@ -70,6 +72,18 @@ def test_the_vectors_say_something() -> None:
     assert min(p["n_tokens"] for p in lengths) < 64 < 512 < max(p["n_tokens"] for p in lengths)
     for name in ("scs", "contrastive_ramp", "contrastive_window"):
         assert any(0 < g < 1 for g in values[f"{name}.gguf"]), (name, values[f"{name}.gguf"])
+
+
+def test_the_kinds_say_something() -> None:
+    """Each is the likeliest of some prompt, and which it is depends on the stretch that the gate attends to."""
+    [case] = [case for case in VECTORS["cases"] if case["profile"] == "kinds.gguf"]
+    profile = Profile.load(HERE / case["profile"])
+    assert profile.kinds is not None
+    first = {max(prompt["kinds"], key=prompt["kinds"].get) for prompt in case["prompts"]}
+    assert len(first) >= 2
+    long = np.array(case["prompts"][-1]["states"], np.float32)
+    whole = replace(profile, gate=replace(profile.gate, window=0)).decide(long)
+    assert dict(whole.kinds) != pytest.approx(case["prompts"][-1]["kinds"], abs=0.01)
 
 
 def test_the_windows_say_something() -> None:
@@ -166,8 +180,12 @@ def test_the_page_names_every_key_and_tensor(tiny: Path, tmp_path: Path) -> None
             assert f"`finesteer.gate.{name}`" in page, name
     for name, _ in _EXPERT_TENSORS:
         assert f"`{name.format('L')}`" in page, name
-    profile = make_profile(tiny, gate="selective, windowed", length_decay=0.2)
+    kinds = make_kinds(64, np.random.default_rng(0))
+    profile = make_profile(tiny, gate="selective, windowed", length_decay=0.2, kinds=kinds)
     profile.save(tmp_path / "p.gguf")
+    assert {*reference_reader.Profile(tmp_path / "p.gguf").keys["finesteer.optional"]} == profile_file.PARTS
+    for name in profile_file._KINDS_TENSORS:
+        assert f"`kinds.{name}`" in page, name
     assert {*reference_reader.Profile(tmp_path / "p.gguf").keys["finesteer.requires"]} == profile_file.FEATURES
     for feature in profile_file.FEATURES:
         assert f"`{feature}`" in page, feature

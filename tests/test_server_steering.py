@@ -129,6 +129,7 @@ def test_the_catalogue_serves_profiles_for_this_model(
         "gate": {"kind": "always", "layer": 1, "threshold": 0.0},
         "layers": [2],
         "experts": ["expert a", "expert b", "expert c", "expert d"],
+        "kinds": [],
         "active": True,
         "required": False,
     }
@@ -166,7 +167,10 @@ def test_a_profile_that_is_replaced_is_read_again(server: Served, tiny: Path, tm
 
 def test_the_defaults_are_swapped_while_it_runs(server: Served) -> None:
     assert server.http.get("/v1/steering").json() == {
-        "profiles": [{"name": "firm", "strength": 2.0}, {"name": "warm", "strength": 1.0}],
+        "profiles": [
+            {"name": "firm", "strength": 2.0, "policy": {}},
+            {"name": "warm", "strength": 1.0, "policy": {}},
+        ],
         "scope": None,
         "required": [],
     }
@@ -174,7 +178,8 @@ def test_the_defaults_are_swapped_while_it_runs(server: Served) -> None:
     answer = server.http.put("/v1/steering", json=wanted)
     assert answer.status_code == 200
     assert answer.json() == server.http.get("/v1/steering").json()
-    assert answer.json()["profiles"] == [{"name": "warm", "strength": 3.0}, {"name": "firm", "strength": 2.0}]
+    listed = [(profile["name"], profile["strength"]) for profile in answer.json()["profiles"]]
+    assert listed == [("warm", 3.0), ("firm", 2.0)]
     assert decided(server) == [("warm", 3.0, "prompt"), ("firm", 2.0, "prompt")]
     # Named without a strength, a profile has the server's.
     assert decided(server, {"profiles": [{"name": "warm"}]}) == [("warm", 3.0, "prompt")]

@@ -54,6 +54,15 @@ def test_what_was_just_used_is_not_deleted_for_something_else() -> None:
     assert state_cache.trim(0, spare=state_cache.IN_USE) == 1072  # nothing may be kept: not even that
 
 
+def test_what_another_process_is_writing_is_let_alone() -> None:
+    """It has a name that begins with a dot until it is whole."""
+    files = segment("a", "one", 1000, 50)
+    writing = files[0].with_name(".one.index.123")
+    writing.write_bytes(b"half")
+    assert state_cache.trim(0) == 1072 and writing.exists()
+    assert not any(path.exists() for path in files)
+
+
 def test_an_unfinished_harvest_is_left_alone_for_days() -> None:
     fresh = segment("a", "f", 1000, 3600, finished=False)
     stale = segment("a", "s", 1000, 10 * 86400, finished=False)

@@ -14,7 +14,7 @@ from gguf import GGUFWriter, TokenType
 
 from finesteer_local.identity import read_model_identity
 from finesteer_local.profile import Profile
-from finesteer_local.steering import AlwaysGate, ContrastiveGate, Experts, Gate, SubspaceGate
+from finesteer_local.steering import AlwaysGate, ContrastiveGate, Experts, Gate, Kind, Kinds, SubspaceGate
 
 ARCHITECTURES = ("llama", "qwen2", "gemma3")
 CHATML = (
@@ -205,6 +205,16 @@ def make_gate(kind: str, n_embd: int, rng: np.random.Generator) -> Gate:
     scale = 1 + np.abs(normal(n_embd))
     mean = normal(n_embd) / 10
     return ContrastiveGate(mean, scale, query, value_weight, last_weight, bias=0.1, low=low, high=high, window=window)
+
+
+def make_kinds(n_embd: int, rng: np.random.Generator, *, names: Sequence[str] = ("fraud", "hate", "drugs")) -> Kinds:
+    """A random head that tells these kinds apart."""
+    kinds = tuple(
+        Kind(name, f"what is {name}", (f"No {name} here.",), mlcommons=(f"{name} crimes",), openai=("illicit",))
+        for name in names
+    )
+    weight = (rng.standard_normal((n_embd, len(names))) / 4).astype(np.float32)
+    return Kinds(kinds, weight, rng.standard_normal(len(names)).astype(np.float32), slope=0.7, offset=0.2)
 
 
 def make_experts(

@@ -22,6 +22,7 @@ PROGRAM = "finesteer-local"
 COMMANDS = {
     "chat": "Chat with a model, steered question by question.",
     "run": "Answer one prompt, or a file of prompts.",
+    "check": "Say what kind of request a text is, without answering it.",
     "serve": "Serve a model over HTTP, steered per request, with a web page.",
     "worker": "Lend this machine's devices to a model on another one.",
     "demo": "Show a small model unsteered and steered, side by side.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from finesteer_local.cli._engine import INTERRUPTED, Answer, OnText, answer
 from finesteer_local.cli._options import Sampling
 from finesteer_local.errors import ContextLengthError, DataError, PromptError, StorageError
 from finesteer_local.paths import atomic_write
+from finesteer_local.profile import Profile
 
 if TYPE_CHECKING:
     from finesteer_local.runtime import SteeredLlama
@@ -40,9 +42,10 @@ class Chat:
         system: str | None = None,
         strength: float | None = None,
         scope: str | None = None,
+        policy: Mapping[str, str] | None = None,
     ) -> None:
         self.engine, self.model, self.system = engine, model, system
-        self.strength, self.scope = strength, scope
+        self.strength, self.scope, self.policy = strength, scope, dict(policy or {})
         self.messages: list[dict[str, str]] = []
         self.last: Answer | None = None
         self._sampling = sampling
@@ -88,16 +91,22 @@ class Chat:
         try:
             plain = answer(self.engine, messages, sampling, on_plain)
         finally:
-            self.llama.set_profiles(profiles, strength=self.strength, scope=self.scope)
+            self._set_profiles(profiles, self.strength)
         if plain.finish == INTERRUPTED:
             return plain, None
         return plain, answer(self.engine, messages, sampling, on_steered)
 
     def steer(self, profiles: Any = None, strength: float | None = None) -> None:
         """Use these profiles (None: the same as before) and this strength (None: the profiles' own)."""
-        chosen = self.llama.profiles if profiles is None else profiles
-        self.llama.set_profiles(chosen, strength=strength, scope=self.scope)
+        self._set_profiles(self.llama.profiles if profiles is None else profiles, strength)
         self.strength = strength
+
+    def _set_profiles(self, profiles: Iterable[Any], strength: float | None) -> None:
+        """Use these profiles, with what the chat's policy says about kinds that they know."""
+        chosen = [each if isinstance(each, Profile) else Profile.load(each) for each in profiles]
+        known = {name for profile in chosen if profile.kinds for name in profile.kinds.names}
+        policy = {kind: action for kind, action in self.policy.items() if kind in known}
+        self.llama.set_profiles(chosen, strength=strength, scope=self.scope, policy=policy)
 
     def clear(self) -> None:
         """Forget the conversation; model, profiles and system prompt stay."""

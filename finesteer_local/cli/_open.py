@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,7 +62,9 @@ def train_line(model: str, recipe: str) -> str:
     return f"finesteer-local train {shlex.quote(model)} --recipe {recipe}"
 
 
-def open_steered(model: str, options: ModelOptions, offer: Offer | None = None) -> SteeredLlama:
+def open_steered(
+    model: str, options: ModelOptions, offer: Offer | None = None, policy: Mapping[str, str] | None = None
+) -> SteeredLlama:
     """Open MODEL as the command line asks for it.
 
     Raises:
@@ -75,7 +77,7 @@ def open_steered(model: str, options: ModelOptions, offer: Offer | None = None) 
     with _progress.waiting(f"opening {path.name}"):
         from finesteer_local.runtime import open_model
 
-        return open_model(path, profiles=profiles, identity=identity, **options.arguments())
+        return open_model(path, profiles=profiles, policy=policy, identity=identity, **options.arguments())
 
 
 def keep_profile(profile: Profile) -> Path:

@@ -14,9 +14,10 @@ from finesteer_local.errors import PromptError
 F = TypeVar("F", bound=Callable[..., Any])
 Decorator = Callable[[F], F]
 
-# As finesteer_local.profile has them; importing that would load numpy for a help page.
+# As finesteer_local.profile and .steering have them; importing those would load numpy for a help page.
 SCOPES = ("response", "turn", "prompt")
 MAX_STRENGTH = 100.0
+ACTIONS = ("leave", "report", "steer", "refuse")
 
 
 @dataclass(frozen=True)
@@ -189,6 +190,27 @@ def skip_thinking_option(function: F) -> F:
     """--skip-thinking."""
     text = "Leave unsteered what a reasoning model thinks before it answers (<think>...</think>)."
     return click.option("--skip-thinking", is_flag=True, help=text)(function)
+
+
+def _policy(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
+    found = {}
+    for text in given:
+        kind, _equals, action = text.partition("=")
+        if not kind or action not in ACTIONS:
+            raise click.BadParameter(f"{text!r} is not KIND=ACTION, with an action of {', '.join(ACTIONS)}")
+        found[kind] = action
+    return found
+
+
+def policy_option(function: F) -> F:
+    """--policy KIND=ACTION, repeatable, as a dictionary in the argument `policy`."""
+    return click.option(
+        "--policy",
+        multiple=True,
+        metavar="KIND=ACTION",
+        callback=_policy,
+        help="What is done about a kind of request: steer, refuse at once, report only, or leave alone; repeatable.",
+    )(function)
 
 
 def checked_text(text: str, what: str = "the prompt") -> str:

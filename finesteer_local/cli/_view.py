@@ -18,8 +18,10 @@ from finesteer_local.cli._wrap import WordWrap
 if TYPE_CHECKING:
     from finesteer_local.profile import Profile
     from finesteer_local.steering import Decision
+    from finesteer_local.steering.kinds import Probabilities
 
 _BAR_WIDTH = 20
+_SHOWN_KIND = 0.1
 
 
 def output_console() -> Console:
@@ -83,7 +85,7 @@ def share(weight: float) -> str:
 def gate_state(decision: Decision) -> str:
     """`gate 1.00 open`, `gate 0.00 closed`, or open with strength 0."""
     state = "open" if decision.g > 0 else "closed"
-    note = ", strength 0" if decision.g > 0 and not decision.open else ""
+    note = ", strength 0" if decision.g > 0 and decision.strength == 0 else ""
     return f"gate {decision.g:.2f} {state}{note}"
 
 
@@ -95,6 +97,19 @@ def gate_colour(decision: Decision) -> str:
 def leading(decision: Decision, n: int = 2) -> str:
     """`hacking .61, malware .22`."""
     return ", ".join(f"{one_line(name, 24)} {share(weight)}" for name, weight in decision.leading_experts(n))
+
+
+def kinds_words(kinds: Probabilities, n: int = 2) -> str:
+    """`cybercrime .81, fraud .22`: the likeliest kind, and further ones that are not next to nothing."""
+    shown = [(name, p) for i, (name, p) in enumerate(kinds[:n]) if i == 0 or p >= _SHOWN_KIND]
+    return ", ".join(f"{one_line(name, 24)} {share(p)}" for name, p in shown)
+
+
+def action_words(decision: Decision) -> str:
+    """What was done about a request that opened the gate, where that is not steering."""
+    return {"refuse": "refused at once", "report": "reported only", "leave": "left alone"}.get(
+        decision.action or "", ""
+    )
 
 
 def speed(answer: Answer) -> str:
@@ -109,6 +124,10 @@ def quiet_line(answer: Answer) -> str:
     for profile, decision in answer.readings:
         scores = f" (score {number(decision.score)}, threshold {number(decision.threshold)})"
         parts.append(f"{decision.profile} · {gate_state(decision)}{'' if profile.gate.kind == 'always' else scores}")
+        if decision.g > 0 and decision.kinds:
+            parts.append(kinds_words(decision.kinds))
+        if words := action_words(decision):
+            parts.append(words)
         if experts := leading(decision):
             parts.append(experts)
     if answer.n_answer and (rate := speed(answer)):
@@ -131,10 +150,18 @@ def why(profile: Profile, decision: Decision) -> RenderableType:
         relation = "at or above" if decision.score >= decision.threshold else "below"
         table.add_row("score", f"{number(decision.score)}, {relation} the threshold {number(decision.threshold)}")
     table.add_row("read at", f"layer {profile.gate_layer} of {profile.model.n_layer}, {gate_tokens(profile)}")
+    if decision.kinds:
+        table.add_row("kinds", kinds_words(decision.kinds, 4) if decision.g > 0 else "none")
+    if words := action_words(decision):
+        table.add_row("policy", words)
     if decision.open:
         if experts := decision.leading_experts(256):
             table.add_row("experts", expert_bars(experts))
         table.add_row("layers", "steers " + ", ".join(map(str, profile.layers)))
+    elif decision.refused:
+        table.add_row("", "the answer is the profile's, and nothing was generated")
+    elif decision.action == "leave" or (decision.g > 0 and decision.strength > 0):
+        table.add_row("", "the answer is the model's own")
     elif decision.g > 0:
         table.add_row("", "strength 0: the answer is the model's own")
     else:

@@ -13,6 +13,7 @@ from finesteer_local.cli._options import (
     checked_text,
     model_argument,
     model_options,
+    policy_option,
     sampling_options,
     skip_thinking_option,
     system_option,
@@ -29,10 +30,17 @@ if TYPE_CHECKING:
 @click.option("-y", "--yes", is_flag=True, help="Train a profile that is not there yet without asking.")
 @system_option
 @skip_thinking_option
+@policy_option
 @model_options
 @sampling_options(temperature=0.8, max_tokens=None)
 def command(
-    model: str, yes: bool, system: str | None, skip_thinking: bool, options: ModelOptions, sampling: Sampling
+    model: str,
+    yes: bool,
+    system: str | None,
+    skip_thinking: bool,
+    policy: dict[str, str],
+    options: ModelOptions,
+    sampling: Sampling,
 ) -> None:
     """Chat with a model, steered question by question.
 
@@ -52,10 +60,12 @@ def command(
     from finesteer_local.cli._open import offer_training, open_steered
     from finesteer_local.cli._view import output_console
 
-    llama = open_steered(model, options, offer_training(yes, options))
+    llama = open_steered(model, options, offer_training(yes, options), policy)
     llama.skip_thinking = skip_thinking
     with engine_of(llama) as engine:
-        chat = Chat(engine, model, sampling, system=system, strength=options.strength, scope=options.scope)
+        chat = Chat(
+            engine, model, sampling, system=system, strength=options.strength, scope=options.scope, policy=policy
+        )
         screen = Screen(chat, output_console(), _note, lambda start: _show_answer(screen, start))
         _talk(screen)
 

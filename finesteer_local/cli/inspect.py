@@ -127,6 +127,7 @@ def profile_json(profile: Profile, path: Path) -> dict[str, Any]:
         "length_decay": profile.length_decay,
         "scope": profile.scope,
         "experts": experts,
+        "kinds": [asdict(kind) for kind in profile.kinds.kinds] if profile.kinds else [],
         "training": dict(profile.training),
     }
 
@@ -153,6 +154,7 @@ def show_profile(profile: Profile, path: Path, as_json: bool = False) -> None:
             "fingerprint": model.fingerprint,
             "gate": f"{profile.gate.kind}, reads {gate_tokens(profile)} at layer {profile.gate_layer}"
             + (f"; {gate}" if gate else ""),
+            "tells kinds": ", ".join(profile.kinds.names) if profile.kinds else "",
             "steers": layer_words(profile.layers),
             "strength": strength_words(profile.strength, profile.answer_strength)
             + (f", long prompts less (decay {number(profile.length_decay)})" if profile.length_decay else ""),

@@ -18,6 +18,7 @@ from finesteer_local.cli._options import (
     decoded,
     model_argument,
     model_options,
+    policy_option,
     sampling_options,
     skip_thinking_option,
     system_option,
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 @click.option("--explain", is_flag=True, help="Say on stderr what the gate decided.")
 @system_option
 @skip_thinking_option
+@policy_option
 @model_options
 @sampling_options(temperature=0.0, max_tokens=512)
 def command(
@@ -64,6 +66,7 @@ def command(
     explain: bool,
     system: str | None,
     skip_thinking: bool,
+    policy: dict[str, str],
     options: ModelOptions,
     sampling: Sampling,
 ) -> None:
@@ -91,7 +94,7 @@ def command(
 
     from finesteer_local.cli._open import open_steered
 
-    llama = open_steered(model, options)
+    llama = open_steered(model, options, policy=policy)
     llama.skip_thinking = skip_thinking
     _note_plain_format(llama, raw)
     if jsonl:

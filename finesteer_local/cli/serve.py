@@ -7,7 +7,13 @@ from contextlib import suppress
 
 import click
 
-from finesteer_local.cli._options import ModelOptions, model_argument, model_options, skip_thinking_option
+from finesteer_local.cli._options import (
+    ModelOptions,
+    model_argument,
+    model_options,
+    policy_option,
+    skip_thinking_option,
+)
 from finesteer_local.errors import FineSteerError, StalledError
 
 
@@ -79,6 +85,7 @@ from finesteer_local.errors import FineSteerError, StalledError
 )
 @click.option("-v", "--verbose", is_flag=True, help="Log every request.")
 @skip_thinking_option
+@policy_option
 @model_options
 def command(
     model: str,
@@ -95,6 +102,7 @@ def command(
     stall_limit: float,
     verbose: bool,
     skip_thinking: bool,
+    policy: dict[str, str],
     options: ModelOptions,
 ) -> None:
     """Serve a model over HTTP, steered per request, with a web page.
@@ -136,6 +144,7 @@ def command(
         required=frozenset(must),
         strength=options.strength,
         scope=options.scope,
+        kinds=policy,
         skip_thinking=skip_thinking,
         ctx=options.ctx,
         threads=options.threads,

@@ -191,6 +191,12 @@ def _tell(profile: Profile, kept: Path, model: str, chat_with: str, reference: s
             click.echo(f"  {form:9} opens {told}: {_FORMS[form]}")
     else:
         click.echo("  gate      always open")
+    if kinds := figures.get("kinds"):
+        parts = ", ".join(f"{form} {share:.0%}" for form, share in kinds["forms"].items())
+        click.echo(
+            f"  kinds     the right one is the likeliest for {kinds['first']:.1%} of held-out prompts that need it "
+            f"({parts}), among two for {kinds['among_two']:.1%}"
+        )
     stages = sorted(profile.training["stages"].items(), key=lambda stage: -stage[1])
     click.echo("  time      " + ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in stages if seconds >= 1))
     click.echo(f"Try it: finesteer-local chat {chat_with} --profile {reference}")

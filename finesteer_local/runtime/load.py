@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ def open_model(
     profiles: Iterable[Profile | str | Path] = (),
     strength: float | None = None,
     scope: str | None = None,
+    policy: Mapping[str, str] | None = None,
     n_ctx: int = 0,
     n_threads: int | None = None,
     rpc: Sequence[str] = (),
@@ -74,7 +75,7 @@ def open_model(
     try:
         if uses_plain_format(llama) and "chat_format" not in kwargs and "chat_handler" not in kwargs:
             llama.chat_format = PLAIN_FORMAT
-        llama.set_profiles(profiles, strength=strength, scope=scope)
+        llama.set_profiles(profiles, strength=strength, scope=scope, policy=policy)
     except BaseException:
         llama.close()
         raise

@@ -69,7 +69,8 @@ class PromptPass:
         unsteered: the parts of the prompt that are not steered, and, for gates that pool, not read.
         decide: profile, `h`, the gate's summary of the turn and the number of tokens in scope to decision.
         read_from: index from which gates read: 0 where one reads the whole prompt; `turn` where none does.
-        steers: False ends the pass as soon as all is decided, whatever comes of it.
+        steers: False ends the pass after the last gate's layer, and each micro-batch before: what is decided is all
+            that is wanted, and the cache holds nothing above.
 
     Attributes:
         decisions: one a profile, in order, once the pass is over.
@@ -139,7 +140,7 @@ class PromptPass:
                 raise SteeringError("llama.cpp showed more rows than the prompt has tokens; nothing was generated")
         if layer <= self._last_gate:
             self._read_gates(layer, rows)
-            if layer == self._last_gate and self._stop >= self._n_prompt and not self._plan_steering():
+            if layer == self._last_gate and not self._goes_on():
                 return False
         if self._plan:
             self._steer(layer, rows)
@@ -156,7 +157,7 @@ class PromptPass:
         states = rows.read(begin, rows.n_rows)
         for i in gates:
             profile = self._profiles[i]
-            self._summaries[i].append(profile.gate.summary(states))
+            self._summaries[i].append(profile.summary(states))
             if last:
                 in_scope = self._unsteered.outside(self._starts[i], self._n_prompt)
                 self._found[i] = self._decide(profile, states[-1], self._summary(i), in_scope)
@@ -172,6 +173,10 @@ class PromptPass:
         for start, stop in self._unsteered.tools:
             reads[max(start - self._read_from, 0) : max(stop - self._read_from, 0)] = False
         return rows if reads.all() else rows[reads]
+
+    def _goes_on(self) -> bool:
+        """Whether there is a use for the layers above the last gate's."""
+        return self._plan_steering() if self._stop >= self._n_prompt else self._steers
 
     def _plan_steering(self) -> bool:
         """Decide what this pass still does; False ends it, because its results would be thrown away."""

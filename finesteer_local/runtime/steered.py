@@ -13,17 +13,34 @@ from typing import Any
 
 from llama_cpp import LlamaState
 
-from finesteer_local.errors import SteeringError
+from finesteer_local.errors import ContextLengthError, SteeringError
 from finesteer_local.identity import ModelIdentity, read_model_identity
 from finesteer_local.profile import Profile
 from finesteer_local.runtime.chat import ChatLlama
+from finesteer_local.runtime.check import Check, asked_for, checking
 from finesteer_local.runtime.compat import asks_reset
 from finesteer_local.runtime.constrained import ConstrainedLlama
 from finesteer_local.runtime.control import ControlVector
 from finesteer_local.runtime.probe import steerable_layers
-from finesteer_local.runtime.prompt import NOTHING, Unsteered, token_text, turn_start, unsteered_parts
+from finesteer_local.runtime.prompt import (
+    NOTHING,
+    Message,
+    Unsteered,
+    chat_prompt,
+    token_text,
+    turn_start,
+    unsteered_parts,
+)
 from finesteer_local.runtime.rpc import check_workers
-from finesteer_local.runtime.steered_request import Seen, Steer, SteeredRequest, Steering, check_range, check_steer
+from finesteer_local.runtime.steered_request import (
+    Seen,
+    Steer,
+    SteeredRequest,
+    Steering,
+    check_range,
+    check_steer,
+    shared_policy,
+)
 from finesteer_local.runtime.thinking import opened_at
 from finesteer_local.steering import Decision
 
@@ -42,6 +59,9 @@ class SteeredLlama(ConstrainedLlama, ChatLlama):
         profiles: profiles or paths of profile files, or a single one; each has its own gate, their vectors add up.
         strength: replaces every profile's own strength; 0 decides without steering.
         scope: replaces every profile's own scope: `response`, `turn` or `prompt`.
+        policy: what is done about requests that open a gate, by their kind (`steering.ACTIONS`): `steer` the answer,
+            which is what those are that it leaves out, `refuse` at once with the profile's own words, `report` only,
+            or `leave` alone.
         skip_thinking: leave the thoughts unsteered that a reasoning model writes before its answer, `<think>` to
             `</think>` (`thinking.TAGS`); its prompt is steered as the scope says.
         identity: of the model; None reads it once it is needed.
@@ -63,6 +83,7 @@ class SteeredLlama(ConstrainedLlama, ChatLlama):
         profiles: Iterable[Profile | str | Path] | Profile | str | Path = (),
         strength: float | None = None,
         scope: str | None = None,
+        policy: Mapping[str, str] | None = None,
         skip_thinking: bool = False,
         identity: ModelIdentity | None = None,
         **kwargs: Any,
@@ -80,7 +101,7 @@ class SteeredLlama(ConstrainedLlama, ChatLlama):
         super().__init__(model_path, **kwargs)
         self.control = ControlVector(self.ctx, n_layer=self.n_layer, n_embd=self.n_embd())
         try:
-            self.set_profiles(profiles, strength=strength, scope=scope)
+            self.set_profiles(profiles, strength=strength, scope=scope, policy=policy)
         except BaseException:
             self.close()
             raise
@@ -115,6 +136,7 @@ class SteeredLlama(ConstrainedLlama, ChatLlama):
         *,
         strength: float | None = None,
         scope: str | None = None,
+        policy: Mapping[str, str] | None = None,
     ) -> None:
         """Replace the active profiles from the next request on; without arguments, steer nothing.
 
@@ -123,8 +145,9 @@ class SteeredLlama(ConstrainedLlama, ChatLlama):
         """
         if isinstance(profiles, str | Path | Profile):
             profiles = (profiles,)
-        chosen = (p if isinstance(p, Profile) else Profile.load(p) for p in profiles)
-        steer = tuple(Steer(profile, strength, scope) for profile in chosen)
+        chosen = [p if isinstance(p, Profile) else Profile.load(p) for p in profiles]
+        policies = shared_policy(chosen, policy or {})
+        steer = tuple(Steer(p, strength, scope, each) for p, each in zip(chosen, policies, strict=True))
         check_range(strength, scope)
         check_steer(steer, self)
         if steer:
@@ -163,6 +186,41 @@ class SteeredLlama(ConstrainedLlama, ChatLlama):
             finally:
                 self.control.set(vectors)
                 self._due, self._steered_from = kept
+
+    # --- checks
+
+    def check(self, prompt: str | Sequence[Message]) -> Check:
+        """What the active profiles find a request to be, without an answer.
+
+        The prompt's pass stops after the last gate's layer, which is some half of it. What the KV cache holds stays.
+
+        Args:
+            prompt: what a user asks, or a conversation; what follows its last user message is not read.
+
+        Raises:
+            SteeringError: there is no profile, or nothing to check.
+            ContextLengthError: it does not fit the context.
+        """
+        steer, messages = checking(self.steer), asked_for(prompt)
+        tokens = chat_prompt(self, messages)
+        if len(tokens) >= self.n_ctx():
+            raise ContextLengthError(len(tokens), self.n_ctx())
+        parts = unsteered_parts(self, messages, tokens, skip_thinking=False)
+        request = SteeredRequest(tokens, Steering(steer, turn_start(self, messages, tokens), parts), self.n_layer)
+        vectors = self.control.vectors
+        with self.set_aside():
+            super().forget()
+            self.control.set({})
+            try:
+                request.begin(0, steers=False)
+                self.tap.arm(request.handlers)
+                self.decode_rows(tokens, 0)
+                request.decided()
+            finally:
+                self.tap.disarm()
+                super().forget()
+                self.control.set(vectors)
+        return Check(tuple(one.profile for one in steer), request.decisions, len(tokens))
 
     # --- requests
 
@@ -239,6 +297,11 @@ class SteeredLlama(ConstrainedLlama, ChatLlama):
                     return
                 finally:
                     self._stepping = False
+                if self._request is not None and self._request.words is not None:
+                    words = self.tokenize(self._request.words.encode(), add_bos=False, special=False)
+                    for token in (*words, self.token_eos()):  # in place of the one that was chosen
+                        yield token
+                    return
                 more = yield token
         finally:
             answer.close()
@@ -353,7 +416,8 @@ class SteeredLlama(ConstrainedLlama, ChatLlama):
 
     def __getstate__(self) -> dict[str, Any]:
         strength, scope = (self.steer[0].strength, self.steer[0].scope) if self.steer else (None, None)
-        settings = {"profiles": self.profiles, "strength": strength, "scope": scope}
+        policy = {kind: action for one in self.steer for kind, action in one.policy}
+        settings = {"profiles": self.profiles, "strength": strength, "scope": scope, "policy": policy}
         return {**super().__getstate__(), **settings, "skip_thinking": self.skip_thinking}
 
     def save_state(self) -> LlamaState:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
@@ -19,7 +19,7 @@ from finesteer_local.runtime.prompt import NOTHING, Unsteered
 from finesteer_local.runtime.prompt_pass import PromptPass, Segment, first_in_scope, segments, summed
 from finesteer_local.runtime.tap import Addition, Array, Handler
 from finesteer_local.runtime.thinking import Thinking
-from finesteer_local.steering import Decision
+from finesteer_local.steering import ACTIONS, Decision
 
 
 class Identified(Protocol):
@@ -31,11 +31,17 @@ class Identified(Protocol):
 
 @dataclass(frozen=True)
 class Steer:
-    """A profile as one request uses it; None is the profile's own strength or scope."""
+    """A profile as one request uses it.
+
+    Attributes:
+        strength, scope: None is the profile's own.
+        policy: (kind, action): what is done about requests of a kind (`steering.ACTIONS`); the others are steered.
+    """
 
     profile: Profile
     strength: float | None = None
     scope: str | None = None
+    policy: tuple[tuple[str, str], ...] = ()
 
     @property
     def effective_scope(self) -> str:
@@ -50,6 +56,36 @@ def check_range(strength: float | None, scope: str | None) -> None:
         raise ProfileError(f"scope {scope!r} is none of {', '.join(SCOPES)}")
 
 
+def check_policy(profile: Profile, policy: Iterable[tuple[str, str]]) -> None:
+    """Raise `ProfileError` for a kind that `profile` does not know, or for no action."""
+    known = profile.kinds.names if profile.kinds else ()
+    for kind, action in policy:
+        if kind not in known:
+            has = f"it has: {', '.join(known)}" if known else "it has none; train it anew"
+            raise ProfileError(f"profile {profile.name!r} knows no kind {kind!r}; {has}")
+        if action not in ACTIONS:
+            raise ProfileError(f"{action!r} is none of {', '.join(ACTIONS)}")
+
+
+def shared_policy(profiles: Sequence[Profile], policy: Mapping[str, str]) -> list[tuple[tuple[str, str], ...]]:
+    """For each profile the part of `policy` about the kinds that it knows.
+
+    Raises:
+        ProfileError: none of them knows a kind, or an action is none of `steering.ACTIONS`.
+    """
+    known = {name for profile in profiles if profile.kinds for name in profile.kinds.names}
+    for kind in policy:
+        if kind not in known:
+            has = f"there are: {', '.join(sorted(known))}" if known else "they have none; train one anew"
+            raise ProfileError(f"none of the profiles knows a kind {kind!r}; {has}")
+    found = []
+    for profile in profiles:
+        names = profile.kinds.names if profile.kinds else ()
+        found.append(tuple((kind, action) for kind, action in policy.items() if kind in names))
+        check_policy(profile, found[-1])
+    return found
+
+
 def check_steer(steer: Sequence[Steer], model: Identified) -> None:
     """Raise `ProfileError` where these cannot steer one request of `model` together."""
     names = [one.profile.name for one in steer]
@@ -57,6 +93,7 @@ def check_steer(steer: Sequence[Steer], model: Identified) -> None:
         raise ProfileError("the same profile is active twice; raise its strength instead")
     for one in steer:
         check_range(one.strength, one.scope)
+        check_policy(one.profile, one.policy)
         one.profile.check_model(model.identity)
 
 
@@ -107,6 +144,7 @@ class SteeredRequest:
         turn: the first token of the last user message.
         decisions: one a profile, in order, once they are taken.
         plan: where the prompt's steering changes (`prompt_pass.segments`).
+        words: the answer, where a profile refuses the request at once: nothing is to be generated.
     """
 
     def __init__(self, tokens: Sequence[int], steering: Steering, n_layer: int) -> None:
@@ -114,6 +152,7 @@ class SteeredRequest:
         self.steering, self.turn = steering, min(steering.turn, self.n_prompt - 1)
         self.decisions: tuple[Decision, ...] = ()
         self.plan: list[Segment] = []
+        self.words: str | None = None
         self._n_layer = n_layer
         self._profiles = [steer.profile for steer in steering.steer]
         self._starts = [first_in_scope(steer.effective_scope, self.n_prompt, self.turn) for steer in steering.steer]
@@ -149,7 +188,7 @@ class SteeredRequest:
         if seen and seen.start <= self._read_from < n_past:
             known = [rows[self._read_from - seen.start : n_past - seen.start] for rows in seen.rows]
         else:
-            known = [p.gate.summary(np.empty((0, p.model.n_embd), np.float32)) for p in self._profiles]
+            known = [p.summary(np.empty((0, p.model.n_embd), np.float32)) for p in self._profiles]
         self._reading = PromptPass(
             self._profiles,
             self._starts,
@@ -166,7 +205,10 @@ class SteeredRequest:
 
     def _decide(self, profile: Profile, h: Array, summary: Array, n_tokens: int) -> Decision:
         steer = next(steer for steer in self.steering.steer if steer.profile is profile)
-        return profile.decide_from(h, summary, strength=steer.strength, scope=steer.scope, n_tokens=n_tokens)
+        policy = dict(steer.policy)
+        return profile.decide_from(
+            h, summary, strength=steer.strength, scope=steer.scope, n_tokens=n_tokens, policy=policy
+        )
 
     @property
     def handlers(self) -> Mapping[int, Handler]:
@@ -189,6 +231,7 @@ class SteeredRequest:
         if not self._reading.complete:
             raise SteeringError("llama.cpp did not show the layers that the profiles use; nothing was generated")
         self.decisions = self._reading.decisions
+        self.words = next((decision.words for decision in self.decisions if decision.refused), None)
         unsteered = self.steering.unsteered
         self.plan = segments(self.decisions, self._starts, unsteered)
         self._vectors = summed(decision.answer_vectors for decision in self.decisions)

@@ -20,6 +20,7 @@ from finesteer_local.errors import StalledError
 from finesteer_local.server import (
     completions_api,
     errors,
+    moderations_api,
     ollama_api,
     openai_api,
     responses_api,
@@ -70,7 +71,15 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.service = service
     errors.install(app)
-    for api in (openai_api, completions_api, responses_api, steering_api, tokens_api, ollama_api):
+    for api in (
+        openai_api,
+        completions_api,
+        responses_api,
+        moderations_api,
+        steering_api,
+        tokens_api,
+        ollama_api,
+    ):
         app.include_router(api.router(service))
     _add_status(app, service, metrics)
     _add_page(app)

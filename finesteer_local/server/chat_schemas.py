@@ -68,7 +68,7 @@ class MessageOut(BaseModel):
 
     role: Literal["assistant"]
     content: str | None
-    refusal: None = None
+    refusal: str | None = Field(None, description="The answer, where a profile refused the request at once.")
     tool_calls: list[ToolCall] | None = None
 
 

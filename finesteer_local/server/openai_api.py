@@ -20,7 +20,8 @@ from finesteer_local.server.requests import prepared
 from finesteer_local.server.running import Events, Running, finish_reason, size_of
 from finesteer_local.server.schemas import ERRORS, describe
 from finesteer_local.server.service import Service
-from finesteer_local.server.tool_calls import Begins, Part, Reading, Text
+from finesteer_local.server.tool_calls import Begins, Part, PlainText, Reading, Text
+from finesteer_local.steering import Decision
 
 EVENTS: dict[str, Any] = {"text/event-stream": {"schema": {"type": "string"}}}
 DONE = b"data: [DONE]\n\n"
@@ -145,11 +146,20 @@ class _Chat:
     def _logprobs(self, scores: Sequence[TokenScore]) -> dict[str, Any] | None:
         return chat_logprobs(scores) if self._wanted.logprobs else None
 
+    def _decide(self, index: int, decisions: Sequence[Decision]) -> bool:
+        """Gives whether the request is refused at once: then its words are neither a tool's arguments nor JSON."""
+        refused = any(decision.refused for decision in decisions)
+        if refused:
+            self._choices[index] = _Choice(PlainText())
+        return refused
+
     def _choice(self, index: int, answer: Answer) -> dict[str, Any]:
+        refused = self._decide(index, answer.decisions)
         choice = self._choices[index]
+        message = choice.message(answer.text)
         return {
             "index": index,
-            "message": choice.message(answer.text),
+            "message": {**message, "refusal": answer.text} if refused else message,
             "logprobs": self._logprobs(answer.scores),
             "finish_reason": choice.finish(answer.finished),
         }
@@ -162,6 +172,7 @@ class _Chat:
             async for index, event in events:
                 choice = self._choices[index]
                 if isinstance(event, Decided):
+                    self._decide(index, event.decisions)
                     steering = describe(self._request, event.decisions, self._wanted.steering)
                     yield self._chunk(index, {"role": "assistant", "content": ""}, steering=steering)
                 elif isinstance(event, Piece):

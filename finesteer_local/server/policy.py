@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from finesteer_local import catalog
@@ -12,8 +13,10 @@ from finesteer_local.errors import ProfileError, StorageError, UnknownNameError
 from finesteer_local.identity import ModelIdentity
 from finesteer_local.profile import SCOPES, Profile
 from finesteer_local.runtime.batch import Steer
+from finesteer_local.runtime.steered_request import check_policy, shared_policy
 from finesteer_local.server.errors import ApiError
-from finesteer_local.server.schemas import ActiveProfile, Defaults, DefaultsNow, Steering
+from finesteer_local.server.schemas import ActiveProfile, Defaults, DefaultsNow, Steering, WantedProfile
+from finesteer_local.steering import ACTIONS
 
 
 class Shelf:
@@ -80,10 +83,19 @@ class Policy:
         required: frozenset[str],
         strength: float | None,
         scope: str | None,
+        kinds: Mapping[str, str] | None = None,
     ) -> None:
+        """
+        Args:
+            kinds: what is done about each kind of request, by every profile that knows it.
+
+        Raises:
+            ProfileError: no profile knows one of the kinds.
+        """
         self.shelf = shelf
         self._lock = threading.RLock()
-        self._defaults = tuple(Steer(profile, strength, scope) for profile in profiles)
+        policies = shared_policy(profiles, kinds or {})
+        self._defaults = tuple(Steer(p, strength, scope, each) for p, each in zip(profiles, policies, strict=True))
         self._scope = scope
         self.skip_thinking = False
         self._required = {steer.profile.name: steer for steer in self._defaults if steer.profile.name in required}
@@ -108,9 +120,9 @@ class Policy:
             return ()
         scope = wanted.scope or self._scope
         if wanted.profiles is None:
-            found = [Steer(steer.profile, steer.strength, scope) for steer in self._defaults]
+            found = [replace(steer, scope=scope) for steer in self._defaults]
         else:
-            found = [self._named(profile.name, profile.strength, scope, i) for i, profile in enumerate(wanted.profiles)]
+            found = [self._named(profile, scope, i) for i, profile in enumerate(wanted.profiles)]
         return self._with_required(found, scope)
 
     def skips_thinking(self, wanted: Steering | bool | None) -> bool:
@@ -130,18 +142,23 @@ class Policy:
             )
         return self.skip_thinking if skips is None else skips
 
-    def _named(self, name: str, strength: float | None, scope: str | None, place: int) -> Steer:
-        where = f"steering.profiles.{place}.name"
-        default = next((steer for steer in self._defaults if steer.profile.name == name), None)
-        if default is not None:
-            return Steer(default.profile, default.strength if strength is None else strength, scope)
+    def _named(self, wanted: WantedProfile, scope: str | None, place: int) -> Steer:
+        where = f"steering.profiles.{place}"
+        found = next((steer for steer in self._defaults if steer.profile.name == wanted.name), None)
+        if found is None:
+            try:
+                found = Steer(self.shelf.get(wanted.name))
+            except UnknownNameError as error:
+                raise ApiError(400, str(error), param=f"{where}.name", code="unknown_profile") from error
+            except (ProfileError, StorageError) as error:
+                raise ApiError(400, str(error), param=f"{where}.name") from error
+        policy = tuple({**dict(found.policy), **(wanted.policy or {})}.items())
         try:
-            profile = self.shelf.get(name)
-        except UnknownNameError as error:
-            raise ApiError(400, str(error), param=where, code="unknown_profile") from error
-        except (ProfileError, StorageError) as error:
-            raise ApiError(400, str(error), param=where) from error
-        return Steer(profile, strength, scope)
+            check_policy(found.profile, policy)
+        except ProfileError as error:
+            raise ApiError(400, str(error), param=f"{where}.policy", code="unknown_kind") from error
+        strength = found.strength if wanted.strength is None else wanted.strength
+        return Steer(found.profile, strength, scope, policy)
 
     def _with_required(self, found: list[Steer], scope: str | None) -> tuple[Steer, ...]:
         names = [steer.profile.name for steer in found]
@@ -150,7 +167,7 @@ class Policy:
                 400, "the same profile is named twice; raise its strength instead", param="steering.profiles"
             )
         missing = [
-            Steer(steer.profile, steer.strength, scope)
+            replace(steer, scope=scope)
             for steer in self._defaults
             if steer.profile.name in self._required and steer.profile.name not in names
         ]
@@ -173,6 +190,7 @@ class Policy:
                     param="steering.scope",
                     code="required",
                 )
+            _check_required_kinds(steer, least)
         return steers
 
     def replace(self, defaults: Defaults) -> None:
@@ -188,7 +206,9 @@ class Policy:
         found = []
         for i, wanted in enumerate(defaults.profiles):
             try:
-                found.append(Steer(self.shelf.get(wanted.name), wanted.strength, defaults.scope))
+                policy = tuple(wanted.policy.items())
+                found.append(Steer(self.shelf.get(wanted.name), wanted.strength, defaults.scope, policy))
+                check_policy(found[-1].profile, policy)
             except UnknownNameError as error:
                 raise ApiError(400, str(error), param=f"profiles.{i}.name", code="unknown_profile") from error
         names = {steer.profile.name for steer in found}
@@ -202,7 +222,14 @@ class Policy:
         with self._lock:
             defaults, scope = self._defaults, self._scope
         return DefaultsNow(
-            profiles=[ActiveProfile(name=steer.profile.name, strength=effective_strength(steer)) for steer in defaults],
+            profiles=[
+                ActiveProfile(
+                    name=steer.profile.name,
+                    strength=effective_strength(steer),
+                    policy=dict(steer.policy),  # type: ignore[arg-type]
+                )
+                for steer in defaults
+            ],
             scope=scope,  # type: ignore[arg-type]
             required=list(self._required),
         )
@@ -212,6 +239,23 @@ class Policy:
 
     def is_required(self, name: str) -> bool:
         return name in self._required
+
+
+def _check_required_kinds(steer: Steer, least: Steer) -> None:
+    """Raise `ApiError` where less is done about a kind than what is required."""
+    kinds = steer.profile.kinds
+    if kinds is None:
+        return
+    required = kinds.actions(dict(least.policy))
+    for kind, action in kinds.actions(dict(steer.policy)).items():
+        needed = required[kind]
+        if ACTIONS.index(action) < ACTIONS.index(needed):
+            raise ApiError(
+                400,
+                f"this server requires {steer.profile.name} to {needed} requests of the kind {kind}, or more",
+                param="steering.profiles",
+                code="required",
+            )
 
 
 def effective_strength(steer: Steer) -> float:

@@ -23,6 +23,9 @@ _NAME = r"^[a-z0-9][a-z0-9_-]{0,63}$"
 ProfileName = Annotated[str, Field(pattern=_NAME, description="A profile's name, never a path.")]
 Strength = Annotated[float, Field(ge=0, le=MAX_STRENGTH)]
 Scope = Literal["response", "turn", "prompt"]
+KindName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]{0,63}$")]
+Action = Literal["leave", "report", "steer", "refuse"]
+KindPolicy = Annotated[dict[KindName, Action], Field(max_length=256)]
 
 
 class Given(BaseModel):
@@ -73,6 +76,9 @@ class WantedProfile(GivenExactly):
     strength: Strength | None = Field(
         None, description="Left out: the server's strength where it is active there, else the profile's own."
     )
+    policy: KindPolicy | None = Field(
+        None, description="What is done about each kind of request; kinds left out are as the server has them."
+    )
 
 
 class Steering(GivenExactly):
@@ -109,12 +115,22 @@ class Expert(BaseModel):
     weight: float
 
 
+class KindOut(BaseModel):
+    """How likely a prompt is of a kind of request."""
+
+    name: str
+    probability: float
+
+
 class DecisionOut(BaseModel):
     """What one profile decided for one prompt."""
 
     profile: str
     g: float = Field(description="The gate's value, 0 (closed) to 1.")
-    open: bool
+    open: bool = Field(description="Whether the answer is steered.")
+    flagged: bool = Field(description="Whether the gate opened, and such requests are not left alone.")
+    action: Action | None = Field(description="What is done; null while the gate is closed.")
+    kinds: list[KindOut] = Field(default_factory=list, description="Likeliest first; none where the profile has none.")
     score: float
     threshold: float
     strength: float
@@ -136,6 +152,7 @@ class ActiveProfile(GivenExactly):
 
     name: ProfileName
     strength: Strength | None = Field(None, description="Left out in a PUT: the profile's own.")
+    policy: KindPolicy = Field(default_factory=dict, description="What is done about kinds of request; else `steer`.")
 
 
 class Defaults(GivenExactly):
@@ -171,6 +188,7 @@ class ProfileOut(BaseModel):
     gate: GateOut
     layers: list[int]
     experts: list[str]
+    kinds: list[str] = Field(description="Kinds of request that it tells apart.")
     active: bool
     required: bool
 
@@ -233,6 +251,7 @@ def describe_profile(profile: Profile, *, active: bool, required: bool) -> Profi
         gate=GateOut(kind=profile.gate.kind, layer=profile.gate_layer, threshold=float(profile.gate.threshold)),
         layers=profile.layers,
         experts=list(names),
+        kinds=list(profile.kinds.names) if profile.kinds else [],
         active=active,
         required=required,
     )

@@ -254,6 +254,7 @@ def open_service_model(settings: Settings) -> Model:
     llama = open_model(
         settings.path,
         profiles=settings.profiles,  # checks them
+        policy=settings.kinds,
         n_ctx=min(n_ctx, _OWN_CONTEXT),
         n_threads=settings.threads,
         n_gpu_layers=settings.gpu_layers,
@@ -271,7 +272,7 @@ def open_service_model(settings: Settings) -> Model:
         llama.close()
         raise
     shelf = Shelf(identity, settings.profiles)
-    policy = Policy(shelf, settings.profiles, settings.required, settings.strength, settings.scope)
+    policy = Policy(shelf, settings.profiles, settings.required, settings.strength, settings.scope, settings.kinds)
     policy.skip_thinking = settings.skip_thinking
     return Model(llama, engine, policy)
 

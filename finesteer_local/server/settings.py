@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from finesteer_local.errors import FineSteerError
@@ -37,6 +38,7 @@ class Settings:
     required: frozenset[str] = frozenset()  # names of those that no request can weaken
     strength: float | None = None  # instead of the profiles' own
     scope: str | None = None
+    kinds: Mapping[str, str] = field(default_factory=dict)  # what is done about each kind of request
     skip_thinking: bool = False  # leave the thoughts of reasoning models unsteered
     ctx: int = 0  # tokens of one request with its answer; 0 is the model's own, at most 4096
     threads: int | None = None

@@ -3,17 +3,26 @@
 from finesteer_local.steering.decision import LONG_PROMPT, SHORT_PROMPT, Decision, decide
 from finesteer_local.steering.experts import Experts
 from finesteer_local.steering.gate import AlwaysGate, ConditionGate, ContrastiveGate, Gate, SubspaceGate, spans
+from finesteer_local.steering.kinds import ACTIONS, LEAVE, REFUSE, REPORT, STEER, Kind, Kinds, likely
 
 __all__ = [
+    "ACTIONS",
+    "LEAVE",
     "LONG_PROMPT",
+    "REFUSE",
+    "REPORT",
     "SHORT_PROMPT",
+    "STEER",
     "AlwaysGate",
     "ConditionGate",
     "ContrastiveGate",
     "Decision",
     "Experts",
     "Gate",
+    "Kind",
+    "Kinds",
     "SubspaceGate",
     "decide",
+    "likely",
     "spans",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from finesteer_local.errors import SteeringError
 from finesteer_local.steering.experts import Experts
-from finesteer_local.steering.gate import Gate
+from finesteer_local.steering.gate import ContrastiveGate, Gate
+from finesteer_local.steering.kinds import LEAVE, REFUSE, REPORT, STEER, Kinds, Probabilities, action, likely
 
 Array = NDArray[np.float32]
 
@@ -36,6 +37,24 @@ class Decision:
     labels: Mapping[int, tuple[str, ...]] = field(default_factory=dict)  # layer -> the experts' names
     answer_strength: float = 1.0  # factor on `vectors` for the answer's tokens, 0 to 1
     length_factor: float = 1.0  # what of the strength is left at this prompt's length
+    kinds: Probabilities = ()  # (kind of request, probability), likeliest first; nothing where the profile has no kinds
+    action: str | None = None  # what is done (`kinds.ACTIONS`); None while the gate is closed
+    words: str = ""  # the answer, where it is `REFUSE`
+
+    @property
+    def flagged(self) -> bool:
+        """Whether the request counts as one that needs intervention."""
+        return self.action is not None and self.action != LEAVE
+
+    @property
+    def refused(self) -> bool:
+        """Whether the profile's own words are the answer, and nothing is generated."""
+        return self.action == REFUSE
+
+    @property
+    def likely_kinds(self) -> tuple[str, ...]:
+        """The kinds that the request counts as, where the gate opened."""
+        return likely(self.kinds) if self.g > 0 else ()
 
     @property
     def open(self) -> bool:
@@ -82,6 +101,8 @@ def decide(
     answer_strength: float = 1.0,
     length_decay: float = 0.0,
     n_tokens: int = 1,
+    kinds: Kinds | None = None,
+    policy: Mapping[str, str] | None = None,
 ) -> Decision:
     """`H <- H + strength * g(h) * v(h)`: everything on its right-hand side, for one prompt.
 
@@ -90,22 +111,35 @@ def decide(
         gate: when to steer.
         experts: how to steer, by layer.
         h: hidden state of the prompt's last token at the gate's layer, shape (n_embd,), float32.
-        summary: the gate's summary of the last user turn's hidden states, one row a token.
+        summary: the gate's summary of the last user turn's hidden states, one row a token; that of `kinds` beside it.
         strength: lambda for a short prompt; 0 steers nothing.
         scope: which tokens are steered; carried along.
         answer_strength: factor on the vector for the answer's tokens; carried along.
         length_decay, n_tokens: how fast the strength falls with the prompt's tokens in scope; see `length_factor`.
+        kinds: tells the kind of request, beside a contrastive gate.
+        policy: what is done about each kind (`kinds.ACTIONS`), in place of the profile's own action.
 
     Raises:
         SteeringError: `h`, the score or a vector is not finite. A profile never fails silently.
     """
     if not (np.isfinite(h).all() and np.isfinite(summary).all()):
         raise SteeringError(f"profile {profile!r}: the model's hidden state is not finite; the answer would be unsafe")
-    score = gate.score(h, summary)
+    n_columns = summary.shape[1] - (len(kinds.kinds) if kinds else 0)
+    of_gate, of_kinds = summary[:, :n_columns], summary[:, n_columns:]
+    score = gate.score(h, of_gate)
     if not np.isfinite(score):
         raise SteeringError(f"profile {profile!r}: the gate's score is not finite; the profile is damaged")
     g = gate.value(score)
     factor = length_factor(n_tokens, length_decay)
+    found: Probabilities = ()
+    done: str | None = None if g == 0.0 else STEER
+    kind = ""
+    if kinds is not None and isinstance(gate, ContrastiveGate):
+        found = kinds.probabilities(gate, of_gate, of_kinds, score)
+        if g > 0.0:
+            done, kind = action(found, kinds.actions(policy or {}))
+    if done == STEER and strength == 0.0:
+        done = REPORT
     decision = Decision(
         profile,
         g,
@@ -115,8 +149,11 @@ def decide(
         scope,
         answer_strength=answer_strength,
         length_factor=factor,
+        kinds=found,
+        action=done,
+        words=_words(kinds.get(kind).words, n_tokens) if kinds and done == REFUSE else "",
     )
-    if g == 0.0 or strength == 0.0:
+    if done != STEER:
         return decision
     alpha = {layer: e.alpha(h) for layer, e in experts.items()}
     beta = {layer: e.beta(h) for layer, e in experts.items()}
@@ -128,3 +165,8 @@ def decide(
             raise SteeringError(f"profile {profile!r}: layer {layer}'s vector is not finite; the profile is damaged")
     labels = {layer: experts[layer].labels for layer in alpha if experts[layer].labels}
     return replace(decision, alpha=alpha, beta=beta, vectors=vectors, labels=labels)
+
+
+def _words(words: Sequence[str], n_tokens: int) -> str:
+    """One of several: the same request gets the same, and the next one in a conversation most likely another."""
+    return words[n_tokens % len(words)]

@@ -121,11 +121,12 @@ class ContrastiveGate:
     def threshold(self) -> float:
         return self.low
 
-    def _standardised(self, states: Array) -> Array:
+    def standardised(self, states: Array) -> Array:
+        """`z`, the shape of `states`."""
         return np.asarray(np.clip((states - self.mean) / self.scale, -self.clip, self.clip), np.float32)
 
     def summary(self, states: Array) -> Array:
-        x = self._standardised(states)
+        x = self.standardised(states)
         heads = np.concatenate([self.query, self.value_weight], axis=1)
         # Not `x @ heads`: BLAS rounds a row by how many others come with it, and a turn can come in pieces.
         kept: Array = np.einsum("nd,kd->nk", x, np.ascontiguousarray(heads.T))  # (n, 2K)
@@ -135,13 +136,25 @@ class ContrastiveGate:
     def score(self, h: Array, summary: Array) -> float:
         # np.max keeps a NaN, which Python's max may drop
         pooled = np.max([self._pooled(summary[start:stop]) for start, stop in spans(len(summary), self.window)])
-        return float(pooled + self._standardised(h) @ self.last_weight) + self.bias
+        return float(pooled + self.standardised(h) @ self.last_weight) + self.bias
 
     def _pooled(self, summary: Array) -> np.float32:
-        n_heads = self.query.shape[1]
-        logits, values = summary[:, :n_heads], summary[:, n_heads:]
-        weights = np.exp(logits - logits.max(axis=0))
+        values = summary[:, self.query.shape[1] :]
+        weights = self._weights(summary)
         return np.float32(((weights * values).sum(axis=0) / weights.sum(axis=0)).sum())
+
+    def _weights(self, summary: Array) -> Array:
+        """The heads' attention to some tokens, (n, K), up to a factor a head."""
+        logits = summary[:, : self.query.shape[1]]
+        return np.asarray(np.exp(logits - logits.max(axis=0)), np.float32)
+
+    def attention(self, summary: Array) -> tuple[int, int, Array]:
+        """Where in a turn the gate finds most: the first token, the one behind the last, and the heads' mean attention
+        to those between, sum 1."""
+        found = spans(len(summary), self.window)
+        start, stop = found[int(np.argmax([self._pooled(summary[start:stop]) for start, stop in found]))]
+        weights = self._weights(summary[start:stop])
+        return start, stop, np.asarray((weights / weights.sum(axis=0)).mean(axis=1), np.float32)
 
     def value(self, score: float) -> float:
         if score >= self.high:

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from finesteer_local.profile import Profile
-from finesteer_local.steering import AlwaysGate, Experts, Gate
+from finesteer_local.steering import AlwaysGate, Experts, Gate, Kinds
 from finesteer_local.training.gates import GateFit
+from finesteer_local.training.kinds import KindsFit
 from finesteer_local.training.learn import Learnt
 from finesteer_local.training.progress import Stopwatch
 from finesteer_local.training.run import Run
@@ -40,18 +41,22 @@ def assemble(
     gate: Gate,
     gate_fit: GateFit | None,
     n_prompts: int,
+    told: tuple[Kinds, KindsFit] | None,
     stopwatch: Stopwatch,
 ) -> Profile:
     """The finished profile: what was learnt at the chosen layers, with the chosen settings or those asked for.
 
     Args:
         n_prompts: from which the gate was learnt.
+        told: the kinds, and how well they are told.
     """
     settings = run.settings
+    kinds, kinds_fit = told or (None, None)
     return replace(
         blank_profile(run),
         gate=gate,
         gate_layer=chosen.layers[0],
+        kinds=kinds,
         experts={layer: learnt.experts[layer] for layer in chosen.layers},
         strength=settings.strength if settings.strength is not None else chosen.strength,
         scope=settings.scope or chosen.scope,
@@ -64,6 +69,7 @@ def assemble(
             "expert_shares": {str(layer): learnt.shares[layer] for layer in chosen.layers if layer in learnt.shares},
             "figures": {
                 "gate": None if gate_fit is None else _rounded(asdict(gate_fit)),
+                **({} if kinds_fit is None else {"kinds": _rounded(asdict(kinds_fit))}),
                 "experts": _rounded(learnt.figures),
                 "answers": _rounded(asdict(chosen)),
             },

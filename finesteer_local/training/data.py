@@ -15,6 +15,7 @@ import numpy as np
 from finesteer_local.errors import DataError
 from finesteer_local.jsonl import Messages, is_text, messages_of, read_rows
 from finesteer_local.profile import NAME
+from finesteer_local.steering import Kind
 
 _Item = TypeVar("_Item")
 
@@ -30,7 +31,8 @@ PAIRS_A_QUESTION = 2
 class Prompt:
     """One prompt as chat messages; `kind`, `family` (of its wrapper or page) and `form` label it.
 
-    `request` is the part of a page's text that asks for something, "" where none does.
+    `request` is the part of a page's text that asks for something, "" where none does, and what a recipe's wrapper was
+    put around.
     """
 
     messages: Messages
@@ -55,6 +57,14 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class KindOf:
+    """A kind of request that a profile tells, and the kinds `of` the prompts that belong to it."""
+
+    kind: Kind
+    of: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class TrainingData:
     """What a profile is trained on.
 
@@ -66,6 +76,7 @@ class TrainingData:
         own_replies: move away from the model's own unsteered replies, where they show the unwanted behaviour, rather
             than from the pairs' rejected answers: what the model would have said is a better start than a stock one.
         pooled: the answers were dealt from a pool, so that any of them goes with any prompt.
+        kinds: the kinds of request that the profile is to tell apart; () where it is to tell none.
     """
 
     name: str
@@ -77,6 +88,7 @@ class TrainingData:
     recipe: str = ""
     own_replies: bool = False
     pooled: bool = False
+    kinds: Sequence[KindOf] = ()
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):  # it also names files

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
 from torch import nn
 from torch.nn import functional
 
@@ -53,6 +54,9 @@ class GateFit:
     openings: float  # share of held-out contrast prompts on which it opens
     forms: dict[str, dict[str, float]] = field(default_factory=dict)
     """`recall` and `openings` by the prompts' form. The probe never saw a wrapped one's wrapper, nor a page's text."""
+    slope: float = 1.0
+    offset: float = 0.0
+    """`slope score + offset` is the log-odds of held-out prompts: a score says how likely one needs intervention."""
 
 
 def fit_subspace_gate(
@@ -74,12 +78,21 @@ def fit_subspace_gate(
 
 def _fit(gate: Gate, positive: Array, contrast: Array) -> GateFit:
     labels = np.r_[np.ones(len(positive)), np.zeros(len(contrast))]
+    slope, offset = log_odds(np.r_[positive, contrast], labels)
     opened = np.array([gate.value(float(s)) > 0 for s in np.r_[positive, contrast]])
     return GateFit(
         auroc=auroc(positive, contrast) or 0.0,
         recall=float(opened[labels == 1].mean()),
         openings=float(opened[labels == 0].mean()),
+        slope=slope,
+        offset=offset,
     )
+
+
+def log_odds(scores: Array, labels: NDArray[np.floating[Any]]) -> tuple[float, float]:
+    """Slope, not negative, and offset that make scores the log-odds of their labels, 1 and 0 (Platt scaling)."""
+    found = LogisticRegression().fit(scores[:, None], labels)
+    return max(float(found.coef_[0, 0]), 0.0), float(found.intercept_[0])
 
 
 class Probes(nn.Module):

@@ -1,6 +1,6 @@
-"""Training a profile: begin a run, learn what steers, tune how, learn the gate, and assemble the profile.
+"""Training a profile: begin a run, learn what steers, tune how, learn the gate and the kinds, and assemble the profile.
 
-Each step is a file: `run`, `learn`, `tune`, `gates`, `assemble`.
+Each step is a file: `run`, `learn`, `tune`, `gates`, `kinds`, `assemble`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from finesteer_local.runtime.expand import open_fast
 from finesteer_local.steering import AlwaysGate, Gate
 from finesteer_local.training.assemble import assemble, blank_profile
 from finesteer_local.training.data import TrainingData
-from finesteer_local.training.gate_data import read_for_gate
+from finesteer_local.training.gate_data import GateData, read_for_gate
 from finesteer_local.training.gates import GateFit, fit_contrastive_gate, fit_subspace_gate
+from finesteer_local.training.kinds import train_kinds
 from finesteer_local.training.learn import Learnt, learn
 from finesteer_local.training.pairs import held_out
 from finesteer_local.training.progress import Progress, Stopwatch, quiet
@@ -46,8 +47,9 @@ def train(llama: SteeredLlama, data: TrainingData, settings: Settings, progress:
     learnt = learn(run, weights)
     del weights  # its memory
     chosen, trials = _tune(run, learnt)
-    gate, gate_fit, n_prompts = learn_gate(run, chosen.layers[0])
-    return assemble(run, learnt, chosen, trials, gate, gate_fit, n_prompts, stopwatch)
+    gate, gate_fit, read = learn_gate(run, chosen.layers[0])
+    kinds = train_kinds(run.data.kinds, gate, gate_fit, read, run.progress)
+    return assemble(run, learnt, chosen, trials, gate, gate_fit, len(read.prompts) if read else 0, kinds, stopwatch)
 
 
 def _tune(run: Run, learnt: Learnt) -> tuple[Trial, list[Trial]]:
@@ -70,17 +72,17 @@ def _tune(run: Run, learnt: Learnt) -> tuple[Trial, list[Trial]]:
     return found
 
 
-def learn_gate(run: Run, layer: int) -> tuple[Gate, GateFit | None, int]:
-    """The gate that was asked for, reading `layer`, how well it tells held-out prompts apart, and from how many prompts
-    it was learnt."""
+def learn_gate(run: Run, layer: int) -> tuple[Gate, GateFit | None, GateData | None]:
+    """The gate that was asked for, reading `layer`, how well it tells held-out prompts apart, and from what it was
+    learnt."""
     settings = run.settings
     if not settings.gated:
-        return AlwaysGate(), None, 0
+        return AlwaysGate(), None, None
     found = read_for_gate(run.harvest, run.for_gate, layer, run.deadline, keep=settings.keep)
     positive, contrast = found.turns.parted(len(found.positive))
     if settings.gate == "scs":
         learn, held = held_out(found.positive, settings.seed)
-        return *fit_subspace_gate(positive.last[learn], positive.last[held], contrast.last), len(found.prompts)
+        return *fit_subspace_gate(positive.last[learn], positive.last[held], contrast.last), found
     gate, fit = fit_contrastive_gate(
         positive,
         contrast,
@@ -91,7 +93,7 @@ def learn_gate(run: Run, layer: int) -> tuple[Gate, GateFit | None, int]:
         graded=run.data.judge == "margin",
         progress=lambda done, total: run.progress("training the gate", done, total),
     )
-    return gate, fit, len(found.prompts)
+    return gate, fit, found
 
 
 def train_profile(

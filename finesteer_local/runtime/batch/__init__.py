@@ -2,7 +2,7 @@
 
 from finesteer_local.runtime.batch.answer import Answer, AnswerStream, Decided, Finished, Piece, TokenScore
 from finesteer_local.runtime.batch.engine import BatchEngine, Load
-from finesteer_local.runtime.batch.many import answers, greedy_answers, greedy_request
+from finesteer_local.runtime.batch.many import answers, check_of, checks, greedy_answers, greedy_request
 from finesteer_local.runtime.batch.pieces import Sizes
 from finesteer_local.runtime.batch.request import (
     GREEDY,
@@ -10,6 +10,7 @@ from finesteer_local.runtime.batch.request import (
     Sampling,
     active_steering,
     chat_request,
+    check_request,
     completion_request,
 )
 from finesteer_local.runtime.steered_request import Steer
@@ -31,6 +32,9 @@ __all__ = [
     "active_steering",
     "answers",
     "chat_request",
+    "check_of",
+    "check_request",
+    "checks",
     "completion_request",
     "greedy_answers",
     "greedy_request",

@@ -11,6 +11,7 @@ from finesteer_local.runtime.batch.answer import Answer, AnswerStream, Decided, 
 from finesteer_local.runtime.batch.context import bytes_per_token
 from finesteer_local.runtime.batch.engine import BatchEngine, default_sizes
 from finesteer_local.runtime.batch.request import Request, active_steering, chat_request
+from finesteer_local.runtime.check import Check
 from finesteer_local.runtime.prompt import Message
 from finesteer_local.runtime.steered import SteeredLlama
 from finesteer_local.runtime.steered_request import Steer
@@ -102,6 +103,17 @@ def answers(
             yield Answer.of(running.popleft())
 
 
+def checks(llama: SteeredLlama, requests: Sequence[Request], *, n_parallel: int | None = None) -> Iterator[Check]:
+    """What each of some `check_request`s is found to be, in their order; arguments and errors as for `answers`."""
+    for request, answer in zip(requests, answers(llama, requests, n_parallel=n_parallel), strict=True):
+        yield check_of(request, answer)
+
+
+def check_of(request: Request, answer: Answer) -> Check:
+    """What a `check_request` was found to be."""
+    return Check(tuple(one.profile for one in request.steer), answer.decisions, answer.finished.n_prompt)
+
+
 def _decided(stream: AnswerStream, wanted: Callable[[tuple[Decision, ...]], bool]) -> Iterator[Event]:
     """Wait for the first event of `stream`; returns all of its events. An unwanted request is cancelled."""
     events = iter(stream)
@@ -114,4 +126,4 @@ def _decided(stream: AnswerStream, wanted: Callable[[tuple[Decision, ...]], bool
 def _length(llama: SteeredLlama, request: Request) -> int:
     """Tokens of a request with the longest answer it may get."""
     n_ctx = llama.n_ctx()
-    return n_ctx if request.max_tokens is None else min(len(request.prompt) + request.max_tokens, n_ctx)
+    return n_ctx if request.max_tokens is None else min(len(request.prompt) + max(request.max_tokens, 1), n_ctx)

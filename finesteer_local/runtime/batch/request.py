@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from llama_cpp import Llama
 
 from finesteer_local.errors import ContextLengthError, FineSteerError, OptionError, PromptError
 from finesteer_local.runtime.chat import TEMPLATE_OPTIONS
+from finesteer_local.runtime.check import asked_for, checking
 from finesteer_local.runtime.compat import model_of
 from finesteer_local.runtime.constrained import constraint_of
 from finesteer_local.runtime.constraint import Compiled, Constraint
@@ -74,6 +75,8 @@ class Request:
         stop: the answer ends before the first of these.
         logprobs: log-probabilities of the answer's tokens, with this many alternatives each; None for none.
         prompt_logprobs: log-probabilities of the prompt's tokens too, with as many alternatives.
+        checks: only decides: the pass stops after the last gate's layer, nothing is generated, and what was read serves
+            no other request.
     """
 
     prompt: Sequence[int]
@@ -86,6 +89,7 @@ class Request:
     prompt_logprobs: bool = False
     unsteered: Unsteered = NOTHING
     skip_thinking: bool = False
+    checks: bool = False
 
     def check(self, llama: SteeredLlama, n_ctx: int) -> None:
         """Check what the caller gave, for a model and the length of its context.
@@ -115,6 +119,8 @@ class Request:
         if sampling.seed is not None and not 0 <= sampling.seed < 1 << 32:
             raise OptionError(f"seed {sampling.seed} is not in [0, 2^32)", "seed")
         check_steer(self.steer, llama)
+        if self.checks and not self.steer:
+            raise PromptError("there is no profile to check with")
 
     @property
     def steering(self) -> Steering:
@@ -154,6 +160,23 @@ def chat_request(
     except Exception as error:  # a template is a program that came with the model
         raise PromptError(f"the model's chat template rejects this conversation: {error}") from error
     return _request(prompt, turn, steer, arguments, unsteered=unsteered, skip_thinking=skips)
+
+
+def check_request(
+    llama: SteeredLlama,
+    prompt: str | Sequence[Message],
+    *,
+    steer: Sequence[Steer],
+    variables: Mapping[str, Any] | None = None,
+) -> Request:
+    """What asks only what a text or a conversation is: `llama.check(prompt)` in a batch.
+
+    Raises:
+        PromptError: the model's template rejects the conversation.
+        SteeringError: there is no profile, or nothing to check.
+    """
+    request = chat_request(llama, asked_for(prompt), steer=checking(steer), skip_thinking=False, variables=variables)
+    return replace(request, checks=True, max_tokens=0)
 
 
 def completion_request(

@@ -282,6 +282,9 @@ class Scheduler:
                 self._tell_decision(sequence)
             if request.max_tokens == 0:
                 self._finish(sequence, LENGTH)
+            elif sequence.words is not None:
+                sequence.stream.put(Piece(sequence.words))
+                self._finish(sequence, STOP)
             else:
                 self._accept(sequence, stop - start - 1)
         elif first_reading_done and request.max_tokens == 0 and not wants_all:

@@ -54,9 +54,14 @@ class Sequence(SteeredRequest):
 
     def begin(self, n_past: int, seen: Seen | None = None, *, steers: bool = True) -> None:
         """Start reading after `n_past` tokens that the cache holds."""
-        super().begin(n_past, seen, steers=steers)
+        super().begin(n_past, seen, steers=steers and not self.request.checks)
         self.n_past = self.n_cached = n_past
         self.clean = [end for end in self.ends if end <= n_past]
+
+    @property
+    def read_again_from(self) -> int | None:
+        """As `SteeredRequest.read_again_from`; None for a request that only checks."""
+        return None if self.request.checks else super().read_again_from
 
     @property
     def answering(self) -> bool:
@@ -90,7 +95,8 @@ class Sequence(SteeredRequest):
             return False
         if done:
             self.decided()
-        self.clean = [end for end in [*self.clean, stop] if not self.plan or end <= self.plan[0].start]
+        if not self.request.checks:  # the upper layers' keys and values are missing else
+            self.clean = [end for end in [*self.clean, stop] if not self.plan or end <= self.plan[0].start]
         return done
 
     def begin_again(self, n_past: int) -> None:
@@ -102,6 +108,8 @@ class Sequence(SteeredRequest):
     def unsteered(self) -> list[int]:
         """The tokens in the cache, of the prompt and the answer, up to the first that was steered."""
         n_clean = self.plan[0].start if self.plan else self.n_prompt if self._vectors else self.n_past
+        if self.request.checks:
+            n_clean = self.n_cached
         return self.tokens[: min(n_clean, self.n_past)]
 
     def retained(self) -> tuple[list[int], list[int]]:

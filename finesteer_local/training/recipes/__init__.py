@@ -33,6 +33,7 @@ from finesteer_local.training.data import (
     read_pairs,
     read_prompts,
 )
+from finesteer_local.training.recipes.kinds import read_kinds
 from finesteer_local.training.recipes.pages import PLACES, Document, Frame, fits, pages
 from finesteer_local.training.recipes.phrasings import Phrasings, read_requests
 
@@ -51,7 +52,7 @@ JUDGES = ("refusal", "margin")
 PAGES = ("pages", "page_frames", "page_questions")
 """Files of which long prompts are made; all three or none."""
 # What recipe.json may hold, and what each value must be.
-_TEXTS = ("name", "description", "license", "judge", "chosen", "rejected", "wrappers", "phrasings", *PAGES)
+_TEXTS = ("name", "description", "license", "judge", "kinds", "chosen", "rejected", "wrappers", "phrasings", *PAGES)
 _LISTS = ("positive", "pairs", "contrast")
 _Item = TypeVar("_Item")
 
@@ -96,6 +97,7 @@ def load_recipe(name: str, seed: int = 0) -> TrainingData:
         own_replies=recipe.get("own_replies", False),
         recipe=folder.resolve().name,
         pooled="pairs" not in recipe,
+        kinds=read_kinds(_path(folder, recipe["kinds"])) if "kinds" in recipe else (),
     )
 
 
@@ -271,7 +273,8 @@ def _wrapped(wrappers: list[dict[str, Any]], prompts: list[Prompt], rng: np.rand
         text = _dressed(row["template"], prompt.text)
         if i % 2 and len(text) < 600:
             text = _dressed(wrappers[outer[i]]["template"], text)
-        wrapped.append(Prompt([{"role": "user", "content": text}], prompt.kind, row["family"], WRAPPED))
+        message = {"role": "user", "content": text}
+        wrapped.append(Prompt([message], prompt.kind, row["family"], WRAPPED, prompt.text))
     return wrapped
 
 

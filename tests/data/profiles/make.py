@@ -22,7 +22,7 @@ N_EMBD, N_LAYER = 16, 6
 def main() -> None:
     from finesteer_local.profile import ModelIdentity, Profile
     from finesteer_local.steering import ConditionGate
-    from tiny import make_experts, make_gate
+    from tiny import make_experts, make_gate, make_kinds
 
     model = ModelIdentity("0123456789abcdef" * 4, "Small", "llama", N_EMBD, N_LAYER, 100, "")
     rng = np.random.default_rng(0)
@@ -42,15 +42,18 @@ def main() -> None:
         "contrastive_window": replace(
             make_gate("selective", N_EMBD, np.random.default_rng(1)), window=8, low=2.5, high=3.5
         ),
+        "kinds": replace(make_gate("selective", N_EMBD, np.random.default_rng(2)), window=8, low=0.5, high=1.5),
     }
     lengths = (1, 64, 65, 128, 512, 9000)
-    sizes = {"contrastive_window": (3, 8, 9, 21, 40, 70)}
+    sizes = dict.fromkeys(("contrastive_window", "kinds"), (3, 8, 9, 21, 40, 70))
     cases = []
     for name, gate in gates.items():
         rank = 0 if name == "always" else 2
         experts = {layer: make_experts(N_EMBD, rng, rank=rank, width=8 if rank else 0) for layer in (2, 4)}
         decay = 0.3 if name == "length_decay" else 0.0
         profile = Profile("vectors", model, gate, 1, experts, strength=0.75, scope="turn", length_decay=decay)
+        if name == "kinds":
+            profile = replace(profile, kinds=make_kinds(N_EMBD, np.random.default_rng(3)))
         profile.save(HERE / f"{name}.gguf")
         prompts = []
         for n_states, n_tokens in zip(sizes.get(name, (1, 2, 3, 7, 7, 7)), lengths, strict=True):
@@ -62,6 +65,7 @@ def main() -> None:
                     "states": [[float(x) for x in row] for row in states],
                     "score": decision.score,
                     "g": decision.g,
+                    **({"kinds": dict(decision.kinds)} if decision.kinds else {}),
                     "alpha": {str(n): [float(x) for x in a] for n, a in decision.alpha.items()},
                     "beta": {str(n): [float(x) for x in b] for n, b in decision.beta.items()},
                     "vectors": {str(n): [float(x) for x in v] for n, v in decision.vectors.items()},

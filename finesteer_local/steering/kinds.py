@@ -1,0 +1,117 @@
+"""What kind of request a prompt is: a head beside a contrastive gate, and what is done about each kind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finesteer_local.steering.gate import ContrastiveGate
+
+Array = NDArray[np.float32]
+
+LEAVE, REPORT, STEER, REFUSE = "leave", "report", "steer", "refuse"
+ACTIONS = (LEAVE, REPORT, STEER, REFUSE)
+"""What is done about a request that opens the gate, ascending: nothing, and it does not count as flagged; nothing, but
+it is told; the answer is steered; the profile's own words are the answer, at once."""
+LIKELY = 0.5
+"""From this probability on a kind counts beside the likeliest one."""
+STOCK_WORDS = ("Sorry, I can't help with that.",)
+
+Probabilities = tuple[tuple[str, float], ...]
+"""(kind, probability), likeliest first."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of request.
+
+    Attributes:
+        name: lower-case letters, digits and `_`.
+        about: what it is, for people.
+        words: answers where it is to be refused at once, at least one.
+        action: what is done about it where nobody says otherwise, one of `ACTIONS`.
+        mlcommons, openai: the hazard categories of MLCommons' AILuminate and the moderation categories of OpenAI's API
+            that it belongs to.
+    """
+
+    name: str
+    about: str = ""
+    words: tuple[str, ...] = STOCK_WORDS
+    action: str = STEER
+    mlcommons: tuple[str, ...] = ()
+    openai: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Kinds:
+    """Which of several kinds of request a prompt is; more than one may hold.
+
+    Where `z_t` are the gate's standardised states, T the tokens in which the gate finds most and `s` its score:
+
+        x   = sum_{t in T} w_t z_t,  w_t the mean of softmax_T(q_k'z_t) over the gate's heads
+        p_j = sigmoid(slope s + offset) sigmoid(a_j'x + b_j)
+
+    The first factor is how likely the request needs intervention at all, the second how likely such a one is of kind j.
+    """
+
+    kinds: tuple[Kind, ...]  # C of them
+    weight: Array  # a, (n_embd, C)
+    bias: Array  # b, (C,)
+    slope: float
+    offset: float
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(kind.name for kind in self.kinds)
+
+    def get(self, name: str) -> Kind:
+        """The kind of this name; raises `KeyError`."""
+        return {kind.name: kind for kind in self.kinds}[name]
+
+    def actions(self, policy: Mapping[str, str]) -> dict[str, str]:
+        """What is done about each kind: what `policy` says, else the kind's own action."""
+        return {kind.name: policy.get(kind.name, kind.action) for kind in self.kinds}
+
+    def summary(self, gate: ContrastiveGate, states: Array) -> Array:
+        """What is kept of hidden states (n, n_embd) beside the gate's own summary: one row a token, (n, C)."""
+        weight = np.ascontiguousarray(self.weight.T)
+        kept: Array = np.einsum("nd,kd->nk", gate.standardised(states), weight)  # see `ContrastiveGate.summary`
+        return kept
+
+    def probabilities(self, gate: ContrastiveGate, gate_summary: Array, summary: Array, score: float) -> Probabilities:
+        """How likely each kind is, likeliest first.
+
+        Args:
+            gate_summary, summary: the gate's and this head's own of all tokens of the turn, one row a token.
+            score: the gate's.
+        """
+        start, stop, weights = gate.attention(gate_summary)
+        logits = weights @ summary[start:stop] + self.bias
+        needed = sigmoid(np.float64(self.slope * score + self.offset))
+        found = needed * sigmoid(logits.astype(np.float64))
+        return tuple((self.kinds[i].name, float(found[i])) for i in np.argsort(-found, kind="stable"))
+
+
+def sigmoid(x: NDArray[np.float64] | np.float64) -> NDArray[np.float64]:
+    """`1 / (1 + exp(-x))`, without overflow."""
+    return np.asarray(np.exp(-np.logaddexp(0.0, -x)))
+
+
+def likely(probabilities: Probabilities) -> tuple[str, ...]:
+    """The kinds that a request counts as: the likeliest one, and others from `LIKELY` on."""
+    return tuple(name for i, (name, p) in enumerate(probabilities) if i == 0 or p >= LIKELY)
+
+
+def action(probabilities: Probabilities, actions: Mapping[str, str]) -> tuple[str, str]:
+    """What is done about a request that opened the gate, and the kind that asks for it.
+
+    The strictest action of the kinds that it counts as, each of which is in `actions`; `STEER` where it counts as none.
+    """
+    named = likely(probabilities)
+    if not named:
+        return STEER, ""
+    kind = max(named, key=lambda name: ACTIONS.index(actions[name]))  # the likeliest of several
+    return actions[kind], kind
