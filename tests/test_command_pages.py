@@ -27,7 +27,7 @@ def test_every_command_has_one_with_all_its_options() -> None:
 
 def test_the_site_lists_them_in_the_commands_order() -> None:
     listed = re.findall(
-        r"^ +- (\w+): commands/\w+\.md$", (FOLDER.parents[1] / "mkdocs.yml").read_text("utf-8"), re.MULTILINE
+        r"^ +- ([a-z]+): commands/\w+\.md$", (FOLDER.parents[1] / "mkdocs.yml").read_text("utf-8"), re.MULTILINE
     )
     assert listed == list(COMMANDS)
 
