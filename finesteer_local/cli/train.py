@@ -158,7 +158,7 @@ def command(
 
 _FORMS = {
     "plain": "requests as people type them",
-    "wrapped": "requests in a dress that the gate never saw",
+    "wrapped": "requests in wrappers that the gate never saw",
     "foreign": "requests in other languages",
     "page": "requests in pages of ordinary text that it never saw",
 }
