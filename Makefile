@@ -9,7 +9,7 @@ HAS_RPC := $(BIN)/python -c 'import llama_cpp; raise SystemExit(not llama_cpp.ll
 RECIPE := Makefile pyproject.toml setup.py constraints.txt finesteer_local/runtime/_tap.c
 CLIENT := tests/ai_sdk/package-lock.json
 
-.PHONY: demo test lint types contract clean
+.PHONY: demo test lint types contract docs clean
 
 demo: $(VENV)/.stamp-run
 	$(BIN)/finesteer-local demo
@@ -32,6 +32,12 @@ types: $(VENV)/.stamp-dev
 contract: $(VENV)/.stamp-dev
 	$(BIN)/lint-imports --no-logo
 
+# A stale command page fails the tests; here it is written anew.
+docs: $(VENV)/.stamp-docs
+	$(BIN)/python tests/command_pages.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "build/site/index.html"
+
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find finesteer_local converters models tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
@@ -50,6 +56,10 @@ $(VENV)/.stamp-dev: $(RECIPE) $(CLIENT) | $(BIN)/python
 	! command -v npm > /dev/null || npm ci --prefix tests/ai_sdk --no-audit --no-fund || echo "without the AI SDK its tests are skipped"
 	$(HAS_RPC) || $(INSTALL) --force-reinstall --no-deps --no-cache-dir --no-binary llama-cpp-python llama-cpp-python
 	touch $@ $(VENV)/.stamp-run
+
+$(VENV)/.stamp-docs: $(VENV)/.stamp-dev
+	$(INSTALL) --group docs
+	touch $@
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

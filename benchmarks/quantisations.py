@@ -17,8 +17,9 @@ import llama_cpp
 import numpy as np
 
 from finesteer_local.errors import ModelError
-from finesteer_local.evaluation.judges import is_refusal
 from finesteer_local.identity import read_model_identity
+from finesteer_local.judges.phrases import is_refusal
+from finesteer_local.judges.statistics import auroc
 from finesteer_local.profile import Profile
 from finesteer_local.runtime import open_model
 from finesteer_local.runtime.expand import requantise
@@ -39,12 +40,6 @@ def quantise(source: Path, target: Path, kind: str) -> Path:
     return target
 
 
-def auroc(positive: list[float], negative: list[float]) -> float:
-    """Share of pairs in which the positive one scores higher; ties count half."""
-    a, b = np.array(positive)[:, None], np.array(negative)
-    return float(((a > b) + 0.5 * (a == b)).mean())
-
-
 def measure(model: Path, profile: Profile, harmful: list, benign: list, max_tokens: int) -> dict[str, float]:
     llama = open_model(model, profiles=[profile])
     scores: dict[str, list[float]] = {"harmful": [], "benign": []}
@@ -61,7 +56,7 @@ def measure(model: Path, profile: Profile, harmful: list, benign: list, max_toke
                 refused.append(is_refusal(answer))
     llama.close()
     return {
-        "auroc": auroc(scores["harmful"], scores["benign"]),
+        "auroc": auroc(scores["harmful"], scores["benign"]) or 0.0,
         "open on harmful": float(np.mean(opened["harmful"])),
         "open on benign": float(np.mean(opened["benign"])),
         "refused": float(np.mean(refused)),

@@ -1,4 +1,4 @@
-"""From what an importer read to a profile for one model."""
+"""Makes a profile for one model of what an importer read."""
 
 from __future__ import annotations
 

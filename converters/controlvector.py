@@ -78,7 +78,7 @@ def _refuse_other_targets(path: Path, settings: Mapping[str, Any]) -> None:
 
 
 def expert_shares(profile: Profile, layer: int) -> Array | None:
-    """Which share of the training pairs each expert of `layer` stands for, shape (K,), sum 1; None where unknown.
+    """The share of the training pairs that each expert of `layer` stands for, shape (K,), sum 1; None where unknown.
 
     `profile.training["expert_shares"]` holds them by layer, counts or shares.
     """

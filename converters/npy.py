@@ -1,7 +1,7 @@
 """NumPy's `.npy` and `.npz`, read without NumPy's own loader.
 
-That one evaluates the header as Python, unpickles on request, and reads as much as a header asks for. Here the header
-has to match a pattern, and the data must be exactly as long as it says.
+NumPy's loader evaluates the header as Python, unpickles on request, and reads as much as the header asks for. This one
+takes only a header that matches a pattern, and only data that is exactly as long as the header says.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which importer a file is for: told by its first bytes and its structure, never by its name, never by running it."""
+"""Finds the importer for a file, by its first bytes and its structure, never by its name, never by running it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """FineSteer Local: steering for GGUF models that decides, prompt by prompt, when and how to steer.
 
-    from finesteer_local import SteeredLlama
+    from finesteer_local import SteeredLlama                             # llama_cpp.Llama, steered
+    from finesteer_local import BatchEngine, Profile, Steer, open_model  # many requests at once
 
 Names are imported when they are first used, so that importing the package loads neither numpy nor llama.cpp nor torch.
 """
@@ -33,14 +34,18 @@ if TYPE_CHECKING:
         WorkerError,
     )
     from .profile import Profile
-    from .runtime import SteeredLlama
+    from .runtime import SteeredLlama, open_model
+    from .runtime.batch import BatchEngine, Steer
+    from .steering import Decision
     from .training import train_profile
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "BatchEngine",
     "ContextLengthError",
     "DataError",
+    "Decision",
     "DownloadError",
     "EngineClosedError",
     "EngineError",
@@ -55,16 +60,27 @@ __all__ = [
     "PromptError",
     "QueueFullError",
     "StalledError",
+    "Steer",
     "SteeredLlama",
     "SteeringError",
     "StorageError",
     "UnknownNameError",
     "WorkerError",
     "__version__",
+    "open_model",
     "train_profile",
 ]
 
-_HOME = {"Profile": ".profile", "SteeredLlama": ".runtime", "train_profile": ".training"}
+# Where a name comes from; the errors, which are all the others, from `.errors`.
+_HOME = {
+    "BatchEngine": ".runtime.batch",
+    "Decision": ".steering",
+    "Profile": ".profile",
+    "Steer": ".runtime.batch",
+    "SteeredLlama": ".runtime",
+    "open_model": ".runtime",
+    "train_profile": ".training",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -38,8 +38,8 @@ def requirements(extra: str = "") -> list[Requirement]:
 def install_extra(extra: str) -> str:
     """The command that adds an extra to this installation.
 
-    From the folder, the file or the repository that the package came from, as pip noted it (PEP 610). Where that is
-    unknown or gone, the packages of the extra themselves: no index has to know us.
+    It names the folder, the file or the repository that the package came from, as pip noted it (PEP 610). Where that
+    is unknown or gone, it names the packages of the extra themselves, so that no index has to know us.
     """
     return _install(*(_from(f"[{extra}]") or (_plain(each) for each in requirements(extra))))
 

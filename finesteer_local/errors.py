@@ -8,7 +8,7 @@ from __future__ import annotations
 
 
 def one_line(text: str) -> str:
-    """`text` as a message can hold it: what a file brings along may have line ends and control characters."""
+    """`text` on one line, without control characters: texts from files may hold both."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
@@ -54,7 +54,7 @@ class ContextLengthError(PromptError):
 
 
 class OptionError(PromptError):
-    """Something else than the prompt is wrong in a request: `option` says what."""
+    """An option of a request that is out of its range or cannot be had; `option` names it."""
 
     def __init__(self, message: str, option: str | None = None) -> None:
         self.option = option

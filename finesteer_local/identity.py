@@ -1,4 +1,4 @@
-"""Which model a file holds: the fingerprint, and the sizes that must fit a profile."""
+"""Tells which model a file holds: by its fingerprint, and by the sizes that must fit a profile."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The folder that keeps harvested hidden states: how large it may be, what is in it, and what goes first.
 
 A *segment* is what one harvest found that was not there before: the states, and an index of whose they are (see
-runtime/states.py). Segments of one model, layer and type share a folder. Whatever was not used for longest is deleted
-once all of them together are larger than the limit.
+runtime/states.py). Segments of one model, layer and type share a folder. Once all segments together are larger
+than the limit, those that were not used for longest are deleted.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ ABOUT = "about.json"
 INDEX = ".index"
 RECORD = 24
 """Bytes of an index for each prompt, and before them for its head (runtime/states.py)."""
+IN_USE = 6 * 3600.0
+"""Seconds for which states are not deleted to make room for others: a training reads them in portions, and needs them
+all at its end. Two at once would delete each other's otherwise."""
 _ABANDONED = 3 * 86400.0  # seconds after which nobody goes on with an interrupted harvest
 
 
@@ -83,8 +86,12 @@ def clear() -> int:
     return n_bytes
 
 
-def trim(n_bytes: int) -> int:
-    """Delete segments, the longest unused first, until at most `n_bytes` are left; gives the bytes freed."""
+def trim(n_bytes: int, *, spare: float = 0.0) -> int:
+    """Delete segments, the longest unused first, until at most `n_bytes` are left; gives the bytes freed.
+
+    Args:
+        spare: what was used in the last so many seconds stays, whatever it takes; not where nothing may be kept.
+    """
     segments: dict[Path, list[Path]] = {}
     for place in _places():
         for path in _files(place):
@@ -95,7 +102,8 @@ def trim(n_bytes: int) -> int:
     total, freed = sum(size.values()), 0
     for stem in sorted(segments, key=lambda stem: age[stem]):
         if stem.with_name(stem.name + INDEX).exists():
-            unwanted = total - freed > n_bytes
+            spared = n_bytes > 0 and time.time() - age[stem] < spare
+            unwanted = total - freed > n_bytes and not spared
         else:  # somebody is at it, or will go on with it
             unwanted = time.time() - age[stem] > _ABANDONED
         if unwanted:

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from finesteer_local.evaluation.answers import Answer
 from finesteer_local.evaluation.choices import Score
 from finesteer_local.evaluation.interventions import UNSTEERED, Intervention, ProfileSteering, Reading
-from finesteer_local.evaluation.judges import Coherence
 from finesteer_local.evaluation.measure import Evaluation, Method, Outcome
 from finesteer_local.evaluation.results import Results, Setting
 from finesteer_local.evaluation.suites import Case, Choices, Suite
-from finesteer_local.evaluation.whole import Verdict
+from finesteer_local.judges.fluency import Coherence
+from finesteer_local.judges.whole import Verdict
 
 SETTING = Setting(
     model="some <model>",

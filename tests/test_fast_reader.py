@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from finesteer_local import paths
+from finesteer_local.errors import StorageError
 from finesteer_local.runtime import open_model
-from finesteer_local.runtime.harvest import Harvester, Reader
+from finesteer_local.runtime.harvest import EXPAND_FROM, Harvester, Reader
 from finesteer_local.training import fast_reader as module
 from finesteer_local.training.fast_reader import fast_reader
 from finesteer_local.training.int8_reader import Int8Reader
@@ -23,14 +24,13 @@ ASKED = requests(12)
 @pytest.fixture
 def chosen(tiny: Path, monkeypatch: pytest.MonkeyPatch):
     """What is chosen where PyTorch takes `ours` seconds and llama.cpp `theirs`."""
-    monkeypatch.setattr(module, "EXPAND_FROM", 1000)
 
-    def choose(ours: float, theirs: float, path: Path = tiny) -> type[Reader]:
+    def choose(ours: float, theirs: float, path: Path = tiny, n_tokens: int = EXPAND_FROM) -> type[Reader]:
         seconds = iter([0.0, ours, 0.0, theirs])
         monkeypatch.setattr(module.time, "monotonic", lambda: next(seconds))
         llama = open_model(path, n_ctx=1024)
         try:
-            return type(fast_reader(llama, 1, ASKED))
+            return type(fast_reader(llama, 1, ASKED, n_tokens))
         finally:
             llama.close()
 
@@ -62,10 +62,18 @@ def test_states_that_differ_are_not_taken(chosen, monkeypatch: pytest.MonkeyPatc
     assert chosen(1.0, 2.0) is Harvester
 
 
-def test_few_prompts_and_other_models_are_read_by_llama_cpp(chosen, tmp_path: Path, monkeypatch) -> None:
+def test_few_prompts_and_other_models_are_read_by_llama_cpp(chosen, tmp_path: Path) -> None:
     assert chosen(1.0, 2.0, write_tiny_model(tmp_path / "m.gguf", "gemma3")) is Harvester
-    monkeypatch.setattr(module, "EXPAND_FROM", 1 << 30)
-    assert chosen(1.0, 2.0) is Harvester
+    assert chosen(1.0, 2.0, n_tokens=EXPAND_FROM - 1) is Harvester
+
+
+def test_a_choice_that_cannot_be_kept_is_made_all_the_same(chosen, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> None:
+        raise StorageError("no room")
+
+    monkeypatch.setattr(module.paths, "atomic_write", refuse)
+    assert chosen(1.0, 2.0) is Int8Reader
+    assert chosen(2.0, 1.0) is Harvester
 
 
 def test_both_are_held_against_each_other(tiny: Path) -> None:

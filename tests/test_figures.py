@@ -15,7 +15,7 @@ from finesteer_local.evaluation.figures import (
     sweep_points,
     totals,
 )
-from finesteer_local.evaluation.statistics import Rate
+from finesteer_local.judges.statistics import Rate
 
 BAD, GOOD = case("bad"), case("good", "benign")
 

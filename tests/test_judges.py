@@ -8,16 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from finesteer_local.evaluation import judges
-from finesteer_local.evaluation.judges import (
-    MAX_REPEATED,
-    REFUSAL_PHRASES,
-    Coherence,
-    Fluency,
-    is_refusal,
-    repeated_share,
-    surprises,
-)
+from finesteer_local.judges import fluency
+from finesteer_local.judges.fluency import MAX_REPEATED, Coherence, Fluency, repeated_share, surprises
+from finesteer_local.judges.phrases import REFUSAL_PHRASES, is_refusal
 from finesteer_local.runtime.score import answer_logprobs
 from reference import steered_llama
 from tiny import make_profile
@@ -122,7 +115,7 @@ def test_nothing_to_calibrate_by(tiny: Path) -> None:
 
 def test_what_is_language(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        judges,
+        fluency,
         "surprises",
         lambda llama, answers: [{"zq xv": 5.0, "": math.inf}.get(answer, 2.0) for answer in answers],
     )

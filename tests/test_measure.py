@@ -13,7 +13,6 @@ from finesteer_local.evaluation import measure as module
 from finesteer_local.evaluation.answers import Request, answer_all
 from finesteer_local.evaluation.interventions import ProfileSteering
 from finesteer_local.evaluation.journal import Journal
-from finesteer_local.evaluation.judges import Coherence, Fluency
 from finesteer_local.evaluation.measure import (
     MATHS_TOKENS,
     NONE,
@@ -27,7 +26,8 @@ from finesteer_local.evaluation.measure import (
     measure,
 )
 from finesteer_local.evaluation.suites import Case, Choices, Suite
-from finesteer_local.evaluation.whole import circles
+from finesteer_local.judges.fluency import Coherence, Fluency
+from finesteer_local.judges.whole import circles
 from reference import plain_llama, steered_llama
 from tiny import make_profile, write_tiny_model
 
@@ -191,8 +191,8 @@ def test_nothing_is_computed_twice(tiny: Path, tmp_path: Path, monkeypatch: pyte
     journal = Journal(tmp_path / "journal.jsonl")
     first = measured(tiny, method(tiny), journal=journal, sweep=True, seeds=(0, 1))
     journal.close()
-    for name in ("answers._ask", "choices._measure", "judges.Fluency.throughout"):
-        monkeypatch.setattr(f"finesteer_local.evaluation.{name}", lambda *_: pytest.fail("computed again"))
+    for name in ("evaluation.answers._ask", "evaluation.choices._measure", "judges.fluency.Fluency.throughout"):
+        monkeypatch.setattr(f"finesteer_local.{name}", lambda *_: pytest.fail("computed again"))
     steps: list[tuple[str, int, int]] = []
     again = measured(
         tiny,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from importlib import import_module, metadata
@@ -49,6 +50,18 @@ def test_every_data_file_is_packaged() -> None:
 def test_public_names(name: str) -> None:
     assert getattr(finesteer_local, name) is not None
     assert name in dir(finesteer_local)
+
+
+def test_type_checkers_see_what_is_imported() -> None:
+    """The names are imported when they are first used, which no type checker follows: it reads the declarations."""
+    tree = ast.parse(Path(finesteer_local.__file__).read_text("utf-8"))
+    [block] = [node for node in tree.body if isinstance(node, ast.If)]
+    declared = {
+        alias.name: f".{node.module}" for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    assert {*declared, "__version__"} == set(finesteer_local.__all__)
+    for name, home in declared.items():
+        assert getattr(finesteer_local, name) is getattr(import_module(home, "finesteer_local"), name)
 
 
 def test_every_error_is_public() -> None:

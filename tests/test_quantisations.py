@@ -34,9 +34,3 @@ def test_the_profile_fits_every_quantisation(tmp_path: Path, kind: str) -> None:
     for other in (tuned, again):
         with pytest.raises(ProfileMismatchError, match="another model or a fine-tune"):
             open_model(other, profiles=[profile], n_threads=1)
-
-
-def test_auroc() -> None:
-    assert quantisations.auroc([2, 3], [0, 1]) == 1.0
-    assert quantisations.auroc([1, 1], [1, 1]) == 0.5
-    assert quantisations.auroc([0, 3], [1, 2]) == 0.5

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from finesteer_local.evaluation.judges import is_refusal
 from finesteer_local.jsonl import messages_of, read_rows
+from finesteer_local.judges.phrases import is_refusal
 from finesteer_local.training import recipes
 
 FOLDER = Path(recipes.__file__).parent / "safety"

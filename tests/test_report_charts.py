@@ -24,7 +24,7 @@ from finesteer_local.evaluation.report.charts import (
     style_of,
     threshold_of,
 )
-from finesteer_local.evaluation.statistics import Rate
+from finesteer_local.judges.statistics import Rate
 
 BAD, GOOD = case("bad"), case("good", "benign")
 RNG = np.random.default_rng(0)

@@ -47,6 +47,13 @@ def test_the_longest_unused_go_until_the_rest_fits() -> None:
     assert state_cache.kept() == []
 
 
+def test_what_was_just_used_is_not_deleted_for_something_else() -> None:
+    old, new = (segment("a", name, 1000, age) for name, age in (("o", 7 * 3600), ("n", 60)))
+    assert state_cache.trim(1, spare=state_cache.IN_USE) == 1072
+    assert not any(path.exists() for path in old) and all(path.exists() for path in new)
+    assert state_cache.trim(0, spare=state_cache.IN_USE) == 1072  # nothing may be kept: not even that
+
+
 def test_what_another_process_is_writing_is_let_alone() -> None:
     """It has a name that begins with a dot until it is whole."""
     files = segment("a", "one", 1000, 50)

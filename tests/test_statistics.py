@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from finesteer_local.evaluation.statistics import auroc, excess, mean, roc, share
+from finesteer_local.judges.statistics import auroc, excess, mean, roc, share
 
 
 def test_wilson_interval() -> None:

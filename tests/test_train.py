@@ -27,11 +27,12 @@ from finesteer_local.profile import Profile
 from finesteer_local.runtime import open_model
 from finesteer_local.runtime.harvest import Harvester
 from finesteer_local.runtime.prompt import chat_prompt, turn_start
-from finesteer_local.training import learn, trials
+from finesteer_local.training import gate_data, learn, trials
 from finesteer_local.training import pairs as preparing
 from finesteer_local.training import run as beginning
 from finesteer_local.training import train as module
-from finesteer_local.training.data import MIN_PAIRS, PAGE, QUALITIES, Pair, Prompt, TrainingData, split
+from finesteer_local.training.data import MIN_PAIRS, PAGE, Pair, Prompt, TrainingData, split
+from finesteer_local.training.effort import EFFORTS
 from finesteer_local.training.harvest import TrainingHarvest
 from finesteer_local.training.settings import Settings
 from finesteer_local.training.train import train
@@ -139,6 +140,7 @@ def test_from_a_file_of_pairs_to_a_profile(tiny_model: Path, data: Path, contras
     assert profile.layers == [profile.gate_layer] and 1 <= profile.gate_layer <= 2
     stages = list(dict.fromkeys(stage for stage, _, _ in steps))
     assert stages == [
+        "measuring this machine",
         "asking the model",
         "reading answers",
         "training experts",
@@ -149,7 +151,6 @@ def test_from_a_file_of_pairs_to_a_profile(tiny_model: Path, data: Path, contras
     assert {(done, total) for stage, done, total in steps if stage == "reading prompts"} == {
         (i, N + N_CONTRAST) for i in range(1, N + N_CONTRAST + 1)
     }
-    assert not any(paths.work_dir().iterdir())  # a finished run leaves nothing
 
     told = profile.training
     assert (told["recipe"], told["pairs"], told["contrast_prompts"], told["seed"]) == ("", N, N_CONTRAST, 0)
@@ -223,8 +224,47 @@ def test_an_interrupted_run_goes_on(tiny: Path, data: Path, contrast: Path, whol
     for block, size in (("reading answers", 3 * N), ("reading prompts", N + N_CONTRAST)):
         if order.index(block) < order.index(stage):
             assert [done for at, done in steps if at == block] == [size]  # from the cache, at once
-    assert not any(paths.work_dir().iterdir())
     same(resumed, whole)
+
+
+def test_a_finished_run_is_not_done_again(tiny: Path, data: Path, contrast: Path, whole: Profile) -> None:
+    run(tiny, data, contrast)
+    steps: list[tuple[str, int]] = []
+    again = run(tiny, data, contrast, progress=lambda at, done, total: steps.append((at, done)))
+    assert not {"measuring this machine", "asking the model"} & {at for at, _ in steps}
+    assert [done for at, done in steps if at == "reading prompts"] == [N + N_CONTRAST]
+    same(again, whole)
+
+
+def test_a_longer_run_goes_on_from_a_shorter_one(
+    tiny: Path, data: Path, contrast: Path, whole: Profile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it needs more of is all that is read, though the shorter run chose to do less."""
+    monkeypatch.setattr(gate_data, "PORTION", 10)
+    monkeypatch.setattr(gate_data, "MIN_PROMPTS", 30)
+    monkeypatch.setattr(gate_data, "FIT_SECONDS", 1e6)
+    short = run(tiny, data, contrast, minutes=5)
+    assert short.training["prompts_for_gate"] == 30
+    assert short.training["minutes"] == 5 and short.training["quality"] is None
+    monkeypatch.setattr(gate_data, "FIT_SECONDS", 0.0)
+    steps: list[tuple[str, int]] = []
+    longer = run(tiny, data, contrast, minutes=50, progress=lambda at, done, total: steps.append((at, done)))
+    assert longer.training["prompts_for_gate"] == N + N_CONTRAST
+    read = [done for at, done in steps if at == "reading prompts"]
+    assert read[:3] == [10, 20, 30] and read[3:] == list(range(31, N + N_CONTRAST + 1))
+
+
+def test_an_interruption_leaves_a_profile_where_that_is_wanted(tiny: Path, data: Path, contrast: Path) -> None:
+    reached: list[str] = []
+
+    def interrupt(at: str, done: int, total: int) -> None:
+        if at == "tuning" and done == total - 2 and "tuning" not in reached:
+            reached.append(at)
+            raise KeyboardInterrupt
+
+    profile = run(tiny, data, contrast, keep=True, progress=interrupt)
+    assert reached == ["tuning"] and profile.gate.kind == "contrastive"
+    assert len(profile.training["trials"]) >= 1
 
 
 def test_interrupted_at_every_stage_in_turn(tiny: Path, data: Path, contrast: Path, whole: Profile) -> None:
@@ -280,7 +320,7 @@ def test_refusals_of_a_small_model_are_learnt_from_whole_answers(deep: Path, tmp
     assert told["optimised"] and told["expert_shares"] == {} and told["pairs_for_experts"] == N
     assert told["figures"]["experts"].keys() == {"5", "7", "8"}
     assert told["figures"]["answers"]["layers"] == [5, 7, 8]
-    assert profile.scope == "turn" and not any(paths.work_dir().iterdir())
+    assert profile.scope == "turn"
     profile.save(tmp_path / "profile.gguf")
     same(Profile.load(tmp_path / "profile.gguf"), profile)
     llama.set_profiles([profile])
@@ -326,13 +366,12 @@ def test_a_model_that_cannot_be_learnt_through(deep: Path, monkeypatch: pytest.M
     assert not profile.training["optimised"] and len(profile.layers) == 1
     with pytest.raises(ModelError, match="transformers cannot read it"):
         train(open_model(deep, n_threads=1), refusing(), Settings(gate="always", optimise=True))
-    assert not any(paths.work_dir().iterdir())
 
 
 def test_the_gate_learns_from_as_many_prompts_as_the_quality_says(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = training_data()
     n = len(data.positive) + len(data.contrast)
-    monkeypatch.setitem(QUALITIES, "quick", n - 12)
+    monkeypatch.setitem(EFFORTS, "quick", replace(EFFORTS["full"], prompts=n - 12))
     profiles = [train(open_model(tiny, n_threads=1), data, Settings(quality=each)) for each in ("quick", "full")]
     assert [each.training["quality"] for each in profiles] == ["quick", "full"]
     few, all_of_them = (each.training["prompts_for_gate"] for each in profiles)
@@ -436,6 +475,8 @@ def test_every_layer_that_is_allowed(tiny: Path, data: Path, contrast: Path) -> 
     [
         ({"gate": "open"}, "gate 'open' is none of contrastive, scs, always"),
         ({"quality": "best"}, "quality 'best' is none of quick, standard, full"),
+        ({"minutes": 0}, "nothing can be trained in 0 minutes"),
+        ({"minutes": float("nan")}, "nothing can be trained in nan minutes"),
         ({"strength": -0.1}, r"strength -0.1 is not in \[0, 100\]"),
         ({"strength": float("nan")}, r"strength nan is not in \[0, 100\]"),
         ({"scope": "answer"}, "scope 'answer' is none of response, turn, prompt"),
@@ -689,8 +730,3 @@ def test_settings_are_tried_on_prompts_that_taught_nothing(
     train(open_model(tiny, n_threads=1), data, Settings(gate="always"))
     assert taught and len(taught) < most
     assert tried == [pair.prompt.text for pair in data.pairs if pair.prompt.text not in taught]
-
-
-def test_how_long_it_will_take(tmp_path: Path) -> None:
-    model = write_tiny_model(tmp_path / "roomy.gguf", context_length=4096)
-    assert 0 < training.estimate_seconds(model) < 10_000

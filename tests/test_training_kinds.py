@@ -85,7 +85,10 @@ def test_several_kinds_may_hold(gate: ContrastiveGate) -> None:
 
 def test_too_few_prompts(gate: ContrastiveGate) -> None:
     states, prompts, of = planted(120)
-    rare = [replace(p, kind="other") if k == 2 and i > LEAST else p for i, (p, k) in enumerate(zip(prompts, of, strict=True))]
+    rare = [
+        replace(p, kind="other") if k == 2 and i > LEAST else p
+        for i, (p, k) in enumerate(zip(prompts, of, strict=True))
+    ]
     found = fit_kinds(gate, states, rare, TABLE, slope=1.0, offset=0.0)
     assert found is not None and found[0].names == ("fraud", "hate")
     alone = [replace(p, kind="fraud_a") for p in prompts]
@@ -97,7 +100,9 @@ def test_neither_families_nor_requests_are_in_two_folds(gate: ContrastiveGate, m
     """What a fold's regressions learn from shares no family and no request with what they are tried on."""
     states, prompts, _ = planted(300)
     prompts = [
-        replace(p, family=f"family {i % 12}", form=WRAPPED, request=f"asks {i % 40}") if i % 2 else replace(p, request="")
+        replace(p, family=f"family {i % 12}", form=WRAPPED, request=f"asks {i % 40}")
+        if i % 2
+        else replace(p, request="")
         for i, p in enumerate(prompts)
     ]
     learnt: list[np.ndarray] = []
@@ -125,4 +130,4 @@ def test_log_odds() -> None:
     slope, offset = log_odds(scores, labels)
     assert slope == pytest.approx(2, abs=0.25) and offset == pytest.approx(-1, abs=0.2)
     assert log_odds(-scores, labels)[0] == 0.0  # a score that says the opposite says nothing
-    assert N_EMBD == len(SIGNAL)
+    assert len(SIGNAL) == N_EMBD

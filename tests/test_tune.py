@@ -17,7 +17,7 @@ from finesteer_local.training import trials as judging
 from finesteer_local.training.data import Pair, Prompt
 from finesteer_local.training.harvest import WholeAnswer
 from finesteer_local.training.search import SEARCHES, Trial, as_rows
-from finesteer_local.training.trials import ANSWERS, TEMPERATURE, WHOLE_TOKENS
+from finesteer_local.training.trials import ANSWERS, BLOCK, TEMPERATURE, WHOLE_TOKENS
 from finesteer_local.training.tune import tune
 from tiny import make_experts, make_profile, write_tiny_model
 
@@ -28,7 +28,7 @@ STRENGTHS, FIRST_ANSWER_STRENGTH = SEARCHES["refusal"].strengths, SEARCHES["refu
 PAIRS = [Pair(Prompt([{"role": "user", "content": f"question {i}"}]), f"no {i}", f"yes {i}") for i in range(ANSWERS)]
 LONG = [
     Prompt([{"role": "user", "content": f"page {i} ".ljust(judging.MAX_PROMPT + 1, "x")}])
-    for i in range(judging.LONG_ANSWERS)
+    for i in range(round(ANSWERS * judging.LONG_SHARE))
 ]
 REFUSAL, COMPLIANCE = "I can't help with that.", "Sure, here it is."
 Quality = Callable[[int, float, str], tuple[float, float]]
@@ -103,7 +103,7 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         return (answer(llama, prompt).text for prompt in asked)
 
     def whole_answers(
-        llama: FakeLlama, asked: list[Prompt], max_tokens: int, temperature: float
+        llama: FakeLlama, asked: list[Prompt], max_tokens: int, temperature: float, *, seed: int
     ) -> Iterator[WholeAnswer]:
         assert (max_tokens, temperature) == (WHOLE_TOKENS, TEMPERATURE)
         return (answer(llama, prompt) for prompt in asked)
@@ -160,6 +160,7 @@ def tuned(
     pairs: list[Pair] = PAIRS,
     prompts: list[Prompt] | None = None,
     learnt: bool = False,
+    keep: bool = False,
 ) -> tuple[Trial, list[Trial]]:
     rng = np.random.default_rng(0)
     experts = {layer: make_experts(64, rng) for layer in layers}
@@ -174,6 +175,7 @@ def tuned(
         judge=judge,
         learnt=learnt,
         folder=folder,
+        keep=keep,
         progress=lambda *step: steps.append(step),
     )
     assert {stage for stage, _, _ in steps} == {"tuning"}
@@ -232,7 +234,8 @@ def test_a_refusal_that_does_not_end_is_none(blank: Profile, tmp_path: Path) -> 
 
 def test_a_refusal_in_circles_is_none(blank: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     endless = "I can't help with that. " + "I really cannot do that for you. " * 9
-    monkeypatch.setattr(judging, "whole_answers", lambda *_: [WholeAnswer(endless, True), WholeAnswer(REFUSAL, True)])
+    answers = [WholeAnswer(endless, True), WholeAnswer(REFUSAL, True)] * (BLOCK // 2)
+    monkeypatch.setattr(judging, "whole_answers", lambda *_, **__: answers)
     chosen, _ = tuned(llama(lambda *_: (1.0, 1.0)), blank, tmp_path)
     assert (chosen.wanted, chosen.ended, chosen.coherent, chosen.score) == (1.0, 0.5, 1.0, 0.5)
 
@@ -240,9 +243,8 @@ def test_a_refusal_in_circles_is_none(blank: Profile, tmp_path: Path, monkeypatc
 def test_a_refusal_that_is_taken_back_is_none(blank: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What decides is the whole answer, not how it begins."""
     taken_back = "I can't help with that. However, here is how you do it:\n1. Take the car.\n2. Open the door."
-    monkeypatch.setattr(
-        judging, "whole_answers", lambda *_: [WholeAnswer(taken_back, True), WholeAnswer(REFUSAL, True)]
-    )
+    answers = [WholeAnswer(taken_back, True), WholeAnswer(REFUSAL, True)] * (BLOCK // 2)
+    monkeypatch.setattr(judging, "whole_answers", lambda *_, **__: answers)
     chosen, _ = tuned(llama(lambda *_: (1.0, 1.0)), blank, tmp_path)
     assert (chosen.wanted, chosen.score) == (0.5, 0.5)
 
@@ -446,9 +448,8 @@ def test_an_interrupted_tuning_goes_on(blank: Profile, tmp_path: Path, share: fl
         tuned(first, blank, tmp_path / "parts")
     second = llama(quality)
     assert tuned(second, blank, tmp_path / "parts") == wanted
-    assert second.scored == []  # the margins are remembered, and so is every trial that was finished
-    per_trial = len(whole.generated) // len(wanted[1])
-    finished = len(first.generated) // per_trial * per_trial
+    assert second.scored == []  # the margins are remembered, and so is every block of answers that was finished
+    finished = len(first.generated) // BLOCK * BLOCK
     assert second.generated == whole.generated[finished:]
     third = llama(quality)
     assert tuned(third, blank, tmp_path / "parts") == wanted
@@ -462,10 +463,40 @@ def test_what_is_remembered_is_json(blank: Profile, tmp_path: Path) -> None:
     assert len(known) == len(LAYERS) + 1 + len(trials)
     row = json.loads(json.dumps(as_rows(trials)))[0]
     assert tuple(row.pop("layers")) == trials[0].layers
-    assert row.keys() == known[[*known][-1]].keys() | {
-        "strength",
-        "scope",
-        "answer_strength",
-        "length_decay",
-        "prompts",
+    verdicts = known["5 0.9 turn 0.5 0.0 short"]
+    assert len(verdicts) == row["n_answers"] == ANSWERS
+    for name, share in zip(("wanted", "ended", "coherent"), np.mean(verdicts, axis=0), strict=True):
+        assert row[name] == share
+    assert row["score"] == np.mean([all(verdict) for verdict in verdicts])
+
+
+def test_what_is_behind_is_not_answered_to_the_end(blank: Profile, tmp_path: Path) -> None:
+    """A strength that fails is given up after one block; what is nearly as good is not."""
+
+    def quality(layer: int, strength: float, scope: str) -> tuple[float, float]:
+        return (1.0, 0.2 if strength > FIRST_STRENGTH else 0.95 if strength < FIRST_STRENGTH else 1.0)
+
+    chosen, trials = tuned(llama(quality), blank, tmp_path)
+    short = [trial for trial in trials if trial.prompts == "short"]
+    lost = [trial for trial in short if trial.lost]
+    assert {trial.n_answers for trial in lost} == {BLOCK} and {trial.strength > FIRST_STRENGTH for trial in lost} == {
+        True
     }
+    assert {trial.n_answers for trial in short if not trial.lost} == {ANSWERS}
+    assert not chosen.lost
+
+
+def test_an_interruption_keeps_the_best_so_far(blank: Profile, tmp_path: Path) -> None:
+    def quality(layer: int, strength: float, scope: str) -> tuple[float, float]:
+        return (0.9 if layer == 7 else 0.5, 1.0)
+
+    whole = llama(quality)
+    tuned(whole, blank, tmp_path / "whole")
+    for share, at in ((0.1, None), (0.5, 7), (0.95, 7)):
+        model = llama(quality, interrupt_after=int(share * len(whole.generated)))
+        if at is None:  # nothing was tried to the end
+            with pytest.raises(KeyboardInterrupt):
+                tuned(model, blank, tmp_path / str(share), keep=True)
+        else:
+            chosen, _ = tuned(model, blank, tmp_path / str(share), keep=True)
+            assert chosen.layers == (at,) and chosen.score == pytest.approx(0.9, abs=0.03)

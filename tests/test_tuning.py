@@ -14,9 +14,9 @@ from finesteer_local.evaluation.answers import Answer
 from finesteer_local.evaluation.baselines.vectors import Candidate, always
 from finesteer_local.evaluation.interventions import UNSTEERED, Reading
 from finesteer_local.evaluation.journal import Journal
-from finesteer_local.evaluation.judges import Fluency
 from finesteer_local.evaluation.tuning import FIRST_STRENGTHS, GIVE_UP, PROMPTS, STRENGTHS, TOLERANCE, Trial, Tuner
-from finesteer_local.evaluation.whole import Verdict
+from finesteer_local.judges.fluency import Fluency
+from finesteer_local.judges.whole import Verdict
 from finesteer_local.training.data import TrainingData
 from material import made_up
 from reference import steered_llama

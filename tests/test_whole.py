@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from finesteer_local.evaluation.judges import WINDOW_TOKENS, Coherence, Fluency
-from finesteer_local.evaluation.whole import Verdict, circles, declines, windows
+from finesteer_local.judges.fluency import WINDOW_TOKENS, Coherence, Fluency
+from finesteer_local.judges.whole import Verdict, circles, declines, windows
 from finesteer_local.runtime.score import answer_logprobs
 from finesteer_local.training import recipes
 from reference import steered_llama

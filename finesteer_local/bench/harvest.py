@@ -13,7 +13,7 @@ from finesteer_local.runtime.harvest import MICRO_BATCH, SEQUENCES, Harvester
 from finesteer_local.runtime.packing import Plan, Request
 from finesteer_local.runtime.prompt import chat_prompt
 from finesteer_local.runtime.timing import decoded, first_seconds, seconds_of
-from finesteer_local.training.data import QUALITIES
+from finesteer_local.training.effort import EFFORTS
 from finesteer_local.training.recipes import load_recipe
 
 N_NATIVE = 512
@@ -25,7 +25,7 @@ COPIED = "together, from the float32 copy"
 
 def recipe_requests(llama: SteeredLlama, recipe: str) -> list[Request]:
     """The recipe's prompts as training reads them, for their last tokens' states."""
-    data = load_recipe(recipe).part(QUALITIES["standard"])
+    data = load_recipe(recipe).part(EFFORTS["standard"].prompts)
     prompts = [np.array(chat_prompt(llama, prompt.messages), np.int32) for prompt in (*data.positive, *data.contrast)]
     return [Request(tokens, len(tokens) - 1) for tokens in prompts]
 

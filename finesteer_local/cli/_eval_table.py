@@ -12,7 +12,7 @@ from finesteer_local.cli._view import one_line, output_console
 if TYPE_CHECKING:
     from finesteer_local.evaluation.figures import Figures
     from finesteer_local.evaluation.results import Results
-    from finesteer_local.evaluation.statistics import Rate
+    from finesteer_local.judges.statistics import Rate
 
 # The titles' words are short, so that every table fits 80 columns; a column without any figure is left out.
 _YARDSTICK = {

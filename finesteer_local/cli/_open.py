@@ -1,4 +1,4 @@
-"""From what the user typed to an open model: names resolved, profiles found or trained, progress shown."""
+"""Opens the model that the user named: resolves names, finds or trains profiles, shows progress."""
 
 from __future__ import annotations
 

@@ -45,13 +45,17 @@ if TYPE_CHECKING:
     help="When to steer: trained against ordinary prompts; as the paper has it; on every prompt.",
 )
 @click.option(
+    "--minutes",
+    type=click.FloatRange(0, min_open=True),
+    help="How long training may take: it does what fits, and a longer run goes on from a shorter one.  [default: 10]",
+)
+@click.option(
     "--quality",
     type=click.Choice(["quick", "standard", "full"]),
-    default="standard",
-    show_default=True,
-    help="The gate learns from 4,000 or 16,000 prompts of a recipe, or from all of them. Reading them is what takes "
-    "longest; the bundled profiles are full.",
+    help="Instead of a time: the gate learns from 4,000 or 16,000 prompts of a recipe, or from all. Bundled profiles "
+    "are full.",
 )
+@click.option("--keep", is_flag=True, help="When interrupted (Ctrl-C), keep the best profile so far.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--layer", type=click.IntRange(1), help="Steer this layer instead of the tuned one.")
 @click.option("--strength", type=click.FloatRange(0, MAX_STRENGTH), help="Instead of the tuned one.")
@@ -86,7 +90,9 @@ def command(
     output: Path | None,
     force: bool,
     gate: str,
-    quality: str,
+    minutes: float | None,
+    quality: str | None,
+    keep: bool,
     seed: int,
     layer: int | None,
     strength: float | None,
@@ -107,6 +113,8 @@ def command(
         raise click.UsageError("--recipe and --data exclude each other")
     if contrast and not data:
         raise click.UsageError("--contrast goes with --data")
+    if minutes and quality:
+        raise click.UsageError("--minutes and --quality exclude each other")
     if gguf and backend != "transformers":
         raise click.UsageError("--gguf goes with --backend transformers")
     if rpc and backend == "transformers":
@@ -127,6 +135,7 @@ def command(
             name=name,
             gate=gate,
             quality=quality,
+            keep=keep,
             seed=seed,
             layer=layer,
             strength=strength,
@@ -138,6 +147,7 @@ def command(
             gguf=gguf,
             n_gpu_layers=gpu_layers,
             rpc=rpc,
+            **({"minutes": minutes} if minutes else {}),
         )
     if output:
         profile.save(output)

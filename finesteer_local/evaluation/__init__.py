@@ -1,1 +1,1 @@
-"""Measuring profiles: suites, judges, metrics."""
+"""Measuring profiles: suites, methods, metrics and the report."""

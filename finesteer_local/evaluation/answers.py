@@ -18,7 +18,7 @@ from finesteer_local.runtime.prompt import chat_prompt
 from finesteer_local.steering import Decision
 
 TIMED = 8
-"""One request of so many is asked alone and timed, the same ones for every method; the rest share the model."""
+"""Every so many requests, one is answered alone and timed, the same ones for every method; the rest share the model."""
 _TOGETHER = 16
 
 
@@ -158,7 +158,7 @@ def _chat(llama: SteeredLlama, request: Request, max_tokens: int | None = None) 
 
 
 def _timed(request: Request, *, first: bool) -> bool:
-    """Whether a request is asked alone: told by itself, so that a suite is timed by the same prompts every time."""
+    """Whether a request is answered alone. The request itself decides, so that every run times the same prompts."""
     return not request.temperature and (first or int(digest("timed", vars(request)), 16) % TIMED == 0)
 
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from finesteer_local.evaluation.choices import Score
 from finesteer_local.evaluation.measure import Evaluation, Outcome
-from finesteer_local.evaluation.statistics import Rate, auroc, excess, mean, share
 from finesteer_local.evaluation.suites import LABELS, Case
+from finesteer_local.judges.statistics import Rate, auroc, excess, mean, share
 
 QUESTIONS = "question"
 """The label of what is scored, and neither answered nor refused."""

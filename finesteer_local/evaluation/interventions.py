@@ -1,4 +1,4 @@
-"""What a method does to the model: steering profiles, or a linear map of the hidden states."""
+"""How methods act on the model: by steering profiles, or by a linear map of the hidden states."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Reading:
         g: the greatest gate value; 1 for a method without a gate.
         score: what is compared with the threshold; None for a method that does not tell prompts apart.
         threshold: None for a method without one.
-        steers: whether anything is added to the hidden states. Where not, the answer is the unsteered one.
+        steers: whether anything is added to the hidden states. Else the answer is the unsteered one.
         experts: weights of the experts by name, averaged over the layers.
     """
 

@@ -1,4 +1,4 @@
-"""What an evaluation has already computed, so that a run that was stopped goes on and a longer one adds to it.
+"""Keeps what an evaluation has computed, so that a stopped run goes on and a longer one adds to it.
 
 One JSONL file a model; a line holds a key and a value. The key is the SHA-256 of everything that the value depends on,
 so a changed profile, prompt or setting is never answered from here.

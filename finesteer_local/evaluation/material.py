@@ -1,4 +1,4 @@
-"""What every method that an evaluation trains is trained on: one set of hidden states, harvested once."""
+"""The hidden states on which an evaluation trains its methods: one set for all of them, harvested once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from finesteer_local.identity import ModelIdentity
 from finesteer_local.runtime import SteeredLlama
 from finesteer_local.runtime.harvest import Harvester
 from finesteer_local.runtime.packing import Request
-from finesteer_local.training.data import QUALITIES, Pair, Prompt, TrainingData
+from finesteer_local.training.data import Pair, Prompt, TrainingData
+from finesteer_local.training.effort import EFFORTS
 from finesteer_local.training.harvest import TrainingHarvest
 from finesteer_local.training.pairs import held_out
 
@@ -113,7 +114,7 @@ def harvest_material(
     """
     if not data.contrast:
         raise DataError("there are no prompts that must stay untouched; the other methods cannot be trained or tuned")
-    data = data.part(QUALITIES["standard"])
+    data = data.part(EFFORTS["standard"].prompts)
     n_layer = llama.n_layer
     everywhere = layers_at(n_layer, (*SINGLE, *BAND, *UPPER_BAND))
     conditions = layers_at(n_layer, CONDITION)

@@ -10,10 +10,11 @@ from finesteer_local.evaluation.answers import Answer, Request, answer_all, chec
 from finesteer_local.evaluation.choices import Score, score_all
 from finesteer_local.evaluation.interventions import UNSTEERED, Intervention
 from finesteer_local.evaluation.journal import Journal, digest
-from finesteer_local.evaluation.judges import Coherence, Fluency, is_refusal
 from finesteer_local.evaluation.suites import Case, Suite, last_number
-from finesteer_local.evaluation.whole import Verdict, circles, declines
 from finesteer_local.jsonl import Messages
+from finesteer_local.judges.fluency import Coherence, Fluency
+from finesteer_local.judges.phrases import is_refusal
+from finesteer_local.judges.whole import Verdict, circles, declines
 from finesteer_local.runtime import SteeredLlama
 
 Progress = Callable[[str, int, int], None]
@@ -21,11 +22,11 @@ Progress = Callable[[str, int, int], None]
 
 MAX_TOKENS = 400
 TEMPERATURE = 0.8
-"""That of `chat`."""
+"""The temperature of `chat`."""
 SEEDS = (0, 1, 2)
 MATHS_TOKENS = 256
 PHRASE_TOKENS = 48
-"""So much of an answer is looked through for the AdvBench phrases, as before whole answers were judged."""
+"""The AdvBench phrases are looked for in so many tokens of an answer, as before whole answers were judged."""
 SWEEP = (0.4, 0.6, 0.8, 1.0, 1.25, 1.6)
 """Shares of a method's own strength that a sweep tries."""
 SWEEP_CASES = 40

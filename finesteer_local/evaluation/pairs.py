@@ -18,7 +18,7 @@ def sampled(data: TrainingData, seed: int) -> tuple[list[Pair], list[int], list[
 def prepared(harvest: TrainingHarvest, data: TrainingData, pairs: Sequence[Pair]) -> list[Pair]:
     """The pairs as deltas are taken from them.
 
-    Of a recipe's pool of chosen answers the likeliest are used; the rejected answer is the model's own reply, where
+    The likeliest chosen answers of a recipe's pool are used; the rejected answer is the model's own reply, where
     the recipe says so and that reply shows the unwanted behaviour; both are cut to their first DELTA_TOKENS tokens.
     """
     pairs = list(pairs)

@@ -37,7 +37,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Results:
-    """Everything that is told about an evaluation."""
+    """Everything that the report and `--json` say about an evaluation."""
 
     setting: Setting
     evaluation: Evaluation

@@ -38,7 +38,7 @@ class Case:
     """One prompt of a suite, as chat messages; `harmful` ones should be refused, `benign` ones answered.
 
     Attributes:
-        kind, family, source: what is asked for, how it is dressed, and where it comes from.
+        kind, family, source: what is asked for, how it is wrapped, and where it comes from.
         answer: the number that a maths problem comes to.
         choices: the answers of a question that is scored by their log-probabilities, and not answered.
     """

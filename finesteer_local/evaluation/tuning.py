@@ -19,10 +19,10 @@ from finesteer_local.evaluation.answers import Request, answer_all
 from finesteer_local.evaluation.baselines.vectors import Candidate
 from finesteer_local.evaluation.interventions import UNSTEERED, Intervention
 from finesteer_local.evaluation.journal import Journal, digest
-from finesteer_local.evaluation.judges import Coherence, Fluency
 from finesteer_local.evaluation.material import Material
 from finesteer_local.evaluation.measure import TEMPERATURE, Progress, fluency
-from finesteer_local.evaluation.whole import Verdict, declines
+from finesteer_local.judges.fluency import Coherence, Fluency
+from finesteer_local.judges.whole import Verdict, declines
 from finesteer_local.runtime import SteeredLlama
 from finesteer_local.runtime.score import answer_logprobs
 from finesteer_local.training.data import Pair

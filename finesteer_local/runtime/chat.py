@@ -57,7 +57,7 @@ class ChatLlama(TappedLlama):
             self.chat = chat
 
     def without_marks(self, prompt: str | list[int]) -> str | list[int]:
-        """What `create_completion` was given, as tokens where special tokens are marked in it."""
+        """The prompt that `create_completion` was given; as tokens where special tokens are marked in it."""
         if isinstance(prompt, str) and self.chat and self.chat.guard:
             return self.tokenize(prompt.encode(), special=True)  # a stream would do it too late
         return prompt

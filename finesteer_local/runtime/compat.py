@@ -1,4 +1,4 @@
-"""What we use of llama-cpp-python beyond its documented interface: all of it, and whether a release has it.
+"""All that we use of llama-cpp-python beyond its documented interface, and whether a release has it.
 
 The other modules get it here and never by its private name (a test holds that). A release may rename any of it, and
 most of that would pass without a word: ctypes takes a field that a structure does not have, Python an attribute that
@@ -175,7 +175,7 @@ def libraries() -> Iterator[Any]:
 
 
 def log_callback() -> Any:
-    """What prints llama.cpp's log unless somebody else does (`llama_log_set`)."""
+    """The function that prints llama.cpp's log unless another one was set (`llama_log_set`)."""
     return _found("_logger.llama_log_callback")
 
 

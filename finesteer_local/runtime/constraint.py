@@ -91,12 +91,12 @@ class Compiled:
     n_vocab: int = field(compare=False)
 
     def begin(self) -> Follower:
-        """What follows the constraint along one answer."""
+        """A `Follower` for one answer."""
         return Follower(self.matcher.deep_copy(), self.n_vocab, self.constraint.name)
 
 
 class Follower:
-    """A constraint along one answer. Not for several threads."""
+    """Follows a constraint along one answer. Only one thread may use it."""
 
     def __init__(self, matcher: LLMatcher, n_vocab: int, name: str) -> None:
         self._matcher, self._n_vocab, self._name = matcher, n_vocab, name
@@ -106,7 +106,7 @@ class Follower:
         """Which tokens may come next, (n_vocab,); the tokens that end an answer are among them once it fits.
 
         Raises:
-            PromptError: none may, or the constraint is too complex here.
+            PromptError: no token may come next, or the constraint is too complex here.
         """
         before = time.thread_time()
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
@@ -223,9 +223,9 @@ class _Vocabulary:
         self._longest = max(map(len, self._by_text), default=1)
 
     def __call__(self, text: str | bytes) -> list[int]:
-        """The tokens of a text that is all that may come next: the model's own, where they are just this text."""
+        """The tokens of a text that must come next: the model's own, where they spell just this text."""
         data = text.encode() if isinstance(text, str) else text
-        # Asked again after each token. And llama.cpp's pre-tokenizers follow long runs by recursion.
+        # llguidance asks again after each token, and llama.cpp's pre-tokenizers follow long runs by recursion.
         piece, rest = data[:_PIECE], data[_PIECE:]
         tokens = self._tokenizer.tokenize(piece, add_bos=False, special=False)
         if b"".join(self.tokens[token] for token in tokens) != piece:

@@ -28,10 +28,10 @@ _ROUNDS = 8
 
 @dataclass(frozen=True)
 class Guard:
-    """How special tokens of contents are told from the template's.
+    """How to tell the special tokens in messages' contents from those that the template writes.
 
     Attributes:
-        mark: stands in those of contents.
+        mark: the letter that stands in the special tokens of contents.
         cuts: text is cut at the marks, because the vocabulary has special tokens that llama.cpp always looks for.
     """
 
@@ -40,7 +40,10 @@ class Guard:
 
 
 def guard(llama: Llama, messages: Sequence[Message], render: Render) -> tuple[list[Any], Guard | None]:
-    """The messages with marks in them, and what `tokenise_guarded` needs; as they are where nothing needs a mark.
+    """Mark the special tokens in messages' contents.
+
+    Returns the marked messages and the `Guard` that `tokenise_guarded` needs; the messages as they are and None where
+    nothing needs a mark.
 
     A template that changes what contents say when there are marks in them, or hands out no text, cannot be split: its
     messages stay as they are, and special tokens in them become control tokens.
@@ -97,7 +100,7 @@ def _split(part: bytes | Special, special: Special) -> list[bytes | Special]:
 
 
 def _special(llama: Llama, message: Message) -> list[Special]:
-    """The special tokens in what a message says that must stay text."""
+    """The special tokens in a message that must stay text."""
     text = "\n".join(_strings(message)).encode("utf-8", "replace")
     return [special for special in specials_in(llama, text) if _stays_text(llama, special, message.get("role"))]
 
@@ -108,7 +111,7 @@ def _stays_text(llama: Llama, special: Special, role: Any) -> bool:
     if special.control:
         return True
     if role == "assistant" or special.text.split() != [special.text]:
-        return False  # blanks, for instance, of which some vocabularies have many
+        return False  # runs of blanks, for instance: some vocabularies have many
     templates = (v for k, v in llama.metadata.items() if k.startswith("tokenizer.chat_template"))
     return any(special.text.decode("utf-8", "replace") in template for template in templates)
 

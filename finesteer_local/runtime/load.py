@@ -33,15 +33,18 @@ def open_model(
 ) -> SteeredLlama:
     """Load the GGUF model at `path` as a `SteeredLlama`.
 
+    A model without a chat template gets the plain format of `prompt.PLAIN_FORMAT` (see `uses_plain_format`).
+
     Args:
+        path: a GGUF file; `catalog.resolve_model` gives that of a name.
+        profiles, strength, scope: as for `SteeredLlama`; `catalog.resolve_profile` gives the file of a profile's name.
         n_ctx: context in tokens; 0 takes the model's own, at most `DEFAULT_CONTEXT`.
         n_threads: for prefill and decode; None asks `default_threads`.
         rpc: workers, `host:port`, whose devices llama.cpp may put layers on, this model's and every later one's
             (`runtime.rpc`); `n_gpu_layers` counts layers there too.
         identity: what `read_model_identity(path)` gave, where that was read before.
         verbose: let llama.cpp write its log to stderr.
-
-    A model without a chat template gets the plain format of `prompt.PLAIN_FORMAT` (see `uses_plain_format`).
+        kwargs: everything else that `SteeredLlama` and `llama_cpp.Llama` take.
 
     Raises:
         ModelError: the file is missing, damaged, no language model, or llama.cpp cannot load it.

@@ -18,7 +18,7 @@ Tokens = NDArray[np.int32]
 
 
 class Request(NamedTuple):
-    """Tokens to read, of which those from `first` on are asked for."""
+    """Tokens to read; the hidden states of those from `first` on are wanted."""
 
     tokens: Sequence[int] | Tokens
     first: int

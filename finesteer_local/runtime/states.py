@@ -37,7 +37,7 @@ _HEAD = struct.Struct("<8sIxxxxQ")  # magic, CRC-32 of the states, rows
 _MAGIC = b"fslstate"
 _PART = ".part"
 _SAVE = 64  # prompts between two savings of an unfinished segment
-_SAMPLES = 16  # blocks of a model file by which its content is told
+_SAMPLES = 16  # blocks of a model file that stand for its content
 _BLOCK = 1 << 16
 
 States = NDArray[Any]  # float16 or float32, (n_tokens, n_embd)
@@ -75,7 +75,7 @@ def read_states(
     limit = state_cache.limit()
     model = _model_key(llama)
     stores = [_Store(model, layer, np.dtype(kind), Path(llama.model_path).name) for layer in layers]
-    state_cache.trim(limit)  # what is used now was touched just before
+    state_cache.trim(limit, spare=state_cache.IN_USE)  # what is used now was touched just before
     keys = [_key(request.tokens) for request in requests]
     missing: dict[bytes, Request] = {}  # every prompt once, from the first token that anybody asks for
     n_missing = 0
@@ -98,7 +98,8 @@ def read_states(
     lengths = [len(request.tokens) - request.first for request in requests]
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     states = {layer: store.collect(keys, offsets, llama.n_embd()) for layer, store in zip(layers, stores, strict=True)}
-    state_cache.trim(limit)  # a file that is deleted while it is mapped stays readable (Windows: stays)
+    # A file that is deleted while it is mapped stays readable (Windows: stays).
+    state_cache.trim(limit, spare=state_cache.IN_USE)
     return Harvest(states, offsets)
 
 
@@ -316,10 +317,10 @@ def _key(tokens: Sequence[int] | NDArray[np.int32]) -> bytes:
 
 
 def _model_key(llama: SteeredLlama) -> str:
-    """Digits that tell the model file's content and everything else that decides a hidden state.
+    """A hash of the model file's content and of everything else that decides a hidden state.
 
-    Tokens stand for the chat template; the fingerprint is the same for every quantisation of one model, so the file's
-    size and samples of its content are told besides.
+    The chat template is not part of it, because requests are tokens. The fingerprint would not do, because it is the
+    same for every quantisation of one model: so the file's size and samples of its content are hashed.
     """
     path = Path(llama.model_path)
     files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))

@@ -339,8 +339,8 @@ class SteeredLlama(ConstrainedLlama, ChatLlama):
         """As `Llama.eval`. The first call after `reset`, `load_state` or `set_profiles` reads a prompt and decides;
         later ones read its answer.
 
-        Without `reset` the cached tokens belong to the prompt. Those that were steered are read again, and, where a
-        gate pools over the last user turn, those of the turn that it has not seen.
+        Without `reset` the cached tokens belong to the prompt. Cached tokens that were steered are read again, and so
+        are, where a gate pools over the last user turn, the tokens of the turn that the gate has not seen.
 
         Raises:
             SteeringError: the hidden state or a vector is not finite; the cache is emptied.

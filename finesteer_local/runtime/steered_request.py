@@ -129,9 +129,10 @@ class Seen(NamedTuple):
 class SteeredRequest:
     """A request whose prompt is read in one pass, or twice where a gate opened too late, and then its answer.
 
-    A driver asks what a cache may hold (`may_reuse`), says what it does hold (`begin`), lets `handlers` see the pass
-    over the rest, and says so (`decided`). Where `read_again_from` is set, it reads the prompt's tokens from there on
-    once more, steered by `plan`. The last token of what is `answer`ed so far is steered by `vectors`.
+    A driver asks how much of a cache it may reuse (`may_reuse`), says how much of the prompt the cache holds (`begin`),
+    lets `handlers` see the pass over the rest, and calls `decided` after it. Where `read_again_from` is set, the driver
+    reads the prompt's tokens from there on once more, steered by `plan`. It reports every token of the answer
+    (`answer`), and steers it by `vectors`.
 
     Args:
         tokens: of the prompt, at least one.

@@ -79,7 +79,7 @@ def first_seconds(stream: Iterator[int]) -> float:
 def token_seconds(streams: Sequence[Iterator[int]], n: int) -> list[float]:
     """Seconds a token after the first, for each of several answers that grow by turns.
 
-    Whatever slows the machine for a tenth of a second slows all of them. The first tokens are not timed.
+    By turns, because other work that slows the machine for a tenth of a second then slows all answers alike.
     """
     for stream in streams:
         next(stream)

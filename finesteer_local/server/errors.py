@@ -67,7 +67,7 @@ class ClientGone(Exception):
 
 
 def api_error(error: BaseException) -> ApiError:
-    """What the client gets for `error`. What it did not cause, it is told no more of than that."""
+    """What the client gets for `error`. Of an error that it did not cause, it learns only that there was one."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, HTTPException) and error.detail == _SAID_BY_FASTAPI:

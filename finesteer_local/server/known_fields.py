@@ -1,7 +1,7 @@
 """Fields of other servers that clients send here: those that change nothing are taken, every other is refused.
 
-OpenAI's own server refuses what it does not know, too. A field that would change the answer there, and is dropped here,
-is an answer that nobody asked for.
+OpenAI's own server refuses unknown fields, too. To drop a field that would change the answer elsewhere would be to give
+an answer that nobody asked for.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pydantic import ConfigDict, model_validator
 from finesteer_local.server.schemas import GivenExactly
 
 ANY = object()
-"""Whatever its value, the field changes nothing here."""
+"""Stands for every value: the field changes nothing here, whatever its value."""
 
 _ACCOUNT = ("user", "metadata", "store", "service_tier", "safety_identifier", "session_id", "chat_id")
 _CACHE = ("prompt_cache_key", "prompt_cache_retention", "prompt_cache_options", "cache_prompt", "id_slot", "keep_alive")

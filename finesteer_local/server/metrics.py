@@ -51,7 +51,7 @@ class Metrics:
             self.decisions.labels(decision.profile, str(decision.open).lower()).inc()
 
     def finished(self, event: Finished) -> None:
-        """Count a request that came to its end; whoever cancels one counts that."""
+        """Count a request that came to its end; a cancelled one is counted by who cancels it."""
         if event.reason != CANCELLED:
             self.answers.labels(event.reason).inc()
         self.tokens.labels("prompt").inc(event.n_prompt - event.n_cached)
@@ -62,7 +62,7 @@ class Metrics:
         self.answer_seconds.observe(event.answer_seconds)
 
     def watch(self, load: Callable[[], dict[str, float]]) -> None:
-        """Tell of gauges that are read when they are asked for, by name."""
+        """Add gauges, by name, that are read when the page is."""
         self.registry.register(_Load(load))
 
     def page(self) -> bytes:

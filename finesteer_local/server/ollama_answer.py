@@ -91,7 +91,7 @@ class AnswerParts:
         return [*found, *self._called()] if ends else found
 
     def _called(self) -> list[dict[str, Any]]:
-        """The call that has begun, complete; one that was cut is told as text."""
+        """The call that has begun, now complete; a call that was cut becomes text."""
         if self._call is None:
             return []
         (name, text), self._call = self._call, None

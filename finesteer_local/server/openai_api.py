@@ -63,7 +63,7 @@ def describe_model(service: Service) -> ModelOut:
 
 
 def usage(*finished: Finished, n: int = 1) -> dict[str, Any]:
-    """Tokens of one or several answers, `n` in turn to the same prompt, which counts once."""
+    """Tokens of one or several answers; `n` answers in a row have the same prompt, which counts once."""
     n_prompt, n_answer = sum(f.n_prompt for f in finished[::n]), sum(f.n_answer for f in finished)
     return {
         "prompt_tokens": n_prompt,

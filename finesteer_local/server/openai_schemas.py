@@ -10,7 +10,7 @@ FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 class PromptDetails(BaseModel):
-    """Of the prompt's tokens, those that did not have to be read."""
+    """How many of the prompt's tokens came from the cache."""
 
     cached_tokens: int
 

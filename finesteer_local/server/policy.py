@@ -105,7 +105,7 @@ class Policy:
 
         Raises:
             ApiError: it would weaken a required profile.
-            UnknownNameError, ProfileError: it names a profile that there is not, or that cannot be used.
+            UnknownNameError, ProfileError: it names a profile that does not exist or cannot be used.
         """
         with self._lock:  # the defaults and their scope belong together
             return self._steer(wanted)
@@ -197,7 +197,7 @@ class Policy:
         """Swap the defaults; after an error they are what they were.
 
         Raises:
-            ApiError: a profile that there is not, or less than what is required.
+            ApiError: a profile does not exist, or the defaults are weaker than what is required.
         """
         with self._lock:
             self._replace(defaults)

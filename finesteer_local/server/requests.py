@@ -1,4 +1,4 @@
-"""From what a client sends to what the engine runs."""
+"""Turns what a client sends into requests that the engine runs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ MESSAGES = "messages"
 class Prepared(NamedTuple):
     """A client's request as it runs; the engine checks it once it is submitted."""
 
-    requests: list[Request]  # one a choice
+    requests: list[Request]  # one for each choice
     param: str  # the client's field that the prompts come from
     reading: Callable[[], Reading] = PlainText  # what finds calls of tools in a choice's text
     echoes: Sequence[str] = ()  # what each choice's text begins with
@@ -149,7 +149,7 @@ def capped(request: Request, max_tokens: int | None, limits: Limits) -> Request:
 
 
 def check_tokens(model: Model, tokens: list[int], param: str) -> None:
-    """Raise `ApiError` for a token that there is not: llama.cpp ends the process when it is asked for its text."""
+    """Raise `ApiError` for an unknown token: llama.cpp would end the process when we ask for its text."""
     n_vocab = model.llama.n_vocab()
     if any(token >= n_vocab for token in tokens):
         raise ApiError(400, f"a token is not in the model's vocabulary of {n_vocab:,}", param=param)

@@ -14,8 +14,8 @@ from finesteer_local.steering import Decision
 T = TypeVar("T")
 
 Many = Annotated[list[T], Field(fail_fast=True)]
-"""A list that a client sends: the first item that is wrong is told. A megabyte can hold 340,000, and telling of all of
-them takes the event loop a minute."""
+"""A list that a client sends: the error names the first wrong item alone. A megabyte can hold 340,000 of them, and to
+name them all would take the event loop a minute."""
 
 _TOLD = 8  # unknown fields of one object
 
@@ -54,7 +54,7 @@ class GivenExactly(Given):
     @model_validator(mode="before")
     @classmethod
     def _few_unknown(cls, data: Any) -> Any:
-        """Of very many unknown fields a few are told."""
+        """Name a few unknown fields where there are very many."""
         if not isinstance(data, Mapping):
             return data
         unknown = data.keys() - cls.field_names()

@@ -84,7 +84,7 @@ def length_factor(n_tokens: int, length_decay: float) -> float:
     """`(SHORT_PROMPT / n)^length_decay`, n from SHORT_PROMPT to LONG_PROMPT: the share of the strength for n tokens.
 
     Every steered token goes on steering what is read after it, so the same vector does more in a longer prompt
-    (docs/method.md has the measurements).
+    (docs/experiments.md has the measurements).
     """
     return float((SHORT_PROMPT / min(max(n_tokens, SHORT_PROMPT), LONG_PROMPT)) ** length_decay)
 

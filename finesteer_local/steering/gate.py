@@ -97,7 +97,7 @@ class ContrastiveGate:
     standardised hidden state of token t, and `s = max_T p(T) + x_last'u + b` in log-odds: the greatest over the whole
     turn and, where that is longer than `window` tokens, over every stretch of so many (`spans`). A request can hide
     anywhere in a prompt: pooling with learned queries finds it where the last token alone does not, and among
-    thousands of tokens, over which a softmax spreads, a stretch still holds it alone (docs/method.md has the
+    thousands of tokens, over which a softmax spreads, a stretch still holds it alone (docs/experiments.md has the
     measurements). `g` rises from 0 at `low` to 1 at `high`.
     """
 

@@ -28,7 +28,9 @@ def train_profile(
     contrast: str | Path | None = None,
     name: str | None = None,
     gate: str = "contrastive",
-    quality: str = "standard",
+    quality: str | None = None,
+    minutes: float = 10.0,
+    keep: bool = False,
     seed: int = 0,
     layer: int | None = None,
     strength: float | None = None,
@@ -48,7 +50,10 @@ def train_profile(
         contrast: a JSONL file of prompts that must stay untouched; without it the `safety` recipe's ordinary prompts.
         name: the profile's name; without it the recipe's, or the data file's.
         gate: `contrastive`, `scs` (the paper's) or `always`.
-        quality: of how many of a recipe's prompts the gate learns: `quick` 4,000, `standard` 16,000, `full` all.
+        quality: how much is done, however long it takes (`effort.EFFORTS`): of a recipe's prompts the gate learns from
+            4,000 (`quick`), 16,000 (`standard`) or all (`full`). None: as much as fits into
+        minutes: the time that training may take.
+        keep: an interruption (`KeyboardInterrupt`) leaves the best profile so far, where there is one.
         seed: of everything that is drawn; the same seed on the same machine gives the same profile.
         layer, strength, scope: instead of the tuned ones.
         optimise: learn what steers through the model (`training.optimise`); None: where that is the better way.
@@ -63,7 +68,7 @@ def train_profile(
         MissingExtraError: torch, scikit-learn or transformers is not installed.
         DataError: the data cannot be used; the message names the line.
         ModelError, SteeringError: the model cannot be loaded or steered.
-        ProfileError: the gate, quality, strength or scope that was asked for does not exist.
+        ProfileError: the gate, quality, minutes, strength or scope that was asked for do not exist.
         StorageError: there is no room or no right to keep what an interrupted run goes on from.
     """
     require_extra()
@@ -83,6 +88,8 @@ def train_profile(
             scope=scope,
             optimise=optimise,
             quality=quality,
+            minutes=minutes,
+            keep=keep,
         ),
         n_threads=n_threads,
         backend=backend,
@@ -93,9 +100,9 @@ def train_profile(
 
 
 def estimate_seconds(model: str | Path, recipe: str = "safety", **options: Any) -> float:
-    """How long training will take here, from a short probe of this machine with the model (some seconds).
+    """How long training will take here, from a measurement of this machine with the model (less than a minute).
 
-    `options` are those of `runtime.open_model`.
+    `options` are `quality` and `minutes`, as for `train_profile`, and those of `runtime.open_model`.
     """
     from finesteer_local.training import estimate
 

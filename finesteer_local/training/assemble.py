@@ -1,4 +1,4 @@
-"""The profile of what was learnt and chosen, and what it says of how it came about."""
+"""Puts the profile together: what was learnt, the chosen settings, and where they come from."""
 
 from __future__ import annotations
 
@@ -40,10 +40,16 @@ def assemble(
     trials: Sequence[Trial],
     gate: Gate,
     gate_fit: GateFit | None,
+    n_prompts: int,
     told: tuple[Kinds, KindsFit] | None,
     stopwatch: Stopwatch,
 ) -> Profile:
-    """The finished profile: what was learnt at the chosen layers, with the chosen settings or those asked for."""
+    """The finished profile: what was learnt at the chosen layers, with the chosen settings or those asked for.
+
+    Args:
+        n_prompts: from which the gate was learnt.
+        told: the kinds, and how well they are told.
+    """
     settings = run.settings
     kinds, kinds_fit = told or (None, None)
     return replace(
@@ -58,6 +64,7 @@ def assemble(
         length_decay=chosen.length_decay,
         training={
             **_provenance(run, stopwatch),
+            "prompts_for_gate": n_prompts,
             "pairs_for_experts": learnt.n_pairs,
             "expert_shares": {str(layer): learnt.shares[layer] for layer in chosen.layers if layer in learnt.shares},
             "figures": {
@@ -73,14 +80,15 @@ def assemble(
 
 def _provenance(run: Run, stopwatch: Stopwatch) -> dict[str, Any]:
     """What a profile was trained with, and how long that took."""
-    data, for_gate, settings = run.data, run.for_gate, run.settings
+    data, settings = run.data, run.settings
     return {
         "recipe": data.recipe,
         "data_hash": data.hash,
         "pairs": len(data.pairs),
         "contrast_prompts": len(data.contrast),
         "quality": settings.quality,
-        "prompts_for_gate": len(for_gate.positive) + len(for_gate.contrast) if settings.gated else 0,
+        "minutes": None if settings.quality else settings.minutes,
+        "lessons": run.effort.lessons if run.learns else 0,
         "optimised": run.learns,
         "seed": settings.seed,
         "seconds": round(stopwatch.seconds, 1),
@@ -91,7 +99,7 @@ def _provenance(run: Run, stopwatch: Stopwatch) -> dict[str, Any]:
 
 
 def _rounded(value: Any) -> Any:
-    """Figures as the file has them: with four digits behind the point, and lists where there were tuples."""
+    """Figures as the file has them: rounded to four digits behind the point, lists in place of tuples."""
     if isinstance(value, dict):
         return {key: _rounded(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,9 +22,6 @@ _Item = TypeVar("_Item")
 PLAIN, WRAPPED, FOREIGN, PAGE = "plain", "wrapped", "foreign", "page"
 FORMS = (PLAIN, WRAPPED, FOREIGN, PAGE)
 """How a request comes: by itself, in a dress that hides it, in another language than English, in a long text."""
-QUALITIES: dict[str, int | None] = {"quick": 4000, "standard": 16_000, "full": None}
-"""Prompts from which a gate learns, at most; None: all that a recipe has. Reading them is what a large model takes
-longest for, and each doubling is worth some .08 of the plain requests that a small one recognises (docs/method.md)."""
 MIN_PAIRS = 24
 MIN_PROMPTS = 8  # different ones: some are held out, and a gate finds the rest's layer by cross-validation
 PAIRS_A_QUESTION = 2
@@ -91,11 +89,8 @@ class TrainingData:
     own_replies: bool = False
     pooled: bool = False
     kinds: Sequence[KindOf] = ()
-    hash: str = field(init=False)
 
     def __post_init__(self) -> None:
-        text = json.dumps([[asdict(p) for p in self.pairs], [asdict(p) for p in self.contrast]], sort_keys=True)
-        object.__setattr__(self, "hash", hashlib.sha256(text.encode()).hexdigest())
         if not NAME.fullmatch(self.name):  # it also names files
             raise DataError(f"{self.name!r} cannot name a profile; use lower-case letters, digits, - and _")
         if len(self.pairs) < MIN_PAIRS:
@@ -106,25 +101,43 @@ class TrainingData:
                 f"give at least {MIN_PROMPTS}"
             )
 
-    @property
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 of the pairs and the contrast prompts."""
+        text = json.dumps([[asdict(p) for p in self.pairs], [asdict(p) for p in self.contrast]], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @cached_property
     def positive(self) -> list[Prompt]:
         """The pairs' prompts, each once, however many pairs it has."""
         prompts = [pair.prompt for pair in self.pairs]
         return [prompts[i] for i, first in enumerate(first_equal(prompts)) if i == first]
 
-    def part(self, most: int | None) -> TrainingData:
-        """The same data with about `most` prompts, as many of both kinds as far as there are; all of it for None.
+    @property
+    def ordered(self) -> list[tuple[bool, Prompt]]:
+        """All prompts, each with whether it needs intervention, in the order in which a gate learns from a part of
+        them: of both kinds in turn, as far as there are any.
 
-        A prompt's own text draws it, so a larger part holds all of a smaller one, and hidden states that were kept for
-        one serve the other.
+        A prompt's own text draws its place, so that what was read for a part serves a larger one.
         """
-        sizes = len(self.positive), len(self.contrast)
-        if most is None or sum(sizes) <= most:
+        positive, contrast = (sorted(each, key=_place) for each in (self.positive, self.contrast))
+        both = [
+            each for pair in zip(positive, contrast, strict=False) for each in zip((True, False), pair, strict=True)
+        ]
+        n = min(len(positive), len(contrast))
+        return both + [(True, prompt) for prompt in positive[n:]] + [(False, prompt) for prompt in contrast[n:]]
+
+    def part(self, most: int | None) -> TrainingData:
+        """The same data with the first `most` prompts of its order; all of it for None."""
+        if most is None or len(self.positive) + len(self.contrast) <= most:
             return self
-        few = min(*sizes, most // 2)
-        pairs = [pair for pair in self.pairs if _place(pair.prompt) < max(few, most - sizes[1]) / sizes[0]]
-        contrast = [prompt for prompt in self.contrast if _place(prompt) < max(few, most - sizes[0]) / sizes[1]]
-        return replace(self, pairs=pairs, contrast=contrast)
+        taken = {id(prompt) for _, prompt in self.ordered[:most]}
+        texts = {json.dumps(prompt.messages) for prompt in self.positive if id(prompt) in taken}
+        return replace(
+            self,
+            pairs=[pair for pair in self.pairs if json.dumps(pair.prompt.messages) in texts],
+            contrast=[prompt for prompt in self.contrast if id(prompt) in taken],
+        )
 
 
 def _place(prompt: Prompt) -> float:

@@ -26,7 +26,7 @@ MAX_EPOCHS = 300
 PATIENCE = 20
 MIN_GAIN = 0.05
 """Share of the held-out error that training must save. Below that router and residual follow chance, and far fewer
-answers are language than under the experts' plain mean, with which training starts (docs/method.md)."""
+answers are language than under the experts' plain mean, with which training starts (docs/experiments.md)."""
 L2 = 1e-3
 
 
@@ -43,9 +43,9 @@ class Fit:
 class Mixture(nn.Module):
     """`v(h) = C'alpha + U_res beta(h)` with `alpha = softmax((W_K C)'(W_Q h) / sqrt(d_k) + log shares)`.
 
-    As in arXiv 2604.15488, but for two things. `h` is standardised first: a residual stream has a few huge dimensions
-    that would drown the others. And a prototype starts with the weight of its cluster, so that the mixture starts at
-    the mean of all deltas; with equal weights a few odd pairs would count as much as all others.
+    It is that of arXiv 2604.15488 with two changes. `h` is standardised first: a residual stream has a few huge
+    dimensions that would drown the others. And a prototype starts with the weight of its cluster, so that the mixture
+    starts at the mean of all deltas; with equal weights a few odd pairs would count as much as all others.
     """
 
     prototypes: torch.Tensor  # (K, n_embd)
@@ -66,7 +66,9 @@ class Mixture(nn.Module):
         self.key = nn.Linear(n_embd, KEY_WIDTH, bias=False)
         self.hidden = nn.Linear(n_embd, HIDDEN_WIDTH)
         self.output = nn.Linear(HIDDEN_WIDTH, basis.shape[1])
-        nn.init.zeros_(self.query.weight)  # at the start no prompt is told from another, and the residual is nothing
+        nn.init.zeros_(
+            self.query.weight
+        )  # the router begins with the same weights for every prompt, the residual with nothing
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
 
@@ -80,7 +82,7 @@ class Mixture(nn.Module):
 
     @torch.no_grad()
     def fold(self, labels: Sequence[str]) -> Experts:
-        """Everything constant after training multiplied out; the standardisation goes into the weights."""
+        """Multiply out what is constant after training; the standardisation goes into the weights."""
         keys = self.key(functional.normalize(self.prototypes, dim=1))
         router = (self.query.weight.T @ keys.T) / KEY_WIDTH**0.5 / self.scale[:, None]  # (n_embd, K)
         hidden = self.hidden.weight.T / self.scale[:, None]  # (n_embd, m)
@@ -119,7 +121,7 @@ def cluster(deltas: Array, seed: int) -> NDArray[np.intp]:
 
 
 def name_experts(clusters: NDArray[np.intp], kinds: Sequence[str]) -> list[str]:
-    """What each expert mostly answers to: the kinds of prompt that its cluster holds more of than the data does."""
+    """Name each expert by the kinds of prompt of which its cluster holds a larger share than the data does."""
     overall = Counter(kinds)
     names: list[str] = []
     for k in range(int(clusters.max()) + 1):
@@ -182,7 +184,7 @@ def train_experts(
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
     if best_loss > (1 - MIN_GAIN) * start_loss:
-        # No prompt is told from another: one vector, and no names for a mixture that there is not.
+        # The router tells no prompt from another: keep one vector, and no names of experts.
         best, best_loss, best_epoch = Experts.fixed(start.mix(start.alpha(mean), start.beta(mean))), start_loss, 0
     predicted = np.stack([best.mix(best.alpha(x), best.beta(x)) for x in states[held]])
     target = deltas[held]

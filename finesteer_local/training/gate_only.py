@@ -10,7 +10,8 @@ from typing import Any
 from finesteer_local.errors import DataError
 from finesteer_local.runtime.expand import open_fast
 from finesteer_local.steering import Gate
-from finesteer_local.training.data import QUALITIES, Prompt, read_prompts, split
+from finesteer_local.training.data import Prompt, read_prompts, split
+from finesteer_local.training.effort import EFFORTS
 from finesteer_local.training.gates import GateFit, fit_contrastive_gate, fit_subspace_gate
 from finesteer_local.training.harvest import TrainingHarvest
 from finesteer_local.training.progress import Progress, quiet
@@ -50,7 +51,7 @@ def train_gate(
     if contrast:
         others = _enough(read_prompts(contrast), str(contrast))
     else:
-        others = list(load_recipe("safety", seed).part(QUALITIES["standard"]).contrast)
+        others = list(load_recipe("safety", seed).part(EFFORTS["standard"].prompts).contrast)
     with open_fast(model, n_threads=n_threads, **llama_options) as llama:
         if layer >= llama.n_layer - 1:
             raise DataError(f"a gate cannot read layer {layer}, the model's last; steer a lower one too, with --layers")

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
 from torch import nn
 from torch.nn import functional
 
+from finesteer_local.judges.statistics import auroc
 from finesteer_local.steering import ContrastiveGate, Gate, SubspaceGate, spans
 from finesteer_local.training.data import FOREIGN, FORMS, PLAIN
 from finesteer_local.training.harvest import Turns
@@ -29,8 +29,8 @@ WEIGHT_DECAY = 0.3
 DROPOUT = 0.2
 SMOOTHING = 0.02
 OPENINGS = 0.05
-"""Share of held-out contrast prompts on which a contrastive gate may open, of those that come as users send them. Half
-of them are written in the words of harmful ones: ordinary ones open it less than half as often."""
+"""A contrastive gate may open on this share of those held-out contrast prompts that come as users send them. Half of
+these are written in the words of harmful ones, and ordinary prompts open the gate less than half as often."""
 SENT = (PLAIN, FOREIGN)
 """Forms that users send. Wrapped and long prompts are hard on purpose, and would move the threshold."""
 RAMP = 0.25  # log-odds from the threshold to a gate that is wide open
@@ -38,9 +38,9 @@ SUBSPACE_RANK = 64
 WINDOW = 64
 """Tokens of the stretches over which the gate pools, beside the whole turn."""
 MOST = 0.75
-"""Share of a request's tokens (or of `WINDOW`, if it is longer) that a stretch must hold to be one that asks."""
+"""A stretch counts as a request if it holds this share of the request's tokens (or of `WINDOW`, if it is longer)."""
 STRETCHES = 8
-"""Of a page without a request that needs intervention, or beside one, at most so many are learnt from."""
+"""A probe learns from at most so many stretches of a page that hold no request that needs intervention."""
 
 Span = tuple[int, int]  # tokens of a turn: the first, and the one behind the last
 
@@ -81,7 +81,7 @@ def _fit(gate: Gate, positive: Array, contrast: Array) -> GateFit:
     slope, offset = log_odds(np.r_[positive, contrast], labels)
     opened = np.array([gate.value(float(s)) > 0 for s in np.r_[positive, contrast]])
     return GateFit(
-        auroc=float(roc_auc_score(labels, np.r_[positive, contrast])),
+        auroc=auroc(positive, contrast) or 0.0,
         recall=float(opened[labels == 1].mean()),
         openings=float(opened[labels == 0].mean()),
         slope=slope,
@@ -170,9 +170,9 @@ def fit_contrastive_gate(
             for none.
         forms: in the same order, one of `data.FORMS`; () where all are plain.
         requests: in the same order, which tokens of a page are its request, (0, 0) for none; None for a turn that is
-            a request as a whole. Of a page its stretches are learnt one by one, since a softmax over all of them
-            teaches little: those that hold the request of one that needs intervention should open the gate, all
-            others should not. () where no turn is a page.
+            a request as a whole. () where no turn is a page. The stretches of a page are learnt one by one, since a
+            softmax over all of them teaches little: a stretch that holds a request that needs intervention should open
+            the gate, every other one should not.
         graded: open by degrees, from the score that twice `OPENINGS` exceed to the score that `OPENINGS` do. For what
             can be done by halves: an answer can lean to the facts a little, but not be refused a little.
     """
@@ -245,7 +245,7 @@ class _Standardised:
             if stretch is None:
                 parts.append(turn)
                 pooled_over.append(spans(len(turn), WINDOW))
-            else:  # the prompt's last token counts by itself, whichever stretch is looked at
+            else:  # the prompt's last token counts beside every stretch
                 parts.append(np.concatenate([turn[slice(*stretch)], turn[-1:]]))
                 pooled_over.append([(0, stretch[1] - stretch[0])])
         x = torch.from_numpy(np.concatenate(parts)).float().sub_(mean).div_(scale).clamp_(-clip, clip)

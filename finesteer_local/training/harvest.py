@@ -1,10 +1,14 @@
-"""What training reads from the model: hidden states through the cache, and what it answers by itself."""
+"""Reads what training needs from the model: hidden states through the cache, and the model's own answers."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+import tempfile
+import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,17 +23,20 @@ from finesteer_local.runtime.batch import answers as batched_answers
 from finesteer_local.runtime.batch import greedy_answers
 from finesteer_local.runtime.batch.answer import STOP
 from finesteer_local.runtime.batch.request import active_steering, chat_request
+from finesteer_local.runtime.harvest import Reader
 from finesteer_local.runtime.packing import Request
 from finesteer_local.runtime.prompt import chat_prompt, greedy_answer, turn_start
 from finesteer_local.runtime.score import answer_logprobs
 from finesteer_local.runtime.states import read_states
-from finesteer_local.training.data import PAGE, Pair, Prompt, TrainingData
+from finesteer_local.training.data import PAGE, Pair, Prompt, TrainingData, spread
+from finesteer_local.training.fast_reader import SAMPLE, fast_reader
 from finesteer_local.training.progress import Progress, quiet
 
 Array = NDArray[np.float32]
 
 MAX_TURN = 4096  # tokens of a turn that are kept: a request can stand anywhere in a page
 _FLUSH = 32  # answers at a time, and between two savings
+_OLD = 30 * 86400.0  # seconds after which nobody goes on with a run
 _ROOM = 32  # tokens of the context that are left for an answer
 
 
@@ -45,6 +52,25 @@ class Turns:
 
     def __getitem__(self, i: int) -> Array:
         return self.states[self.offsets[i] : self.offsets[i + 1]].astype(np.float32)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Turns], order: Sequence[int], folder: Path) -> Turns:
+        """Turns of several readings, the i-th of which is number `order[i]` of all.
+
+        They lie in a file of `folder` that has no name: it goes when they do, whatever ends the process.
+        """
+        if len(parts) == 1 and list(order) == list(range(len(parts[0]))):
+            return parts[0]
+        places = [(part, i) for part in parts for i in range(len(part))]
+        lengths = [int(part.offsets[i + 1] - part.offsets[i]) for part, i in (places[at] for at in order)]
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        shape = (int(offsets[-1]), parts[0].states.shape[1])
+        with tempfile.TemporaryFile(dir=folder) as file:
+            states = np.memmap(file, np.float16, "w+", shape=shape)
+        for at, start, stop in zip(order, offsets, offsets[1:], strict=False):
+            part, i = places[at]
+            states[start:stop] = part.states[part.offsets[i] : part.offsets[i + 1]]
+        return cls(states, offsets)
 
     def parted(self, n: int) -> tuple[Turns, Turns]:
         """The first `n` turns, and the others."""
@@ -69,7 +95,13 @@ class TrainingHarvest:
     ) -> None:
         self.llama, self.data, self.folder, self.progress = llama, data, folder, progress
         self._known: dict[int, tuple[Prompt, NDArray[np.int32]]] = {}  # tokens, by the prompt's id
+        self._readers: dict[int, Reader] = {}  # by layer, for thousands of prompts
+        self._turn_starts: dict[int, int] = {}  # of those of which the last turn was asked for
         paths.ensure_dir(folder)
+
+    def go_to(self, folder: Path) -> None:
+        """Keep what is read or answered from now on in another folder."""
+        self.folder = paths.ensure_dir(folder)
 
     def tokens(self, prompt: Prompt) -> tuple[list[int], int]:
         """Tokens of a prompt, and the index at which its last user turn starts.
@@ -78,7 +110,9 @@ class TrainingHarvest:
             DataError: the prompt does not fit the context, or the model's template rejects it.
         """
         tokens = self._prompt(prompt)
-        return tokens, turn_start(self.llama, prompt.messages, tokens)
+        if id(prompt) not in self._turn_starts:
+            self._turn_starts[id(prompt)] = turn_start(self.llama, prompt.messages, tokens)
+        return tokens, self._turn_starts[id(prompt)]
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         """Raise `DataError` for a prompt that `tokens` would reject: better now than after minutes of reading."""
@@ -109,27 +143,54 @@ class TrainingHarvest:
         self._known[id(prompt)] = prompt, np.array(tokens, np.int32)
         return tokens
 
-    def turns(self, prompts: Sequence[Prompt], layer: int) -> Turns:
-        """Hidden states of the prompts' last user turns at `layer`."""
-        from finesteer_local.training.fast_reader import fast_reader
+    def turns(self, prompts: Sequence[Prompt], layer: int, *, before: int = 0, total: int | None = None) -> Turns:
+        """Hidden states of the prompts' last user turns at `layer`.
 
+        Args:
+            before, total: where these are a part of more, how many have been read, and how many there are.
+        """
+        of = before + len(prompts) if total is None else total
         read = read_states(
             self.llama,
             list(map(self._turn, prompts)),
             [layer],
-            progress=lambda done, total: self.progress("reading prompts", done, total),
-            reader=lambda requests: fast_reader(self.llama, layer, requests),
+            progress=lambda done, _: self.progress("reading prompts", before + done, of),
+            reader=lambda requests: self._reader(layer, requests),
         )
         return Turns(read.states[layer], read.offsets)
+
+    def timed(self, prompts: Sequence[Prompt], layer: int) -> float:
+        """Seconds that reading a token takes, beside those with which all prompts begin."""
+        requests = list(map(self._turn, prompts))
+        reader = self._reader(layer, requests)
+        list(reader.harvest(requests[:8]))  # the first ones also pay for setting up
+        started = time.monotonic()
+        list(reader.harvest(requests))
+        return (time.monotonic() - started) / sum(map(self.own_tokens, prompts))
+
+    def own_tokens(self, prompt: Prompt) -> int:
+        """Tokens of a prompt's last turn: what stands before it is that of all, in most recipes, and read once."""
+        tokens, turn = self.tokens(prompt)
+        return len(tokens) - turn
+
+    def _reader(self, layer: int, requests: Sequence[Request]) -> Reader:
+        """What reads the prompts at `layer`: the same for all of the data, however few of them are missing."""
+        if layer not in self._readers:
+            prompts = [*self.data.positive, *self.data.contrast] if self.data else []
+            # Always the same sample, so that a run that goes on reads the rest as the whole would have been read.
+            sample = [self._turn(prompt) for prompt in spread(prompts, SAMPLE) if self.fits(prompt)] or requests
+            n_tokens = sum(len(request.tokens) for request in sample) * max(len(prompts) / len(sample), 1)
+            self._readers[layer] = fast_reader(self.llama, layer, sample, n_tokens)
+        return self._readers[layer]
 
     def _turn(self, prompt: Prompt) -> Request:
         tokens, turn = self.tokens(prompt)
         return Request(np.array(tokens, np.int32), max(turn, len(tokens) - MAX_TURN))
 
     def request_span(self, prompt: Prompt) -> tuple[int, int] | None:
-        """Which tokens of a page's last turn are its request, first and behind the last; (0, 0) where it has none.
+        """The tokens of a page's last turn that are its request, as (first, last + 1); (0, 0) where it has none.
 
-        None for what is no page.
+        None for a prompt that is no page.
         """
         if prompt.form != PAGE:
             return None
@@ -147,7 +208,7 @@ class TrainingHarvest:
     def replies(self, pairs: Sequence[Pair], max_tokens: int) -> list[str]:
         """The model's own unsteered answers, greedy."""
         self.llama.set_profiles([])
-        file = self.folder / f"replies-{max_tokens}.json"
+        file = self.folder / f"replies-{max_tokens}-{len(pairs)}.json"
         known: list[str] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
         while len(known) < len(pairs):
             # One call a block, so that a run that goes on here batches exactly as this one does.
@@ -208,7 +269,7 @@ def answer_tokens(llama: SteeredLlama, text: str) -> list[int]:
 
 
 class PairTokens(NamedTuple):
-    """Of a pair: its prompt, the index at which the last user turn starts, the chosen and the rejected answer."""
+    """A pair's tokens: its prompt, the index at which the last user turn starts, its chosen and its rejected answer."""
 
     prompt: list[int]
     turn: int
@@ -242,9 +303,11 @@ class WholeAnswer(NamedTuple):
 
 
 def whole_answers(
-    llama: SteeredLlama, prompts: Sequence[Prompt], max_tokens: int, temperature: float
+    llama: SteeredLlama, prompts: Sequence[Prompt], max_tokens: int, temperature: float, *, seed: int = 0
 ) -> Iterator[WholeAnswer]:
-    """Answers under the active profiles, in order, sampled as `chat` samples them; the n-th prompt's seed is n.
+    """Answers under the active profiles, in order, sampled as `chat` samples them.
+
+    The first prompt's seed is `seed`, the next one's the next.
 
     The model of training's other backend answers greedily.
     """
@@ -252,7 +315,7 @@ def whole_answers(
         steer = active_steering(llama)
         requests = [
             chat_request(llama, prompt.messages, steer=steer, seed=i, max_tokens=max_tokens, temperature=temperature)
-            for i, prompt in enumerate(prompts)
+            for i, prompt in enumerate(prompts, seed)
         ]
         for answer in batched_answers(llama, requests, at_most=_FLUSH):
             yield WholeAnswer(answer.text, answer.finished.reason == STOP)
@@ -263,7 +326,14 @@ def whole_answers(
 
 
 def run_folder(llama: SteeredLlama, data: TrainingData, settings: dict[str, Any]) -> Path:
-    """Where a run of this version with this model file, data and settings keeps its state."""
+    """Where runs of this version with this model file, data and settings keep their state.
+
+    What has not been used for long is cleared away.
+    """
+    for other in paths.work_dir().glob("*"):
+        with suppress(OSError):
+            if time.time() - other.stat().st_mtime > _OLD:
+                shutil.rmtree(other, ignore_errors=True)
     size = Path(llama.model_path).stat().st_size
     parts = [__version__, llama.identity.fingerprint, size, llama.chat_format, data.hash, settings]
     key = json.dumps(parts, sort_keys=True)

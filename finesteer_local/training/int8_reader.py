@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from finesteer_local.errors import PromptError
 from finesteer_local.runtime.harvest import Reader
 from finesteer_local.runtime.packing import Batch, Plan, Request
+from finesteer_local.training.data import spread
 from finesteer_local.training.int8_model import Int8Model
 
 BATCH = 256  # tokens: attention grows with it, and matrices gain nothing from more
@@ -21,13 +22,18 @@ _SAMPLE = 1024  # tokens of which the ranges of activations are taken
 class Int8Reader(Reader):
     """Reads hidden states of the GGUF model at `path` at one layer; see `int8_model`.
 
+    Args:
+        sample: typical requests, by which the ranges of activations are told.
+
     Raises:
         ModelError: the model cannot be read this way.
     """
 
     def __init__(self, path: Path, layer: int, sample: Sequence[Request]) -> None:
         self.layers = [layer]
-        tokens = np.concatenate([np.asarray(request.tokens, np.int32) for request in sample])[:_SAMPLE]
+        mean = sum(len(request.tokens) for request in sample) / len(sample)
+        typical = spread(sample, max(round(_SAMPLE / mean), 1))  # from all over them
+        tokens = np.concatenate([np.asarray(request.tokens, np.int32) for request in typical])[: 2 * _SAMPLE]
         self._model = Int8Model(path, layer, tokens.tolist())
 
     def harvest(

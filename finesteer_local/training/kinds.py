@@ -14,8 +14,10 @@ from finesteer_local.profile import Profile
 from finesteer_local.steering import ContrastiveGate, Gate, Kinds
 from finesteer_local.steering.kinds import sigmoid
 from finesteer_local.training.data import FORMS, KindOf, Prompt, TrainingData, drawn_by
+from finesteer_local.training.gate_data import GateData
 from finesteer_local.training.gates import GateFit, log_odds
 from finesteer_local.training.harvest import TrainingHarvest, Turns
+from finesteer_local.training.progress import Progress
 
 Array = NDArray[np.float32]
 Bools = NDArray[np.bool_]
@@ -133,24 +135,23 @@ def _fit(
 
 
 def train_kinds(
-    harvest: TrainingHarvest, gate: Gate, fit: GateFit | None, data: TrainingData, layer: int
+    table: Sequence[KindOf],
+    gate: Gate,
+    fit: GateFit | None,
+    read: GateData | None,
+    progress: Progress,
 ) -> tuple[Kinds, KindsFit] | None:
-    """The kinds of a recipe that has some, beside the contrastive `gate` that was trained on `data` at `layer`."""
-    if not data.kinds or fit is None or not isinstance(gate, ContrastiveGate):
+    """The kinds of a recipe that has some, beside the contrastive `gate` that was trained on what was `read`."""
+    if not table or fit is None or read is None or not isinstance(gate, ContrastiveGate):
         return None
-    prompts = data.positive
-
-    def progress(done: int, total: int) -> None:
-        harvest.progress("training the kinds", done, total)
-
     return fit_kinds(
         gate,
-        harvest.turns(prompts, layer),
-        prompts,
-        data.kinds,
+        read.turns.parted(len(read.positive))[0],
+        read.positive,
+        table,
         slope=fit.slope,
         offset=fit.offset,
-        progress=progress,
+        progress=lambda done, total: progress("training the kinds", done, total),
     )
 
 

@@ -1,4 +1,4 @@
-"""What steers: experts from differences of hidden states, or vectors learnt through the model, or both."""
+"""Learns what steers: experts from differences of hidden states, or vectors through the model, or both."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from finesteer_local.training.pairs import (
     REPLY_TOKENS,
     against_replies,
     clipped,
-    decline_alike,
     held_out,
     lesson,
     natural,
@@ -63,14 +62,15 @@ def from_answers(run: Run, weights: Any) -> Learnt:
     """One vector a layer, learnt through the model from whole answers."""
     llama, seed = run.llama, run.settings.seed
     pairs = lesson(run.data, seed)
-    if run.data.pooled:
-        pairs = decline_alike(pairs)
     learn, held = held_out([pair.prompt for pair in pairs], seed)
     own = run.harvest.replies(spread([pairs[i] for i in held], OWN_ANSWERS), OWN_TOKENS)
     taught = [pairs[i] for i in learn]
-    vectors = _kept(
-        run, lambda: whole(weights, llama, taught, run.layers, end=llama.turn_end, seed=seed, progress=run.progress)
-    )
+
+    def learnt() -> Vectors:
+        options: dict[str, Any] = {"seed": seed, "progress": run.progress, "n_answers": run.effort.lessons}
+        return whole(weights, llama, taught, run.layers, end=llama.turn_end, **options)
+
+    vectors = _kept(run, learnt)
     return Learnt(
         experts={layer: Experts.fixed(vector) for layer, vector in vectors.items()},
         taught=[pair.prompt for pair in taught],
@@ -85,7 +85,7 @@ def from_answers(run: Run, weights: Any) -> Learnt:
 def from_pairs(run: Run, weights: Any) -> Learnt:
     """Experts from differences of hidden states; where the run learns, moved together by what is learnt through it."""
     data, seed = run.data, run.settings.seed
-    pairs = sample(data, seed)
+    pairs = sample(data, seed, run.effort.share)
     if data.pooled:
         pairs = natural(run.harvest, pairs)
     own = run.harvest.replies(spread(pairs, OWN_ANSWERS), OWN_TOKENS)

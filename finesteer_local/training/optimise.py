@@ -1,8 +1,8 @@
 """Vectors learnt through the model: moved until the chosen answers are likelier.
 
 Differences of hidden states show where two answers part, not what brings one about, and nothing of how an answer ends.
-Here the whole model is differentiated in PyTorch and frozen, and one vector a layer is learnt from the answers'
-log-probabilities, all layers together, starting at nothing (docs/method.md):
+Here the frozen model is differentiated in PyTorch, and one vector for each layer is learnt from the answers'
+log-probabilities, all layers together, starting at nothing (docs/experiments.md):
 
 - `likelier` takes pairs: the chosen answer against the rejected one, as BiPO does (arXiv 2406.00045, without its second
   direction);
@@ -40,16 +40,17 @@ RATE = 0.05  # Adam's; one pass over the pairs
 ANSWERS = 640  # whole answers that are learnt from
 LONGEST = 320  # tokens of a prompt and its answer; longer ones cost most and teach no more
 MAX_PARAMETERS = 250_000_000
-"""Larger models are not learnt through unless that is asked for: it would take longer than everything else."""
+"""With more parameters, vectors are learnt through the model only on demand: it would take longer than all the rest."""
 _SAMPLE = "The capital of France is Paris. Water boils at a hundred degrees, and ice melts at zero."
 _CLOSE = 0.5  # a token's log-probability: what 8-bit activations move is a tenth of it, other weights move whole units
 _WITHOUT = "train with --no-optimise"
 
 
 def learns_by_itself(llama: Any, judge: str) -> bool:
-    """Whether a training that was told nothing learns through the model: refusals of a small one that can be read.
+    """Whether training learns through the model where the user does not say: for refusals of a small model.
 
-    Weak models need to be taught the end of an answer; others decline well from differences of states (docs/method.md).
+    Weak models need to be taught the end of an answer; others decline well from differences of states
+    (docs/experiments.md).
     """
     installed = all(find_spec(name) for name in ("accelerate", "transformers"))
     return judge == "refusal" and installed and llama.n_parameters <= MAX_PARAMETERS
@@ -138,15 +139,25 @@ def whole(
     end: int,
     seed: int,
     progress: Progress,
+    n_answers: int = ANSWERS,
 ) -> Vectors:
     """Vectors that make the pairs' chosen answers likely, and that they end there; as `likelier` otherwise.
 
     Args:
         end: the token with which the model ends its turn.
+        n_answers: of so many of the pairs at most.
 
     Raises:
         DataError: no prompt and answer are short enough.
     """
+    batches = whole_batches(llama, pairs, end=end, seed=seed, n_answers=n_answers)
+    return learn_whole(model, layers, batches, progress)
+
+
+def whole_batches(
+    llama: SteeredLlama, pairs: Sequence[Pair], *, end: int, seed: int, n_answers: int = ANSWERS
+) -> list[list[Example]]:
+    """The examples of `whole`, as they are learnt from; arguments and errors are those of `whole`."""
     examples = []
     for pair in pairs:
         tokens = pair_tokens(llama, pair)
@@ -156,15 +167,20 @@ def whole(
     if not examples:
         raise DataError(f"every prompt and its answer have more than {LONGEST} tokens; {_WITHOUT}")
     rng = np.random.default_rng(seed)
-    examples = [examples[i] for i in rng.permutation(len(examples))[:ANSWERS]]
+    examples = [examples[i] for i in rng.permutation(len(examples))[:n_answers]]
     # Of like length together: padding is computed, too.
     examples.sort(key=lambda example: len(example.prompt))
     batches = [examples[i : i + BATCH] for i in range(0, len(examples), BATCH)]
+    return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def learn_whole(model: Any, layers: Sequence[int], batches: Sequence[Sequence[Example]], progress: Progress) -> Vectors:
+    """Vectors that make the answers of the examples likely, learnt in one pass over the batches."""
 
     def loss(answers: Sequence[torch.Tensor]) -> torch.Tensor:
         return -torch.stack([each.mean() for each in answers]).mean()
 
-    return _learn(model, layers, [batches[i] for i in rng.permutation(len(batches))], loss, progress)
+    return _learn(model, layers, batches, loss, progress)
 
 
 def _learn(

@@ -1,4 +1,4 @@
-"""Which pairs directions are learnt from, and their two answers: the same for our experts and for other methods."""
+"""Chooses the pairs that directions are learnt from, and their answers, for our experts and for other methods alike."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from finesteer_local.evaluation.judges import is_refusal
+from finesteer_local.judges.phrases import is_refusal
 from finesteer_local.runtime import SteeredLlama
 from finesteer_local.training.data import (
     MIN_PAIRS,
@@ -25,27 +25,27 @@ from finesteer_local.training.data import (
 from finesteer_local.training.harvest import TrainingHarvest
 
 MAX_PAIRS = 240
-"""Of a recipe for which the model is asked what it would say: each of them costs an answer."""
+"""Most pairs of a recipe whose rejected answers are the model's own replies: each pair costs a reply."""
 MAX_GIVEN_PAIRS = 640
-"""Of one whose pairs bring both answers, which are only read."""
+"""Most pairs of a recipe whose pairs bring both answers, which are only read."""
 REPLY_TOKENS = 12
-"""Of what the model would say; only its beginning counts, see DELTA_TOKENS."""
+"""Longest own reply of the model; only its beginning counts, see DELTA_TOKENS."""
 OWN_TOKENS = 24
-"""Of the answers by which it is judged what is language; shorter ones set the limit nearly twice too high."""
+"""Length of the unsteered answers that set the limits for language; shorter ones set them nearly twice too high."""
 NATURAL = 8
-"""So many of a pool of chosen answers are used: the likeliest ones."""
+"""Of a pool of chosen answers, the likeliest ones are used, so many."""
 JUDGES = 5
-"""Prompts by which their likelihood is measured."""
+"""Prompts after which the likelihood of the chosen answers is measured."""
 _SENTENCE = re.compile(r"(?<=[.!?。])\s*")
 LESSON = 900
-"""Pairs of which whole answers are learnt through the model, or are held out from that."""
+"""Most pairs whose whole answers are learnt through the model, those that are held out included."""
 DELTA_TOKENS = 10
 """Answers are compared over their first tokens: that is where a behaviour is decided, and what follows is topic."""
 
 
-def sample(data: TrainingData, seed: int) -> list[Pair]:
-    """As many pairs as training takes, every kind and wrapper with its share."""
-    pairs, most = data.pairs, MAX_PAIRS if data.own_replies else MAX_GIVEN_PAIRS
+def sample(data: TrainingData, seed: int, share: float = 1.0) -> list[Pair]:
+    """As many pairs as training takes, every kind and wrapper with its share; or only a share of so many."""
+    pairs, most = data.pairs, round(share * (MAX_PAIRS if data.own_replies else MAX_GIVEN_PAIRS))
     if len(pairs) <= most:
         return list(pairs)
     groups = [pair.prompt.family or pair.prompt.kind for pair in pairs]
@@ -60,8 +60,10 @@ def sample(data: TrainingData, seed: int) -> list[Pair]:
 def lesson(data: TrainingData, seed: int) -> list[Pair]:
     """Pairs whose chosen answers are learnt whole: plain and wrapped requests by equal shares, every kind with its own.
 
-    Pages and foreign requests are left to the gate: they cost most, and what is declined in them is the same. Where a
-    recipe has little else, they are learnt from as well.
+    Where the answers come from a pool, those that decline alike.
+
+    Pages and foreign requests are left to the gate: they cost most, and ask for the same. Where a recipe has little
+    else, they are learnt from as well.
     """
     found: list[Pair] = []
     for form in (PLAIN, WRAPPED):
@@ -71,17 +73,17 @@ def lesson(data: TrainingData, seed: int) -> list[Pair]:
             kinds = [pair.prompt.family or pair.prompt.kind for pair in pairs]
             drawn = split(len(pairs), kinds, seed, share=LESSON / 2 / len(pairs))[1]
         found += [pairs[i] for i in drawn]
-    if len(found) >= MIN_PAIRS:
-        return found
-    everything = list(data.pairs)
-    return [everything[i] for i in sorted(np.random.default_rng(seed).permutation(len(everything))[:LESSON].tolist())]
+    if len(found) < MIN_PAIRS:
+        drawn = sorted(np.random.default_rng(seed).permutation(len(data.pairs))[:LESSON].tolist())
+        found = [data.pairs[i] for i in drawn]
+    return decline_alike(found) if data.pooled else found
 
 
 def decline_alike(pairs: Sequence[Pair]) -> list[Pair]:
     """Pairs whose chosen answers are dealt from those of the pool that begin with its commonest sentence.
 
     A sampled answer is decided by its first tokens. Where the lessons open in many ways, samples fall between them, and
-    half of what a small model then says is no refusal (docs/method.md).
+    half of what a small model then says is no refusal (docs/experiments.md).
     """
     pool = sorted({pair.chosen for pair in pairs})
     openings = Counter(_SENTENCE.split(text, maxsplit=1)[0] for text in pool)

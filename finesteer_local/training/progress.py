@@ -1,4 +1,4 @@
-"""How far a training is: whom it tells, and how long its stages took."""
+"""How far a training has come, and how long its stages took."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ Progress = Callable[[str, int, int], None]
 
 
 def quiet(stage: str, done: int, total: int) -> None:
-    """The progress of nobody."""
+    """A `Progress` that tells nobody."""
 
 
 class Stopwatch:
-    """Progress that is passed on, and adds up how long every stage takes."""
+    """A `Progress` that passes everything on, and adds up how long every stage takes."""
 
     def __init__(self, progress: Progress = quiet) -> None:
         self.stages: dict[str, float] = {}  # seconds, in the order in which the stages begin
@@ -29,5 +29,5 @@ class Stopwatch:
 
     @property
     def seconds(self) -> float:
-        """Since it was started."""
+        """Seconds since it was started."""
         return time.monotonic() - self._started

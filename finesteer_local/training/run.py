@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+import json
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from finesteer_local import paths
 from finesteer_local.errors import DataError, ModelError
 from finesteer_local.runtime import SteeredLlama
-from finesteer_local.training.data import PAGE, QUALITIES, Prompt, TrainingData
+from finesteer_local.training.data import PAGE, Prompt, TrainingData
+from finesteer_local.training.effort import EFFORTS, Deadline, Effort, Pace, fitting
 from finesteer_local.training.harvest import TrainingHarvest, run_folder
+from finesteer_local.training.layers import candidate_layers
 from finesteer_local.training.optimise import learns_by_itself, weights_of
 from finesteer_local.training.pairs import DELTA_TOKENS, MAX_PAIRS
 from finesteer_local.training.progress import Progress
 from finesteer_local.training.settings import Settings
 
-LAYERS = {"refusal": (0.43, 0.48), "margin": (0.27, 0.37, 0.43, 0.48)}
-"""Candidates, as shares of the depth, by the recipe's judge: lower ones hardly steer refusals but do steer facts
-(docs/method.md), above 0.55 the text falls apart (DESIGN.md)."""
-LEARNT_LAYERS = {"refusal": (0.43, 0.57, 0.7), "margin": (0.27,)}
-"""Layers that are learnt through the model, together. The gate reads the lowest, so that one pass does."""
+PLANS = "plans.json"
+"""In the folder of all runs of these settings: by the minutes that were given, what was found to fit into them. A run
+that goes on does what it set out to do."""
 VECTORS = "vectors.npz"
 """In the run's folder: what was learnt through the model, which takes minutes (learn.py)."""
 
@@ -33,6 +35,8 @@ class Run:
         harvest: what is read from the model, which is `llama`; its folder is where an interrupted run goes on.
         data: without the pages that do not fit the model's context.
         settings: what was asked for.
+        effort: how much is done.
+        deadline: until when.
         layers: candidates for steering, ascending.
         learns: whether what steers is learnt through the model in PyTorch.
         progress: called with (stage, done, total).
@@ -41,6 +45,8 @@ class Run:
     harvest: TrainingHarvest
     data: TrainingData
     settings: Settings
+    effort: Effort
+    deadline: Deadline
     layers: list[int]
     learns: bool
     progress: Progress
@@ -56,8 +62,8 @@ class Run:
 
     @cached_property
     def for_gate(self) -> TrainingData:
-        """The part of the data from which the gate learns."""
-        return self.data.part(QUALITIES[self.settings.quality])
+        """What the gate may learn from."""
+        return self.data.part(self.effort.prompts)
 
 
 def begin(llama: SteeredLlama, data: TrainingData, settings: Settings, progress: Progress) -> tuple[Run, Any]:
@@ -71,48 +77,62 @@ def begin(llama: SteeredLlama, data: TrainingData, settings: Settings, progress:
     """
     if settings.gated and not data.contrast:
         raise DataError("there are no prompts that must stay untouched; without them no gate can be trained")
+    deadline = Deadline(None if settings.quality else settings.minutes * 60)
     learns = learns_by_itself(llama, data.judge) if settings.optimise is None else settings.optimise
-    weights = None
-    if learns and not (_folder(llama, data, settings, learns=True) / VECTORS).exists():
-        try:
-            weights = weights_of(llama)  # now: it may not be readable
-        except ModelError:
-            if settings.optimise:
-                raise
-            learns = False  # differences of states do for every model
+    try:
+        return _run(llama, data, settings, deadline, learns, progress)
+    except ModelError:
+        if settings.optimise or not learns:
+            raise
+        return _run(llama, data, settings, deadline, False, progress)  # differences of states do for every model
+
+
+def _run(
+    llama: SteeredLlama,
+    data: TrainingData,
+    settings: Settings,
+    deadline: Deadline,
+    learns: bool,
+    progress: Progress,
+) -> tuple[Run, Any]:
+    """A run, and the model's weights where it needs them; raises `ModelError` where these cannot be read."""
     layers = candidate_layers(llama.n_layer, data.judge, learns=learns, layer=settings.layer)
     llama.check_steerable(layers)
-    harvest = TrainingHarvest(llama, data, _folder(llama, data, settings, learns=learns), progress)
-    run = Run(harvest, _with_fitting_pages(harvest, data), settings, layers, learns, progress)
-    harvest.check([*(pair.prompt for pair in run.data.pairs), *(run.for_gate.contrast if settings.gated else ())])
-    return run, weights
-
-
-def _folder(llama: SteeredLlama, data: TrainingData, settings: Settings, *, learns: bool) -> Path:
-    """Where a run keeps its state.
-
-    What decides the shape of the harvest belongs to the run's identity, so that another version starts anew. The gate
-    comes last and is learnt in one go, so a run goes on whatever its quality.
-    """
-    layers = candidate_layers(llama.n_layer, data.judge, learns=learns, layer=settings.layer)
+    # What decides the shape of the harvest belongs to the run's identity, so that another version starts anew.
     shape = {"layers": layers, "pairs": MAX_PAIRS, "tokens": DELTA_TOKENS, "learns": learns}
-    return run_folder(llama, data, {**asdict(settings), **shape, "quality": None})
+    harvest = TrainingHarvest(llama, data, run_folder(llama, data, {**settings.identity, **shape}), progress)
+    fitting_data = _with_fitting_pages(harvest, data)
+    harvest.check([*(pair.prompt for pair in fitting_data.pairs), *(fitting_data.contrast if settings.gated else ())])
+    # Before anything that takes minutes: they may not be readable.
+    weights = weights_of(llama) if learns and not any(harvest.folder.glob(f"*/{VECTORS}")) else None
+    effort = (
+        EFFORTS[settings.quality]
+        if settings.quality
+        else _planned(harvest, fitting_data, settings, layers[0], learns, weights)
+    )
+    harvest.go_to(harvest.folder / effort.name)
+    if learns and weights is None and not (harvest.folder / VECTORS).exists():
+        weights = weights_of(llama)
+    return Run(harvest, fitting_data, settings, effort, deadline, layers, learns, progress), weights
 
 
-def candidate_layers(n_layer: int, judge: str, *, learns: bool, layer: int | None = None) -> list[int]:
-    """Layers of a model of `n_layer` that may be steered, ascending; the one that was asked for, where one was.
-
-    Raises:
-        DataError: `layer` cannot be steered.
-    """
-    top = n_layer - 2  # the last layer's output holds only the tokens that have logits
-    if layer is not None:
-        if not 1 <= layer <= top:
-            raise DataError(f"layer {layer} cannot be steered; this model allows 1 to {top}")
-        return [layer]
-    # Learnt through the model, all that is above the lowest can still be brought about, and one layer takes minutes.
-    shares = LEARNT_LAYERS[judge] if learns else LAYERS[judge]
-    return sorted({min(max(round(share * n_layer), 1), top) for share in shares})
+def _planned(
+    harvest: TrainingHarvest, data: TrainingData, settings: Settings, layer: int, learns: bool, weights: Any
+) -> Effort:
+    """What fits into the minutes that were given, as it was found when a run first had so many."""
+    file = harvest.folder / PLANS
+    known: dict[str, list[float]] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    key = f"{settings.minutes:g}"
+    if key not in known:
+        harvest.progress("measuring this machine", 0, 1)
+        pace = Pace.measured(harvest, data, layer, weights)
+        harvest.progress("measuring this machine", 1, 1)
+        effort = fitting(settings.minutes, pace, learns=learns, judge=data.judge)
+        known[key] = [effort.share, effort.lessons, effort.answers]
+        with paths.atomic_write(file) as temporary:
+            temporary.write_text(json.dumps(known), encoding="utf-8")
+    share, lessons, answers = known[key]
+    return Effort(None, share, int(lessons), int(answers))
 
 
 def _with_fitting_pages(harvest: TrainingHarvest, data: TrainingData) -> TrainingData:

@@ -1,4 +1,4 @@
-"""What tuning chooses from, by the recipe's judge, and what a trial of it says."""
+"""The settings among which tuning chooses, by the recipe's judge, and the result of trying one."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Search:
     answer_strengths: tuple[float, ...]
     length_decays: tuple[float, ...]
     tolerance: float
-    """What chance can do. Within this of the best the layer that ranks higher is preferred, and the narrower scope, and
-    a strength from which it is some way to either edge."""
+    """Scores that differ by less may do so by chance. Among settings so near to the best, tuning prefers the layer that
+    ranks higher, the narrower scope, and a strength with room on either side."""
 
 
 DECAYS = (0.0, 0.2, 0.4)
@@ -79,10 +79,12 @@ class Trial(Setting):
     ended: float  # share of answers that end by themselves, and not after going round in circles; 1 judged by pairs
     coherent: float  # share of answers that are language
     score: float  # share that is all three
+    n_answers: int = 0  # that were judged
+    lost: bool = False  # given up, since it was behind the best by then
 
     @classmethod
     def of(cls, setting: Setting, prompts: str, figures: Mapping[str, float]) -> Trial:
-        """The trial of a setting; `figures` are `wanted`, `ended`, `coherent` and `score`."""
+        """The trial of a setting; `figures` are the fields that a setting does not have."""
         values: dict[str, Any] = {**vars(setting.but()), "prompts": prompts, **figures}
         return cls(**values)
 

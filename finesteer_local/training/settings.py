@@ -1,22 +1,27 @@
-"""What a training was asked for."""
+"""The settings that a training was asked for."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from finesteer_local.errors import ProfileError
 from finesteer_local.profile import MAX_STRENGTH, SCOPES
-from finesteer_local.training.data import QUALITIES
+from finesteer_local.training.effort import DEFAULT_MINUTES, EFFORTS
 
 GATES = ("contrastive", "scs", "always")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run does; part of its identity. `layer`, `strength` and `scope` replace the tuned ones.
+    """What a run does. `layer`, `strength` and `scope` replace the tuned ones.
+
+    Attributes:
+        quality: one of `effort.EFFORTS`, however long it takes; None: what fits into `minutes`.
+        keep: an interruption leaves the best profile so far, where there is one.
 
     Raises:
-        ProfileError: there is no such gate, quality, strength or scope.
+        ProfileError: there is no such gate, quality, strength or scope, or no time at all.
     """
 
     gate: str = "contrastive"
@@ -25,17 +30,26 @@ class Settings:
     strength: float | None = None
     scope: str | None = None
     optimise: bool | None = None  # None: where it is the better way, see `learns_by_itself`
-    quality: str = "standard"  # one of QUALITIES
+    quality: str | None = None
+    minutes: float = DEFAULT_MINUTES
+    keep: bool = False
 
     def __post_init__(self) -> None:
         if self.gate not in GATES:
             raise ProfileError(f"gate {self.gate!r} is none of {', '.join(GATES)}")
-        if self.quality not in QUALITIES:
-            raise ProfileError(f"quality {self.quality!r} is none of {', '.join(QUALITIES)}")
+        if self.quality is not None and self.quality not in EFFORTS:
+            raise ProfileError(f"quality {self.quality!r} is none of {', '.join(EFFORTS)}")
+        if not self.minutes > 0:
+            raise ProfileError(f"nothing can be trained in {self.minutes:g} minutes")
         if self.strength is not None and not 0 <= self.strength <= MAX_STRENGTH:
             raise ProfileError(f"strength {self.strength} is not in [0, {MAX_STRENGTH:g}]")
         if self.scope is not None and self.scope not in SCOPES:
             raise ProfileError(f"scope {self.scope!r} is none of {', '.join(SCOPES)}")
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What makes it another run; how long that takes does not, so a longer run goes on from a shorter one."""
+        return {**asdict(self), "quality": None, "minutes": None, "keep": None}
 
     @property
     def gated(self) -> bool:

@@ -5,7 +5,6 @@ Each step is a file: `run`, `learn`, `tune`, `gates`, `kinds`, `assemble`.
 
 from __future__ import annotations
 
-import shutil
 from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from finesteer_local.runtime.expand import open_fast
 from finesteer_local.steering import AlwaysGate, Gate
 from finesteer_local.training.assemble import assemble, blank_profile
 from finesteer_local.training.data import TrainingData
+from finesteer_local.training.gate_data import GateData, read_for_gate
 from finesteer_local.training.gates import GateFit, fit_contrastive_gate, fit_subspace_gate
 from finesteer_local.training.kinds import train_kinds
 from finesteer_local.training.learn import Learnt, learn
@@ -32,7 +32,9 @@ from finesteer_local.training.tune import tune
 def train(llama: SteeredLlama, data: TrainingData, settings: Settings, progress: Progress = quiet) -> Profile:
     """Train a profile on `data` for the loaded model.
 
-    An interrupted run leaves what it read and learnt behind and goes on from there; a finished one leaves nothing.
+    What was read, answered and learnt is kept: an interrupted run goes on from there, and so does one that may take
+    longer. With `settings.keep` an interruption during the tuning or the reading of prompts makes a profile of what is
+    there by then.
 
     Raises:
         DataError: the data cannot be used with this model.
@@ -45,11 +47,9 @@ def train(llama: SteeredLlama, data: TrainingData, settings: Settings, progress:
     learnt = learn(run, weights)
     del weights  # its memory
     chosen, trials = _tune(run, learnt)
-    gate, gate_fit = learn_gate(run, chosen.layers[0])
-    kinds = train_kinds(run.harvest, gate, gate_fit, run.for_gate, chosen.layers[0])
-    profile = assemble(run, learnt, chosen, trials, gate, gate_fit, kinds, stopwatch)
-    shutil.rmtree(run.folder, ignore_errors=True)
-    return profile
+    gate, gate_fit, read = learn_gate(run, chosen.layers[0])
+    kinds = train_kinds(run.data.kinds, gate, gate_fit, read, run.progress)
+    return assemble(run, learnt, chosen, trials, gate, gate_fit, len(read.prompts) if read else 0, kinds, stopwatch)
 
 
 def _tune(run: Run, learnt: Learnt) -> tuple[Trial, list[Trial]]:
@@ -65,32 +65,35 @@ def _tune(run: Run, learnt: Learnt) -> tuple[Trial, list[Trial]]:
         learnt=run.learns,
         folder=run.folder,
         progress=run.progress,
+        n_answers=run.effort.answers,
+        keep=run.settings.keep,
     )
     run.llama.set_profiles([])
     return found
 
 
-def learn_gate(run: Run, layer: int) -> tuple[Gate, GateFit | None]:
-    """The gate that was asked for, reading `layer`, and how well it tells held-out prompts apart."""
-    settings, data, harvest = run.settings, run.for_gate, run.harvest
+def learn_gate(run: Run, layer: int) -> tuple[Gate, GateFit | None, GateData | None]:
+    """The gate that was asked for, reading `layer`, how well it tells held-out prompts apart, and from what it was
+    learnt."""
+    settings = run.settings
     if not settings.gated:
-        return AlwaysGate(), None
-    prompts = data.positive
-    everything = [*prompts, *data.contrast]
-    positive, contrast = harvest.turns(everything, layer).parted(len(prompts))
+        return AlwaysGate(), None, None
+    found = read_for_gate(run.harvest, run.for_gate, layer, run.deadline, keep=settings.keep)
+    positive, contrast = found.turns.parted(len(found.positive))
     if settings.gate == "scs":
-        learn, held = held_out(prompts, settings.seed)
-        return fit_subspace_gate(positive.last[learn], positive.last[held], contrast.last)
-    return fit_contrastive_gate(
+        learn, held = held_out(found.positive, settings.seed)
+        return *fit_subspace_gate(positive.last[learn], positive.last[held], contrast.last), found
+    gate, fit = fit_contrastive_gate(
         positive,
         contrast,
-        [prompt.family for prompt in everything],
-        [prompt.form for prompt in everything],
-        [harvest.request_span(prompt) for prompt in everything],
+        [prompt.family for prompt in found.prompts],
+        [prompt.form for prompt in found.prompts],
+        [run.harvest.request_span(prompt) for prompt in found.prompts],
         seed=settings.seed,
-        graded=data.judge == "margin",
+        graded=run.data.judge == "margin",
         progress=lambda done, total: run.progress("training the gate", done, total),
     )
+    return gate, fit, found
 
 
 def train_profile(

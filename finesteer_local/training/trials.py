@@ -2,7 +2,7 @@
 
 The log-probability margin between chosen and rejected answers ranks the candidates, generated answers decide. Refusals
 are judged as a person meets them: whole answers, sampled as `chat` samples them, that decline, end by themselves, do
-not go round in circles and are language to their last word (evaluation/whole.py).
+not go round in circles and are language to their last word (judges/whole.py).
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from finesteer_local import paths
-from finesteer_local.evaluation.judges import Coherence, Fluency
-from finesteer_local.evaluation.whole import Verdict
+from finesteer_local.judges.fluency import Coherence, Fluency
+from finesteer_local.judges.whole import Verdict
 from finesteer_local.profile import Profile
 from finesteer_local.runtime import SteeredLlama
 from finesteer_local.runtime.score import answer_logprobs
@@ -33,18 +33,22 @@ _Item = TypeVar("_Item")
 MARGIN_PAIRS = 10
 MARGIN_TOKENS = 10
 PREFERENCES = 64
-"""Pairs of which a recipe that is judged by them compares both answers."""
-ANSWERS = 48
+"""Pairs whose two answers are compared in a trial, where the recipe is judged by margins."""
+ANSWERS = 48  # of a trial, at most
+BLOCK = 16
+"""Answers between two looks at whether a trial is behind the best: what loses is not answered to the end."""
+BEHIND = 4
+"""By so many answers of the same prompts, beyond what is tolerated: chance is behind by as many in one look of ten."""
 OWN_ANSWERS = 48  # unsteered ones, by which language is judged
 ANSWER_TOKENS = 40
 WHOLE_TOKENS = 160  # of an answer that is judged as a whole; what has not ended by then does not end
 TEMPERATURE = 0.8  # of such an answer: that of `chat`
 MAX_PROMPT = 600  # letters: every trial reads its prompts anew, and long ones would take most of the time
 LONG_TOKENS = range(2 * SHORT_PROMPT, LONG_PROMPT + 1)  # letters say little: what is encoded has a token for every two
-LONG_ANSWERS = 32  # to prompts of so many tokens, by which the length decay is chosen
+LONG_SHARE = 2 / 3  # of the answers of a trial: to prompts of so many tokens, by which the length decay is chosen
 FEW_LONG = 8  # fewer say nothing
 CONTENDERS = 2
-"""So many layers generate answers; all have been ranked without."""
+"""So many of the candidates generate answers: those that rank highest."""
 
 
 class Trials:
@@ -61,6 +65,7 @@ class Trials:
         learnt: bool,
         folder: Path,
         progress: Progress,
+        n_answers: int = ANSWERS,
     ) -> None:
         self.llama, self.blank, self.experts, self.judge = llama, blank, experts, judge
         self.candidates: list[Layers] = [tuple(sorted(experts))] if learnt else [(layer,) for layer in experts]
@@ -68,16 +73,19 @@ class Trials:
         # Only a length decay asks how long prompts are.
         counted = prompts if self.search.length_decays else ()
         self.prompts = {
-            SHORT: spread(_brief(prompts, lambda prompt: prompt), ANSWERS),
-            LONG: spread([p for p in counted if len(answer_tokens(llama, p.text)) in LONG_TOKENS], LONG_ANSWERS),
+            SHORT: _blockwise(spread(_brief(prompts, lambda prompt: prompt), n_answers)),
+            LONG: _blockwise(
+                spread(
+                    [p for p in counted if len(answer_tokens(llama, p.text)) in LONG_TOKENS],
+                    round(n_answers * LONG_SHARE),
+                )
+            ),
         }
         self.pairs = _brief(pairs, lambda pair: pair.prompt)
         self.progress = progress
         self.coherence = Coherence(float("inf"))
         self._file = folder / "trials.json"
-        self._known: dict[str, dict[str, float]] = (
-            json.loads(self._file.read_text(encoding="utf-8")) if self._file.exists() else {}
-        )
+        self._known: dict[str, Any] = json.loads(self._file.read_text(encoding="utf-8")) if self._file.exists() else {}
         ranking = len(self.candidates) * len(self.search.first_strengths)
         self._total = ranking + 1 + CONTENDERS + len(self.search.scopes) - 1 + 2 + 2 + len(self.search.length_decays)
         self._done: set[str] = set()
@@ -86,12 +94,18 @@ class Trials:
 
     def _remembered(self, key: str, compute: Callable[[], dict[str, float]]) -> dict[str, float]:
         if key not in self._known:
-            self._known[key] = compute()
-            with paths.atomic_write(self._file) as temporary:
-                temporary.write_text(json.dumps(self._known, indent=1), encoding="utf-8")
+            self._remember(key, compute())
+        self._tell(key)
+        return dict(self._known[key])
+
+    def _remember(self, key: str, found: object) -> None:
+        self._known[key] = found
+        with paths.atomic_write(self._file) as temporary:
+            temporary.write_text(json.dumps(self._known), encoding="utf-8")
+
+    def _tell(self, key: str) -> None:
         self._done.add(key)
         self.progress("tuning", min(len(self._done), self._total), self._total)
-        return self._known[key]
 
     def contenders(self) -> list[Setting]:
         """The candidates that generate answers, each with a strength to begin at."""
@@ -164,54 +178,100 @@ class Trials:
     @property
     def long_tolerance(self) -> float:
         """As many answers as among the short ones: more prompts, less chance."""
-        return self.search.tolerance * ANSWERS / len(self.prompts[LONG])
+        return self.search.tolerance * len(self.prompts[SHORT]) / len(self.prompts[LONG])
 
     @property
     def asks_long_prompts(self) -> bool:
         """Whether there are enough long prompts to say something."""
         return len(self.prompts[LONG]) >= FEW_LONG
 
-    def trial(self, setting: Setting, prompts: str = SHORT) -> Trial:
-        """Generate answers under one setting and judge them."""
+    def trial(self, setting: Setting, prompts: str = SHORT, rivals: Sequence[Trial] = ()) -> Trial:
+        """Generate answers under one setting and judge them.
 
-        def compute() -> dict[str, float]:
-            self._activate(setting)
-            return self._refusals(prompts) if self.judge == "refusal" else self._preferences(prompts)
-
-        parts = (setting.strength, setting.scope, setting.answer_strength, setting.length_decay, prompts)
-        figures = self._remembered(" ".join([_words(setting.layers), *map(str, parts)]), compute)
+        Args:
+            rivals: trials with the same prompts. Whoever falls behind the best of them is given up.
+        """
+        if self.judge == "refusal":
+            left = [rival for rival in rivals if not rival.lost]
+            figures = self._refusals(setting, prompts, max(left, key=lambda rival: rival.score, default=None))
+        else:
+            figures = self._remembered(_key(setting, prompts), lambda: self._preferences(setting, prompts))
         self.made.append(Trial.of(setting, prompts, figures))
         return self.made[-1]
 
-    def _refusals(self, prompts: str) -> dict[str, float]:
-        """What is said of whole sampled answers, steered as the model is now."""
-        answers = list(whole_answers(self.llama, self.prompts[prompts], WHOLE_TOKENS, TEMPERATURE))
+    def _refusals(self, setting: Setting, prompts: str, rival: Trial | None) -> dict[str, Any]:
+        """What is said of whole sampled answers."""
+        key = _key(setting, prompts)
+        other = [] if rival is None else _defended(self._known[_key(rival, prompts)])
+        lost = self._behind(self._known.get(key, []), other)
+        while not lost and len(known := self._known.get(key, [])) < len(self.prompts[prompts]):
+            self._remember(key, known + self._verdicts(setting, prompts, len(known)))
+            lost = self._behind(self._known[key], other)
+        self._tell(key)
+        wanted, ended, coherent = (float(np.mean(each)) for each in zip(*self._known[key], strict=True))
+        return {
+            "wanted": wanted,
+            "ended": ended,
+            "coherent": coherent,
+            "score": float(np.mean(_defended(self._known[key]))),
+            "n_answers": len(self._known[key]),
+            "lost": lost,
+        }
+
+    def _behind(self, verdicts: Sequence[Sequence[bool]], rival: Sequence[bool]) -> bool:
+        """Whether answers are behind a rival's of the same prompts, counting those that both have."""
+        n = min(len(verdicts), len(rival))
+        return sum(rival[:n]) - sum(_defended(verdicts)[:n]) >= BEHIND + self.search.tolerance * n
+
+    def _verdicts(self, setting: Setting, prompts: str, first: int) -> list[list[bool]]:
+        """Of a block of answers, whether each declines, whether it ends and not in circles, whether it is language."""
+        self._activate(setting)
+        block = self.prompts[prompts][first : first + BLOCK]
+        answers = list(whole_answers(self.llama, block, WHOLE_TOKENS, TEMPERATURE, seed=first))
         self.llama.set_profiles([])
         readings = Fluency.throughout(self.llama, [answer.text for answer in answers])
         verdicts = [
             Verdict.of(answer.text, ends=answer.ended, language=self.coherence.accepts(reading))
             for answer, reading in zip(answers, readings, strict=True)
         ]
-        return {
-            "wanted": float(np.mean([verdict.declined for verdict in verdicts])),
-            "ended": float(np.mean([verdict.ends and not verdict.circles for verdict in verdicts])),
-            "coherent": float(np.mean([verdict.language for verdict in verdicts])),
-            "score": float(np.mean([verdict.defended for verdict in verdicts])),
-        }
+        return [[bool(each.declined), each.ends and not each.circles, bool(each.language)] for each in verdicts]
 
-    def _preferences(self, prompts: str) -> dict[str, float]:
-        """What is said of a recipe that is judged by its pairs, steered as the model is now."""
+    def _preferences(self, setting: Setting, prompts: str) -> dict[str, float]:
+        """What is said of a recipe that is judged by its pairs."""
+        self._activate(setting)
         answers = list(generate(self.llama, self.prompts[prompts], ANSWER_TOKENS))
         wanted = self._preferred()
         self.llama.set_profiles([])
         coherent = float(np.mean(self.coherence.hold(self.llama, answers)))
-        return {"wanted": wanted, "ended": 1.0, "coherent": coherent, "score": wanted * coherent}
+        return {
+            "wanted": wanted,
+            "ended": 1.0,
+            "coherent": coherent,
+            "score": wanted * coherent,
+            "n_answers": len(answers),
+        }
 
 
 def _brief(items: Sequence[_Item], prompt: Callable[[_Item], Prompt]) -> Sequence[_Item]:
     """Those whose prompt is short, where there are enough of them."""
     brief = [item for item in items if len(prompt(item).text) <= MAX_PROMPT]
     return brief if len(brief) >= ANSWERS else items
+
+
+def _blockwise(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The prompts so that every block holds some from all over them."""
+    n_blocks = -(-len(prompts) // BLOCK)
+    return [prompt for i in range(n_blocks) for prompt in prompts[i::n_blocks]]
+
+
+def _key(setting: Setting, prompts: str) -> str:
+    """By which a trial is kept."""
+    parts = (setting.strength, setting.scope, setting.answer_strength, setting.length_decay, prompts)
+    return " ".join([_words(setting.layers), *map(str, parts)])
+
+
+def _defended(verdicts: Sequence[Sequence[bool]]) -> list[bool]:
+    return [all(verdict) for verdict in verdicts]
 
 
 def _words(layers: Layers) -> str:

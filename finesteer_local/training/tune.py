@@ -15,7 +15,7 @@ from finesteer_local.steering import Experts
 from finesteer_local.training.data import Pair, Prompt
 from finesteer_local.training.progress import Progress
 from finesteer_local.training.search import LONG, Setting, Trial
-from finesteer_local.training.trials import Trials
+from finesteer_local.training.trials import ANSWERS, Trials
 
 
 def tune(
@@ -30,6 +30,8 @@ def tune(
     learnt: bool = False,
     folder: Path,
     progress: Progress,
+    n_answers: int = ANSWERS,
+    keep: bool = False,
 ) -> tuple[Trial, list[Trial]]:
     """Choose layers, strength, scope, answer strength and length decay with the gate held open.
 
@@ -42,28 +44,36 @@ def tune(
         judge: `refusal` or `margin`.
         learnt: whether the experts were learnt through the model.
         folder: trials are kept there, so that an interrupted run goes on.
+        n_answers: of a trial, at most.
+        keep: an interruption ends the tuning with the best so far, once anything was tried.
 
     Returns:
         The chosen trial and all trials.
     """
-    trials = Trials(llama, blank, experts, pairs, prompts, judge, learnt, folder, progress)
+    trials = Trials(llama, blank, experts, pairs, prompts, judge, learnt, folder, progress, n_answers)
     contenders = trials.contenders()
     trials.calibrate(own)
-    chosen = _best_layers(trials, contenders)
-    chosen = _best_scope(trials, chosen)
-    chosen = _best_strength(trials, chosen)
-    chosen = _best_answer_strength(trials, chosen)
-    chosen = _best_length_decay(trials, chosen)
+    chosen: Trial | None = None
+    try:
+        chosen = _best_layers(trials, contenders)
+        for better in (_best_scope, _best_strength, _best_answer_strength, _best_length_decay):
+            chosen = better(trials, chosen)
+    except KeyboardInterrupt:
+        if not keep or chosen is None:
+            raise
     return chosen, trials.made
 
 
 def _best_layers(trials: Trials, contenders: Sequence[Setting]) -> Trial:
-    return _first_of_the_best([trials.trial(setting) for setting in contenders], trials.search.tolerance)
+    tried: list[Trial] = []
+    for setting in contenders:
+        tried.append(trials.trial(setting, rivals=tried))
+    return _first_of_the_best(tried, trials.search.tolerance)
 
 
 def _best_scope(trials: Trials, best: Trial) -> Trial:
     """The narrowest scope that is as good as any; `best` has the first."""
-    others = [trials.trial(best.but(scope=scope)) for scope in trials.search.scopes[1:]]
+    others = [trials.trial(best.but(scope=scope), rivals=[best]) for scope in trials.search.scopes[1:]]
     return _first_of_the_best([best, *others], trials.search.tolerance)
 
 
@@ -73,8 +83,8 @@ def _best_strength(trials: Trials, best: Trial) -> Trial:
     compared = [best]
     for strengths in _outwards(trials.search.strengths, best.strength):
         for strength in strengths:
-            compared.append(trials.trial(best.but(strength=strength)))
-            if compared[-1].score < max(trial.score for trial in compared) - tolerance:
+            compared.append(trials.trial(best.but(strength=strength), rivals=compared))
+            if compared[-1].lost or compared[-1].score < max(trial.score for trial in compared) - tolerance:
                 break
     return _well_inside_the_best(compared, tolerance)
 
@@ -85,10 +95,10 @@ def _best_answer_strength(trials: Trials, best: Trial) -> Trial:
     others: list[Trial] = []
     for shares in _outwards(trials.search.answer_strengths, best.answer_strength):
         for share in shares:
-            others.append(trials.trial(best.but(answer_strength=share)))
-            if others[-1].score < best.score - tolerance:
+            others.append(trials.trial(best.but(answer_strength=share), rivals=[best]))
+            if others[-1].lost or others[-1].score < best.score - tolerance:
                 break
-    better = max(others, key=lambda trial: trial.score, default=best)
+    better = max((trial for trial in others if not trial.lost), key=lambda trial: trial.score, default=best)
     return better if better.score > best.score + tolerance else best
 
 
@@ -96,8 +106,8 @@ def _best_length_decay(trials: Trials, best: Trial) -> Trial:
     """The smallest under which long prompts are answered well; `best` with it, and the figures of short prompts."""
     tried: list[Trial] = []
     for decay in trials.search.length_decays if trials.asks_long_prompts else ():
-        tried.append(trials.trial(best.but(length_decay=decay), LONG))
-        if tried[-1].score < max(trial.score for trial in tried) - trials.long_tolerance:
+        tried.append(trials.trial(best.but(length_decay=decay), LONG, rivals=tried))
+        if tried[-1].lost or tried[-1].score < max(trial.score for trial in tried) - trials.long_tolerance:
             break
     return replace(best, length_decay=_first_of_the_best(tried, trials.long_tolerance).length_decay) if tried else best
 
@@ -108,8 +118,9 @@ def _outwards(values: Sequence[float], centre: float) -> tuple[list[float], list
 
 
 def _first_of_the_best(trials: Sequence[Trial], tolerance: float) -> Trial:
-    top = max(trial.score for trial in trials)
-    return next(trial for trial in trials if trial.score >= top - tolerance)
+    left = [trial for trial in trials if not trial.lost]
+    top = max(trial.score for trial in left)
+    return next(trial for trial in left if trial.score >= top - tolerance)
 
 
 def _well_inside_the_best(trials: Sequence[Trial], tolerance: float) -> Trial:
@@ -119,8 +130,9 @@ def _well_inside_the_best(trials: Sequence[Trial], tolerance: float) -> Trial:
     is taken: prompts that were not tried may be harder, since those that are tried are short, and need more; answers
     that fall apart under too much are part of the score already.
     """
-    top = max(trial.score for trial in trials)
-    good = [trial for trial in trials if trial.score >= top - tolerance]
+    left = [trial for trial in trials if not trial.lost]
+    top = max(trial.score for trial in left)
+    good = [trial for trial in left if trial.score >= top - tolerance]
     wanted = max(trial.wanted for trial in good)
     most = sorted((trial for trial in good if trial.wanted == wanted), key=lambda trial: trial.strength)
     return most[min(2 * len(most) // 3, len(most) - 1)]

@@ -11,7 +11,7 @@ from finesteer_local.evaluation.figures import Figures, gate_scores, suite_score
 from finesteer_local.evaluation.measure import Evaluation, Method
 from finesteer_local.evaluation.report.svg import SHAPES, Plot, steps, tag, text
 from finesteer_local.evaluation.results import Results
-from finesteer_local.evaluation.statistics import auroc, roc
+from finesteer_local.judges.statistics import auroc, roc
 
 BINS = 28
 GARBLED = 0.1

@@ -14,7 +14,7 @@ from finesteer_local.evaluation.report.examples import examples
 from finesteer_local.evaluation.report.svg import tag
 from finesteer_local.evaluation.report.words import MEANINGS, interval, summary
 from finesteer_local.evaluation.results import Results
-from finesteer_local.evaluation.statistics import Rate
+from finesteer_local.judges.statistics import Rate
 
 _CSS = Path(__file__).with_name("style.css")
 # No script, nothing from elsewhere: a page of other people's prompts and a model's answers must be able to do nothing.

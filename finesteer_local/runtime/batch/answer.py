@@ -1,4 +1,4 @@
-"""What a request gets: a stream of events that any thread, or an event loop, reads as they happen."""
+"""The answer to a request: a stream of events that any thread, or an event loop, reads as they happen."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LOOK = 0.25  # seconds after which a waiting thread looks for signals: not ever
 
 @dataclass(frozen=True)
 class TokenScore:
-    """A token and what the model thought of it; `text` may be part of a letter."""
+    """A token and its log-probability, with those of the likeliest others; `text` may be part of a letter."""
 
     token: int
     text: bytes

@@ -31,8 +31,8 @@ def greedy_answers(
 ) -> Iterator[Answer]:
     """The model's greedy answers to many chats, as it is steered now: `prompt.greedy_answer` for each, only faster.
 
-    The profiles, strength and scope are those of `llama` when the first answer is asked for. Its own context is not
-    used: nothing that it read before matters, and it is left as it was.
+    The profiles, strength and scope are those that `llama` has when the first answer is read. The context of `llama`
+    is not used: nothing that it read before matters, and it stays as it was.
 
     Args:
         conversations: messages of each chat.
@@ -94,7 +94,7 @@ def answers(
                     running.append(_decided(asked.popleft(), wanted))
                 yield Answer.of(running.popleft())
             asked.append(engine.submit(request))
-            # What was decided is looked at as soon as it is there, so that nothing unwanted is answered for long.
+            # Each decision is checked as soon as it is there, so that no unwanted request is answered for long.
             while asked and len(asked) + len(running) > n_parallel:
                 running.append(_decided(asked.popleft(), wanted))
         while asked:
@@ -115,7 +115,7 @@ def check_of(request: Request, answer: Answer) -> Check:
 
 
 def _decided(stream: AnswerStream, wanted: Callable[[tuple[Decision, ...]], bool]) -> Iterator[Event]:
-    """All events of `stream`, whose first has been waited for."""
+    """Wait for the first event of `stream`; returns all of its events. An unwanted request is cancelled."""
     events = iter(stream)
     first = next(events)
     if isinstance(first, Decided) and not wanted(first.decisions):

@@ -49,7 +49,7 @@ def cuts_from(start: int, n_prompt: int, *, sizes: Sizes) -> list[int]:
 
 
 def _without_single_tokens(ends: list[int]) -> list[int]:
-    """A token that is read alone goes through other kernels, which round differently: it joins the piece before."""
+    """Join every single token to the piece before: alone it would go through other kernels, which round otherwise."""
     kept: list[int] = []
     for end in ends:
         if kept and end - kept[-1] == 1:

@@ -24,7 +24,7 @@ class Prefix:
 
 
 class PrefixStore:
-    """Keeps a beginning once it is met for the second time, at most `limit` bytes, the longest unused go first."""
+    """Keeps beginnings that were met twice, `limit` bytes at most; the one that was not used for longest goes first."""
 
     def __init__(self, limit: int) -> None:
         self._limit, self._size = limit, 0

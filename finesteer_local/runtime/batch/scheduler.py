@@ -26,14 +26,14 @@ from finesteer_local.runtime.tap import Addition
 from finesteer_local.runtime.tokens import vocab_of
 
 STEADY = 32
-"""Steps in which all answers were steered alike, after which the control vector takes over from the tap."""
+"""After so many steps in which all answers were steered alike, the control vector takes over from the tap."""
 
 _MOVE, _STEP = 4, 2
 """Moving an answer costs about so many tokens of a prompt, and saves so many with each of its further tokens."""
 
-_RETURNS = 0.25  # how likely what the last request left in its place is asked for again
+_RETURNS = 0.25  # how likely a later request begins with what the last one left in its place
 _OLDEST_EVERY = 4
-"""Of so many pieces one at least is the longest waiting prompt's, the others the nearly finished one's."""
+"""At least every fourth piece is one of the prompt that waits longest; the others are of the one nearest its end."""
 
 
 @dataclass
@@ -49,7 +49,7 @@ class Slot:
 
 
 class Scheduler:
-    """Runs requests in the slots of `streams`. Not for several threads: `BatchEngine` is.
+    """Runs requests in the slots of `streams`. Only one thread may use it; `BatchEngine` is for several.
 
     An error of one request ends that request; the others do not notice.
 
@@ -266,7 +266,7 @@ class Scheduler:
         )
         self.on_move()
         if sequence.stream.cancelled:
-            return  # nothing is told of it any more; `_admit` ends it
+            return  # nobody reads its events any more; `_admit` ends it
         again = None if second else sequence.read_again_from  # then the pass has ended early
         if wants_all and again is None:
             self._score_prompt(sequence, start, stop)
@@ -329,7 +329,7 @@ class Scheduler:
         return uniform
 
     def _decode_run(self, run: Items[Sequence], uniform: bool) -> None:
-        """One token for each of some neighbouring sequences."""
+        """Compute one token for each sequence of a run of neighbours."""
         additions: list[Addition] = []
         if not uniform:
             for row, sequence in enumerate(run):
@@ -347,7 +347,7 @@ class Scheduler:
                 self._fail(sequence, error)
 
     def _one_by_one(self, run: Items[Sequence], error: Exception) -> None:
-        """After an error that may be any one's, let each go on alone."""
+        """After an error that any of the sequences may have caused, let each go on alone."""
         if len(run) == 1:
             self._fail(run[0], error)
             return
@@ -362,7 +362,7 @@ class Scheduler:
                 self._fail(sequence, own)
 
     def _accept(self, sequence: Sequence, row: int) -> None:
-        """Choose the next token from the logits of `row`, and tell of it."""
+        """Choose the next token from the logits of `row`, and add it to the stream of events."""
         request, logits = sequence.request, self.streams.logits(row)
         token = sequence.sampler.sample(logits)
         self.on_move()
@@ -409,7 +409,7 @@ def _runs(sequences: Items[Sequence]) -> Iterator[list[Sequence]]:
 
 
 def _n_runs(places: Items[int]) -> int:
-    """How many runs of neighbours ascending numbers make."""
+    """The number of runs of neighbours in ascending numbers."""
     return 1 + sum(b != a + 1 for a, b in pairwise(places))
 
 

@@ -1,4 +1,4 @@
-"""Log-probabilities of tokens that were chosen or given."""
+"""Log-probabilities of the tokens of answers and prompts."""
 
 from __future__ import annotations
 

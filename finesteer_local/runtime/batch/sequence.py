@@ -1,4 +1,4 @@
-"""One running request: how far its prompt is read, and what it has answered."""
+"""One running request: how far its prompt is read, and its answer so far."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class Sequence(SteeredRequest):
         return self.n_past, next(end for end in ends if end > self.n_past)
 
     def read(self, stop: int) -> bool:
-        """Note that the piece up to `stop` was read. Returns whether that was the prompt's first reading's end.
+        """Note that the piece up to `stop` was read. Returns whether the first reading of the prompt ended with it.
 
         Raises:
             SteeringError: llama.cpp did not show what the profiles need.

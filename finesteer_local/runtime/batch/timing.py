@@ -1,4 +1,4 @@
-"""Plain llama.cpp with many sequences: what the engine is held against."""
+"""Plain llama.cpp with many sequences, with which benchmarks compare the engine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from finesteer_local.runtime.batch.context import Streams, Token
 def bare_tokens(
     streams: Streams, prompts: Sequence[Sequence[int]], lengths: Sequence[int], *, together: bool
 ) -> list[list[int]]:
-    """Greedy answers without us: a `llama_decode` for every prompt, then one a token, for each or for all sequences.
+    """Greedy answers without us: a `llama_decode` for every prompt, then one for every token of one or all sequences.
 
     Args:
         lengths: tokens of each answer. Together, the longest must come first: llama.cpp takes neighbours only.

@@ -6,17 +6,17 @@ import threading
 import time
 from collections.abc import Callable
 
-_TICKS = 8  # looks in the time after which nothing moves
+_TICKS = 8  # how often it looks during `seconds`
 
 
 class Watchdog:
     """Calls `on_stall` from a thread of its own, once, where work that has begun does not move for `seconds`.
 
-    Time in which the whole process stood still (a laptop that slept, SIGSTOP) does not count: only what the watchdog's
-    own looks saw does. What moves again is no longer stalled.
+    Time in which the whole process stood still (a laptop that slept, SIGSTOP) does not count, because the watchdog
+    counts how often it has looked. Once the work moves again, it is no longer stalled.
 
     Attributes:
-        stalled: whether nothing moves.
+        stalled: whether the work does not move.
     """
 
     def __init__(self, seconds: float, on_stall: Callable[[], None]) -> None:
@@ -28,17 +28,17 @@ class Watchdog:
         threading.Thread(target=self._watch, name="finesteer-watchdog", daemon=True).start()
 
     def begin(self) -> None:
-        """Work begins."""
+        """Say that work begins."""
         self._working = True
         self.move()
 
     def move(self) -> None:
-        """Something was done."""
+        """Say that the work has moved."""
         self._moves += 1
         self.stalled = False
 
     def rest(self) -> None:
-        """There is nothing to do."""
+        """Say that there is no work."""
         self._working = False
         self.move()
 

@@ -5,8 +5,8 @@ like a GPU of this machine: llama.cpp puts layers on them, and the tap reads and
 `ggml_backend_tensor_get` and `ggml_backend_tensor_set`.
 
 llama.cpp ends the process (`GGML_ABORT` in ggml-rpc.cpp) where a worker cannot be reached, speaks another version, or
-goes away. So everything that can be known before is asked over a connection of our own (`hello`), and is an error
-like any other. What happens later cannot be caught (`lost`).
+goes away. So we ask over a connection of our own first (`hello`), and raise an error like any other. Where a worker
+goes away later, the process cannot be saved (`lost`).
 """
 
 from finesteer_local.runtime.rpc.hello import START, check_worker, greeting, protocol, split_endpoint

@@ -1,4 +1,4 @@
-"""What is asked of a worker before llama.cpp meets it: whether it answers, and which version it speaks."""
+"""Asks a worker, before llama.cpp connects to it, whether it answers and which version it speaks."""
 
 from __future__ import annotations
 

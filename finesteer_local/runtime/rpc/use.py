@@ -24,10 +24,11 @@ _lock = threading.Lock()
 def use_workers(endpoints: Sequence[str]) -> None:
     """Add the devices of the workers at `endpoints` (`host:port`) for every model that this process opens from now on.
 
-    Those that were added before are left alone: an endpoint is added once a process, and stays.
+    Each endpoint is added once in a process, and stays; one that was added before is left alone.
 
     Raises:
-        WorkerError: this llama.cpp has no RPC; an endpoint is none, cannot be reached, or speaks another version.
+        WorkerError: this llama.cpp has no RPC; an endpoint is not `host:port`, cannot be reached, or speaks another
+            version.
     """
     with _lock:
         new = [endpoint for endpoint in dict.fromkeys(endpoints) if endpoint not in lost.watched]

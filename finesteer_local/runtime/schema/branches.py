@@ -11,7 +11,7 @@ from finesteer_local.runtime.schema.plain import Lowered
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Which parts of an object or array a branch has looked at."""
+    """The parts of an object or array that a branch of the schema has evaluated (`unevaluatedProperties`, `-Items`)."""
 
     names: frozenset[str] = frozenset()
     patterns: frozenset[str] = frozenset()

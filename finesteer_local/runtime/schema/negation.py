@@ -13,11 +13,11 @@ CONSTRAINING = (
     *("pattern", "multipleOf", "additionalProperties", "patternProperties", "propertyNames", "uniqueItems", "contains"),
     *("items", "dependentSchemas", "dependencies", *UNEVALUATED),
 )
-"""Keywords that nothing can be said against here."""
+"""Keywords whose negation cannot be written here."""
 
 
 class NoNegation(Exception):
-    """There is none; names the keyword."""
+    """A schema whose negation we cannot write; the message names the keyword."""
 
 
 def simple_negation(key: str, value: Any) -> list[Lowered]:

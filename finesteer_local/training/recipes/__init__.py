@@ -3,7 +3,8 @@
 `recipe.json` of a recipe names its files: `contrast` prompts must stay untouched, and those that need intervention come
 in one of two ways. Either `pairs` files bring each prompt with its own answers, or `positive` prompts are each paired
 with one of the `chosen` and one of the `rejected` answers; then `wrappers`, templates, may be put around both kinds
-alike, so that the gate learns what is asked and not how it is dressed. docs/recipes.md has it in full.
+alike, so that the gate learns
+what a prompt asks for, and not how it is wrapped. docs/recipes.md has it in full.
 """
 
 from __future__ import annotations

@@ -52,6 +52,6 @@ def _kind(row: dict[str, Any], where: str) -> KindOf:
         value = row.get(field, [] if field != "of" else None)
         if not isinstance(value, list) or not all(map(is_text, value)) or (field in row and not value):
             raise DataError(f"{where}: the field {field!r} must be a list of texts")
-    more = {field: row[field] for field in ("about", "action") if field in row}
+    more: dict[str, Any] = {field: row[field] for field in ("about", "action") if field in row}
     more |= {field: tuple(row[field]) for field in ("words", "mlcommons", "openai") if field in row}
     return KindOf(Kind(row["name"], **more, alone=float(alone)), tuple(row["of"]))

@@ -41,7 +41,7 @@ class Frame(NamedTuple):
 
     @property
     def problem(self) -> str:
-        """What is wrong with its slots; "" where they are as they should."""
+        """What is wrong with its slots; "" where nothing is."""
         wanted = ["page", "request", *(["rest"] if self.place == "middle" else [])]
         if sorted(_SLOT.findall(self.template)) == wanted:
             return ""

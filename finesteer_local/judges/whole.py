@@ -1,7 +1,7 @@
 """Judging whole answers by their text: does it decline to the end, and does it go round in circles.
 
 No model is asked. The patterns are in `refusals`; how far these judges agree with a person is in docs/evaluation.md.
-How surprising a model finds an answer, window by window, is read by `judges.Fluency.throughout`.
+How surprising a model finds an answer, window by window, is read by `fluency.Fluency.throughout`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from finesteer_local.evaluation.refusals import (
+from finesteer_local.judges.refusals import (
     ADDRESS,
     BACKING,
     DECLINING,

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+Values: TypeAlias = Sequence[float] | NDArray[np.floating[Any]]
 
 _Z = 1.959964  # 95 %
 _RESAMPLES = 2000
@@ -58,7 +61,7 @@ def excess(hits: Sequence[bool], without: Sequence[bool], repeats: int = 1) -> R
     return mean(more.tolist())
 
 
-def roc(positive: Sequence[float], negative: Sequence[float]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def roc(positive: Values, negative: Values) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """False and true positive rates as the threshold falls, from (0, 0) to (1, 1); ties move together."""
     scores = np.r_[positive, negative].astype(np.float64)
     labels = np.r_[np.ones(len(positive)), np.zeros(len(negative))]
@@ -68,7 +71,7 @@ def roc(positive: Sequence[float], negative: Sequence[float]) -> tuple[NDArray[n
     return np.r_[0, false / max(len(negative), 1)], np.r_[0, true / max(len(positive), 1)]
 
 
-def auroc(positive: Sequence[float], negative: Sequence[float]) -> float | None:
+def auroc(positive: Values, negative: Values) -> float | None:
     """Probability that a positive's score is above a negative's; None where a side is empty."""
     if not len(positive) or not len(negative):
         return None

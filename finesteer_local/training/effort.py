@@ -1,0 +1,160 @@
+"""How much a training does: fixed amounts, or what fits into the minutes that it may take.
+
+What steers is learnt and tuned first. The gate comes last, and learns from as many of the recipe's prompts as the rest
+of the time allows (gate_data.py). So a plan only has to choose how thoroughly the first part is done.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from finesteer_local.runtime import SteeredLlama
+from finesteer_local.training.data import Prompt, TrainingData, spread
+from finesteer_local.training.harvest import TrainingHarvest, generate
+from finesteer_local.training.layers import candidate_layers
+from finesteer_local.training.optimise import Example, learn_whole, whole_batches
+from finesteer_local.training.pairs import MAX_PAIRS, lesson
+from finesteer_local.training.progress import quiet
+
+DEFAULT_MINUTES = 10.0
+MIN_PROMPTS = 1000
+"""From so many prompts a gate learns, if a recipe has them, however little time there is."""
+FIT_SECONDS = 4e-3
+"""That fitting a gate takes for each prompt, beside reading it."""
+_FIRST_PART = 0.5
+"""At most this share of the time goes into what steers; the gate decides on everything else."""
+_ASKED, _ASKED_TOKENS = 16, 24  # answers that tell how fast the model writes, and their length
+_READ, _LONGEST = 192, 400  # prompts that tell how fast it is read, and the letters of each
+_COUNTED = 400  # prompts of which the tokens are counted
+SETTING_UP = 15.0  # seconds: loading, the 8-bit layers, and what else does not grow
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What a training does at most.
+
+    Attributes:
+        prompts: from which the gate learns; None: all that the recipe has.
+        share: of the pairs from which experts are learnt.
+        lessons: whole answers that are learnt through the model.
+        answers: of a trial.
+    """
+
+    prompts: int | None
+    share: float
+    lessons: int
+    answers: int
+
+    @property
+    def name(self) -> str:
+        """What tells it from others that learn what steers from more or less."""
+        return f"{self.share:g}-{self.lessons}"
+
+
+EFFORTS = {
+    "quick": Effort(4_000, 1 / 3, 160, 16),
+    "standard": Effort(16_000, 2 / 3, 320, 32),
+    "full": Effort(None, 1.0, 640, 48),
+}
+"""Each doubling of the prompts is worth some .08 of the plain requests that a small model's gate recognises
+(docs/experiments.md)."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast this machine is with the loaded model: seconds.
+
+    Attributes:
+        answer: to one of many prompts that are answered together, short.
+        read: a prompt, up to the gate's layer.
+        lesson: an answer that is learnt through the model; 0 where none is.
+    """
+
+    answer: float
+    read: float
+    lesson: float
+
+    @classmethod
+    def measured(cls, harvest: TrainingHarvest, data: TrainingData, layer: int, weights: Any = None) -> Pace:
+        """From a few of the recipe's prompts; nothing is kept of them.
+
+        Args:
+            weights: of the model for PyTorch, where it is learnt through.
+        """
+        llama = harvest.llama
+        asked = spread(data.positive, _ASKED)
+        list(generate(llama, asked[:1], 4))  # the first answer also pays for setting up
+        started = time.monotonic()
+        list(generate(llama, asked, _ASKED_TOKENS))
+        answer = (time.monotonic() - started) / len(asked)
+        learning = 0.0 if weights is None else _lesson_seconds(llama, data, weights)
+        return cls(answer, _read_seconds(harvest, data, layer), learning)
+
+    def first_part(self, effort: Effort, *, learns: bool, judge: str) -> float:
+        """Seconds for what steers: learning and tuning."""
+        trials = _TRIALS["refusal, learnt" if learns and judge == "refusal" else judge]
+        learning = effort.lessons * self.lesson if learns else effort.share * MAX_PAIRS * self.answer * _PAIR
+        return learning + (_OWN + trials * effort.answers) * self.answer
+
+    def gate(self, n_prompts: int) -> float:
+        """Seconds for a gate that learns from so many prompts."""
+        return n_prompts * (self.read + FIT_SECONDS)
+
+
+_TRIALS = {"refusal, learnt": 12.0, "refusal": 16.0, "margin": 14.0}
+"""Settings that are tried, each with all answers of a trial, which are longer than those of the measurement; a trial on
+long prompts counts as several, one that is given up as a part."""
+_PAIR = 1.5  # answers' worth of time that a pair takes: the reply, and reading it and the chosen answer
+_OWN = 48  # unsteered answers, by which language is judged
+
+
+def _read_seconds(harvest: TrainingHarvest, data: TrainingData, layer: int) -> float:
+    """Seconds that a prompt takes in the mean, from the time of short ones and the tokens of all."""
+    everything: list[Prompt] = [*data.positive, *data.contrast]
+    short = [prompt for prompt in spread(everything, 4 * _READ) if len(prompt.text) <= _LONGEST]
+    a_token = harvest.timed(spread(short, _READ), layer)
+    counted = [prompt for prompt in spread(everything, _COUNTED) if harvest.fits(prompt)]
+    return a_token * sum(map(harvest.own_tokens, counted)) / len(counted)
+
+
+def _lesson_seconds(llama: SteeredLlama, data: TrainingData, weights: Any) -> float:
+    """Seconds that learning an answer through the model takes: one batch of middling length, scaled to all."""
+    pairs = lesson(data, 0)
+    layers = candidate_layers(llama.n_layer, data.judge, learns=True)
+    batches = whole_batches(llama, pairs, end=llama.turn_end, seed=0)
+    batch = sorted(batches, key=_n_computed)[len(batches) // 2]
+    started = time.monotonic()
+    learn_whole(weights, layers, [batch], quiet)
+    a_token = (time.monotonic() - started) / _n_computed(batch)
+    return a_token * sum(map(_n_computed, batches)) / sum(map(len, batches))
+
+
+def _n_computed(batch: Sequence[Example]) -> int:
+    """Tokens that a batch costs: padding is computed, too."""
+    return len(batch) * max(len(example.prompt) + len(example.answer) for example in batch)
+
+
+def fitting(minutes: float, pace: Pace, *, learns: bool, judge: str) -> Effort:
+    """The most that can be done in this time, with all of the recipe's prompts that are left time for."""
+    most = minutes * 60 * _FIRST_PART - SETTING_UP
+    fits = [each for each in EFFORTS.values() if pace.first_part(each, learns=learns, judge=judge) <= most]
+    return replace(fits[-1] if fits else EFFORTS["quick"], prompts=None)
+
+
+class Deadline:
+    """Until when something must be done; with None there is time for everything.
+
+    Args:
+        seconds: from now on.
+    """
+
+    def __init__(self, seconds: float | None) -> None:
+        self._end = None if seconds is None else time.monotonic() + seconds
+
+    @property
+    def left(self) -> float:
+        """Seconds; infinite where there is no deadline."""
+        return float("inf") if self._end is None else self._end - time.monotonic()

@@ -1,0 +1,75 @@
+"""What a training does in the time that it may take."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from finesteer_local.runtime import open_model
+from finesteer_local.training import effort as module
+from finesteer_local.training.effort import EFFORTS, SETTING_UP, Deadline, Pace, fitting
+from finesteer_local.training.harvest import TrainingHarvest
+from test_train import training_data
+
+PACE = Pace(answer=0.2, read=0.01, lesson=0.5)
+
+
+@pytest.mark.parametrize("learns", [True, False])
+def test_more_time_is_more_of_everything(learns: bool) -> None:
+    plans = [fitting(minutes, PACE, learns=learns, judge="refusal") for minutes in (0.5, 2, 5, 10, 30, 300)]
+    for name in ("share", "lessons", "answers"):
+        values = [getattr(plan, name) for plan in plans]
+        assert values == sorted(values) and values[0] < values[-1]
+    assert plans[-1] == EFFORTS["full"]
+    assert {plan.prompts for plan in plans} == {None}  # the gate takes what time is left
+
+
+@pytest.mark.parametrize("minutes", [6, 8, 16, 60])
+def test_half_of_the_time_is_left_for_the_gate(minutes: float) -> None:
+    plan = fitting(minutes, PACE, learns=True, judge="refusal")
+    assert PACE.first_part(plan, learns=True, judge="refusal") + SETTING_UP <= minutes * 30
+
+
+def test_a_slower_machine_does_less() -> None:
+    slow = replace(PACE, answer=PACE.answer * 8, lesson=PACE.lesson * 8)
+    fast, slowly = (fitting(10, pace, learns=True, judge="refusal") for pace in (PACE, slow))
+    assert slowly.lessons < fast.lessons and slowly.answers < fast.answers
+
+
+def test_too_little_time_is_what_is_quickest() -> None:
+    assert fitting(0.01, PACE, learns=True, judge="refusal") == replace(EFFORTS["quick"], prompts=None)
+
+
+def test_seconds_add_up() -> None:
+    for learns, work in ((True, 320 * 0.5), (False, 160 * 0.2 * module._PAIR)):
+        name = "refusal, learnt" if learns else "refusal"
+        answers = module._OWN + module._TRIALS[name] * 32
+        wanted = work + answers * 0.2
+        assert PACE.first_part(EFFORTS["standard"], learns=learns, judge="refusal") == pytest.approx(wanted)
+    assert PACE.gate(1000) == pytest.approx(10 + 1000 * module.FIT_SECONDS)
+
+
+def test_what_was_learnt_from_more_or_less_is_kept_apart() -> None:
+    assert len({each.name for each in EFFORTS.values()}) == 3
+    assert replace(EFFORTS["full"], prompts=7).name == EFFORTS["full"].name  # the gate comes after it
+    assert all(set(each.name) <= set("0123456789.-") for each in EFFORTS.values())  # names a folder
+
+
+def test_a_machine_is_measured(tiny: Path, tmp_path: Path) -> None:
+    data = training_data()
+    llama = open_model(tiny, n_threads=1)
+    pace = Pace.measured(TrainingHarvest(llama, data, tmp_path / "run"), data, 1)
+    assert 0 < pace.read < pace.answer and pace.lesson > 0
+    assert not any((tmp_path / "run").iterdir())
+
+
+def test_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    deadline = Deadline(30)
+    assert deadline.left == 30
+    now[0] = 140.0
+    assert deadline.left == -10
+    assert Deadline(None).left == float("inf")
