@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from finesteer_local.errors import DataError
-from finesteer_local.evaluation.judges import is_refusal
+from finesteer_local.judges.phrases import is_refusal
 from finesteer_local.server.moderations_schemas import CATEGORIES
 from finesteer_local.training.recipes import load_recipe
 from finesteer_local.training.recipes.kinds import read_kinds
