@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +155,21 @@ def test_what_is_said(tiny: Path, asked: list[dict[str, Any]]) -> None:
         "  time      reading prompts 177 s, tuning 91 s, asking the model 44 s",
         f"Try it: finesteer-local chat {tiny} --profile safety",
     ]
+    assert not any(line.startswith("  prompts") for line in result.stdout.splitlines())  # nothing is told of amounts
     assert "  gate      always open" in good("train", tiny, "--gate", "always").stdout
+
+
+def test_how_to_go_on_where_time_was_short(tiny: Path, asked: list[dict[str, Any]], monkeypatch) -> None:
+    train = training.train_profile
+
+    def short(*args: Any, **options: Any) -> Profile:
+        profile = train(*args, **options)
+        more = {"minutes": 2.0, "prompts_for_gate": 12_000, "pairs": 20_000, "contrast_prompts": 30_000}
+        return replace(profile, training={**profile.training, **more})
+
+    monkeypatch.setattr(training, "train_profile", short)
+    said = good("train", tiny, "--minutes", "2").stdout
+    assert "  prompts   the gate learnt from 12,000 of 50,000; --minutes 6 goes on from there" in said.splitlines()
 
 
 BACKEND = {"backend": "llama.cpp", "gguf": None, "rpc": ()}
