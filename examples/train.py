@@ -21,7 +21,16 @@ def tell(stage: str, done: int, total: int) -> None:
     print(f"\r{stage}: {done} of {total}   ", end="", file=sys.stderr)
 
 
-profile = train_profile(model, data=data / "live.jsonl", contrast=data / "other.jsonl", name="live", progress=tell)
+# Without `strength` and `scope` both are tuned. From so few pairs a model as small as smollm2 is steered too far then.
+profile = train_profile(
+    model,
+    data=data / "live.jsonl",
+    contrast=data / "other.jsonl",
+    name="live",
+    strength=1.0,
+    scope="turn",
+    progress=tell,
+)
 profile.save("live.gguf")
 print(f"\nlive.gguf: steers layer {profile.layers[0]}, strength {profile.strength:.2f}, scope {profile.scope}")
 

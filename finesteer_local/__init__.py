@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from .profile import Profile
     from .runtime import SteeredLlama, open_model
     from .runtime.batch import BatchEngine, Steer
+    from .runtime.check import Check
     from .steering import Decision
     from .training import train_profile
 
@@ -43,6 +44,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BatchEngine",
+    "Check",
     "ContextLengthError",
     "DataError",
     "Decision",
@@ -74,6 +76,7 @@ __all__ = [
 # Where a name comes from; the errors, which are all the others, from `.errors`.
 _HOME = {
     "BatchEngine": ".runtime.batch",
+    "Check": ".runtime.check",
     "Decision": ".steering",
     "Profile": ".profile",
     "Steer": ".runtime.batch",

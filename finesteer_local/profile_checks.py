@@ -48,6 +48,7 @@ def check_kinds(kinds: Kinds, n_embd: int) -> None:
         require(all(len(text) <= _MAX_TEXT for text in texts), "kinds.about", f"{kind.name}: too long")
         sound = bool(kind.words) and all(text.strip() for text in kind.words)
         require(sound, "kinds.about", f"{kind.name}: its words are empty")
+        check_number("kinds.about", kind.alone, 0.0, 1.0)
         require(
             kind.action in ACTIONS,
             "kinds.about",

@@ -135,6 +135,7 @@ def _about_json(kinds: Kinds) -> str:
         kind.name: {
             "about": kind.about,
             "action": kind.action,
+            "alone": kind.alone,
             "words": list(kind.words),
             "mlcommons": list(kind.mlcommons),
             "openai": list(kind.openai),
@@ -343,7 +344,10 @@ class _File:
                 values[field] = tuple(about[field])
             elif field in about:
                 raise self.error(f"key finesteer.kinds.about: {field!r} of {name!r} is not a list")
+        alone = about.get("alone", 0.0)
+        if isinstance(alone, bool) or not isinstance(alone, int | float):
+            raise self.error(f"key finesteer.kinds.about: 'alone' of {name!r} is not a number")
         texts = (each for value in values.values() for each in (value if isinstance(value, tuple) else (value,)))
         if not all(isinstance(each, str) for each in texts):
             raise self.error(f"key finesteer.kinds.about: {name!r} has a value that is not text")
-        return Kind(name, **values)
+        return Kind(name, **values, alone=float(alone))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -130,9 +131,8 @@ def test_the_same_command_after_an_interruption(
     assert result.exit_code == 130
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "resumed.gguf").exists()
-    assert len(list(paths.work_dir().iterdir())) == 1
     good(*arguments, tmp_path / "resumed.gguf")
-    assert list(paths.work_dir().iterdir()) == []
+    assert len(list(paths.work_dir().iterdir())) == 1  # of all three; a longer run could go on with it
     whole, resumed = (Profile.load(tmp_path / f"{name}.gguf") for name in ("whole", "resumed"))
     clock = {"seconds": 0, "stages": {}}
     assert {**whole.training, **clock} == {**resumed.training, **clock}
@@ -155,7 +155,21 @@ def test_what_is_said(tiny: Path, asked: list[dict[str, Any]]) -> None:
         "  time      reading prompts 177 s, tuning 91 s, asking the model 44 s",
         f"Try it: finesteer-local chat {tiny} --profile safety",
     ]
+    assert not any(line.startswith("  prompts") for line in result.stdout.splitlines())  # nothing is told of amounts
     assert "  gate      always open" in good("train", tiny, "--gate", "always").stdout
+
+
+def test_how_to_go_on_where_time_was_short(tiny: Path, asked: list[dict[str, Any]], monkeypatch) -> None:
+    train = training.train_profile
+
+    def short(*args: Any, **options: Any) -> Profile:
+        profile = train(*args, **options)
+        more = {"minutes": 2.0, "prompts_for_gate": 12_000, "pairs": 20_000, "contrast_prompts": 30_000}
+        return replace(profile, training={**profile.training, **more})
+
+    monkeypatch.setattr(training, "train_profile", short)
+    said = good("train", tiny, "--minutes", "2").stdout
+    assert "  prompts   the gate learnt from 12,000 of 50,000; --minutes 6 goes on from there" in said.splitlines()
 
 
 BACKEND = {"backend": "llama.cpp", "gguf": None, "rpc": ()}
@@ -187,13 +201,21 @@ def test_defaults(tiny: Path, asked: list[dict[str, Any]]) -> None:
         "model": tiny,
         "recipe": "safety",
         "gate": "contrastive",
-        "quality": "standard",
+        "quality": None,
+        "keep": False,
         "seed": 0,
         "optimise": None,
         "n_gpu_layers": -1,
         **BACKEND,
         **nothing,
     }
+
+
+def test_time_or_amount(tiny: Path, asked: list[dict[str, Any]]) -> None:
+    good("train", tiny, "--minutes", "2.5")
+    assert asked[0]["minutes"] == 2.5 and asked[0]["quality"] is None
+    for options in (("--minutes", "3", "--quality", "full"), ("--minutes", "0"), ("--minutes", "soon")):
+        assert call("train", tiny, *options).exit_code == 2
 
 
 def test_what_is_not_asked_for(tiny: Path, asked: list[dict[str, Any]]) -> None:
@@ -203,7 +225,7 @@ def test_what_is_not_asked_for(tiny: Path, asked: list[dict[str, Any]]) -> None:
 
 def test_every_option_arrives(tiny: Path, pairs: Path, contrast: Path, asked: list[dict[str, Any]]) -> None:
     options = ["--data", pairs, "--contrast", contrast, "--name", "mine", "--gate", "scs", "--seed", "7"]
-    options += ["--quality", "quick"]
+    options += ["--quality", "quick", "--keep"]
     options += ["--layer", "2", "--strength", "0.5", "--scope", "response", "--optimise", "--threads", "3"]
     good("train", tiny, *options)
     [call_] = asked
@@ -216,6 +238,7 @@ def test_every_option_arrives(tiny: Path, pairs: Path, contrast: Path, asked: li
         "name": "mine",
         "gate": "scs",
         "quality": "quick",
+        "keep": True,
         "seed": 7,
         "layer": 2,
         "strength": 0.5,

@@ -25,6 +25,13 @@ def test_every_command_has_one_with_all_its_options() -> None:
         assert f"\n## finesteer-local profiles {command}\n" in wanted["profiles.md"]
 
 
+def test_the_site_lists_them_in_the_commands_order() -> None:
+    listed = re.findall(
+        r"^ +- ([a-z]+): commands/\w+\.md$", (FOLDER.parents[1] / "mkdocs.yml").read_text("utf-8"), re.MULTILINE
+    )
+    assert listed == list(COMMANDS)
+
+
 def test_they_say_nothing_of_this_machine() -> None:
     text = "".join(pages().values())
     assert os.path.expanduser("~") not in text

@@ -77,7 +77,7 @@ def test_train(tiny: Path, tmp_path: Path) -> None:
     """With answers of four tokens, which nobody reads here."""
     said = run("train.py", tiny, wrapper=("-c", SHORT), cwd=tmp_path)
     profile = Profile.load(tmp_path / "live.gguf")
-    assert f"live.gguf: steers layer {profile.layers[0]}, strength {profile.strength:.2f}" in said
+    assert f"live.gguf: steers layer {profile.layers[0]}, strength 1.00, scope turn" in said
     assert said.count("(gate ") == 2
 
 

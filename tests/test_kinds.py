@@ -10,7 +10,7 @@ import pytest
 
 from finesteer_local.errors import ProfileError
 from finesteer_local.profile import ModelIdentity, Profile
-from finesteer_local.steering import ACTIONS, ContrastiveGate, Kinds, likely
+from finesteer_local.steering import ACTIONS, ContrastiveGate, Decision, Kinds, likely
 from finesteer_local.steering.kinds import STOCK_WORDS, action, sigmoid
 from tiny import make_experts, make_gate, make_kinds
 
@@ -118,6 +118,29 @@ def test_a_kinds_own_action_holds_where_nobody_says_otherwise() -> None:
     assert own.decide(x, policy={name: "steer"}).action in ("steer", "refuse")
     with pytest.raises(ProfileError, match="action 'forgive' is none of"):
         replace(made, kinds=replace(made.kinds, kinds=(replace(kinds[0], action="forgive"), *kinds[1:])))
+
+
+def test_a_kind_of_which_none_may_be_missed() -> None:
+    """From its own probability on it is acted upon though the gate stays shut; nothing is steered then."""
+    made, x = profile("closed"), states()
+    assert made.kinds is not None
+    (name, probability), *_ = made.decide(x).kinds
+    before = made.kinds
+
+    def acting(alone: float, action: str, **policy: str) -> Decision:
+        kinds = tuple(replace(k, alone=alone, action=action) if k.name == name else k for k in before.kinds)
+        return replace(made, kinds=replace(before, kinds=kinds)).decide(x, policy=policy)
+
+    refused = acting(probability - 0.01, "refuse")
+    assert (refused.action, refused.g, refused.open, refused.flagged) == ("refuse", 0.0, False, True)
+    assert refused.words == f"No {name} here." and refused.likely_kinds[0] == name
+    assert acting(probability - 0.01, "report").action == "report"
+    assert acting(probability + 0.01, "refuse").action is None
+    assert acting(0.0, "refuse").action is None
+    for less in ("steer", "leave"):
+        assert acting(probability - 0.01, "refuse", **{name: less}).action is None
+    with pytest.raises(ProfileError, match=r"kinds\.about"):
+        acting(1.5, "refuse")
 
 
 def test_a_file_keeps_them(tmp_path: Path) -> None:

@@ -169,11 +169,17 @@ def test_long_answers_teach_nothing(llama: SteeredLlama) -> None:
     assert all(np.array_equal(found[layer], alone[layer]) for layer in LAYERS)
 
 
-def test_so_many_answers_are_enough(llama: SteeredLlama, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(optimise, "ANSWERS", BATCH)
+def test_so_many_answers_are_enough(llama: SteeredLlama) -> None:
     seen: list[tuple[str, int, int]] = []
     whole(
-        weights_of(llama), llama, [pair(i) for i in range(40)], [1], end=2, seed=0, progress=lambda *a: seen.append(a)
+        weights_of(llama),
+        llama,
+        [pair(i) for i in range(40)],
+        [1],
+        end=2,
+        seed=0,
+        progress=lambda *a: seen.append(a),
+        n_answers=BATCH,
     )
     assert seen == [("learning through the model", 1, 1)]
 

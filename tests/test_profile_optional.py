@@ -89,6 +89,8 @@ def test_an_optional_part_cannot_take_a_decisions_tensors(saved: Path, tmp_path:
         ('{"fraud": {"words": [" "]}}', "its words are empty"),
         ('{"fraud": {"words": []}}', "its words are empty"),
         ('{"fraud": {"action": "forgive"}}', "action 'forgive'"),
+        ('{"fraud": {"alone": "yes"}}', "is not a number"),
+        ('{"fraud": {"alone": 2}}', "not in"),
     ],
 )
 def test_what_is_wrong_about_kinds_is_named(saved: Path, tmp_path: Path, about: str, problem: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from finesteer_local.errors import DataError
-from finesteer_local.evaluation.judges import is_refusal
+from finesteer_local.judges.phrases import is_refusal
 from finesteer_local.server.moderations_schemas import CATEGORIES
 from finesteer_local.training.recipes import load_recipe
 from finesteer_local.training.recipes.kinds import read_kinds
@@ -35,6 +35,7 @@ def test_the_profiles_own_words() -> None:
     """Each declines, and none names a number: it would be wrong somewhere. Who is in danger is met at once."""
     kinds = {each.kind.name: each.kind for each in load_recipe("safety").kinds}
     assert {name for name, kind in kinds.items() if kind.action != "steer"} == {"self_harm"}
+    assert {name for name, kind in kinds.items() if kind.alone} == {"self_harm"}
     for kind in kinds.values():
         assert len(set(kind.words)) == len(kind.words) >= 8
         for text in kind.words:
@@ -58,6 +59,7 @@ def test_the_profiles_own_words() -> None:
         ({"name": "fraud", "of": ["a"], "words": "no"}, "the field 'words' must be a list of texts"),
         ({"name": "fraud", "of": ["a"], "about": ""}, "the field 'about' is empty"),
         ({"name": "fraud", "of": ["a"], "action": "forgive"}, "the field 'action' must be one of leave, report"),
+        ({"name": "fraud", "of": ["a"], "alone": 2}, "the field 'alone' must be a probability"),
         ({"name": "fraud", "of": ["a"], "word": "no"}, "unknown field 'word'; known: name, of, about"),
         ({"name": "hate", "of": ["a"]}, "the name 'hate' stands twice"),
     ],

@@ -308,6 +308,7 @@ def test_refusals_of_a_small_model_are_learnt_from_whole_answers(deep: Path, tmp
     llama = open_model(deep, n_threads=1)
     profile = train(llama, refusing(), Settings(), lambda stage, done, total: steps.append(stage))
     assert [*dict.fromkeys(steps)] == [
+        "measuring this machine",
         "asking the model",
         "learning through the model",
         "tuning",
@@ -414,8 +415,10 @@ def test_another_run_does_not_go_on_with_it(tiny: Path, data: Path, contrast: Pa
     with pytest.raises(KeyboardInterrupt):
         run(tiny, data, contrast, progress=stop_at_tuning)
     [left] = paths.work_dir().iterdir()
+    before = sorted((path, path.stat().st_mtime_ns) for path in left.rglob("*"))
     run(tiny, data, contrast, seed=1)
-    assert list(paths.work_dir().iterdir()) == [left]
+    assert sorted((path, path.stat().st_mtime_ns) for path in left.rglob("*")) == before
+    assert len(list(paths.work_dir().iterdir())) == 2
 
 
 @pytest.mark.parametrize("gate", ["scs", "always"])
@@ -696,7 +699,7 @@ def test_the_gate_counts_a_question_once(tiny: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(
         TrainingHarvest,
         "turns",
-        lambda self, prompts, layer: (read.append(len(prompts)), turns(self, prompts, layer))[1],
+        lambda self, prompts, layer, **more: (read.append(len(prompts)), turns(self, prompts, layer, **more))[1],
     )
     profile = train(open_model(tiny, n_threads=1), twice, Settings())
     assert read == [N + len(data.contrast)]

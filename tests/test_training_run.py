@@ -52,7 +52,7 @@ def test_weights_are_opened_where_there_is_something_to_learn_through_them(
     """And once only: an interrupted run that has its vectors goes on without."""
     opened: list[SteeredLlama] = []
     monkeypatch.setattr(module, "weights_of", lambda llama: (opened.append(llama), "weights")[1])
-    settings = Settings(optimise=optimise)
+    settings = Settings(optimise=optimise, quality="full")
     run, weights = begin(llama, DATA, settings, quiet)
     assert (run.learns, weights, opened) == ((True, "weights", [llama]) if optimise else (False, None, []))
     (run.folder / VECTORS).write_bytes(b"")

@@ -124,7 +124,7 @@ def quiet_line(answer: Answer) -> str:
     for profile, decision in answer.readings:
         scores = f" (score {number(decision.score)}, threshold {number(decision.threshold)})"
         parts.append(f"{decision.profile} · {gate_state(decision)}{'' if profile.gate.kind == 'always' else scores}")
-        if decision.g > 0 and decision.kinds:
+        if decision.action and decision.kinds:
             parts.append(kinds_words(decision.kinds))
         if words := action_words(decision):
             parts.append(words)
@@ -151,7 +151,7 @@ def why(profile: Profile, decision: Decision) -> RenderableType:
         table.add_row("score", f"{number(decision.score)}, {relation} the threshold {number(decision.threshold)}")
     table.add_row("read at", f"layer {profile.gate_layer} of {profile.model.n_layer}, {gate_tokens(profile)}")
     if decision.kinds:
-        table.add_row("kinds", kinds_words(decision.kinds, 4) if decision.g > 0 else "none")
+        table.add_row("kinds", kinds_words(decision.kinds, 4) if decision.action else "none")
     if words := action_words(decision):
         table.add_row("policy", words)
     if decision.open:

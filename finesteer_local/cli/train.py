@@ -158,7 +158,7 @@ def command(
 
 _FORMS = {
     "plain": "requests as people type them",
-    "wrapped": "requests in a dress that the gate never saw",
+    "wrapped": "requests in wrappers that the gate never saw",
     "foreign": "requests in other languages",
     "page": "requests in pages of ordinary text that it never saw",
 }
@@ -196,6 +196,13 @@ def _tell(profile: Profile, kept: Path, model: str, chat_with: str, reference: s
         click.echo(
             f"  kinds     the right one is the likeliest for {kinds['first']:.1%} of held-out prompts that need it "
             f"({parts}), among two for {kinds['among_two']:.1%}"
+        )
+    told = profile.training
+    n_read, n_prompts = told.get("prompts_for_gate", 0), told.get("pairs", 0) + told.get("contrast_prompts", 0)
+    if told.get("minutes") and 0 < n_read < n_prompts:
+        click.echo(
+            f"  prompts   the gate learnt from {n_read:,} of {n_prompts:,}; "
+            f"--minutes {3 * told['minutes']:g} goes on from there"
         )
     stages = sorted(profile.training["stages"].items(), key=lambda stage: -stage[1])
     click.echo("  time      " + ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in stages if seconds >= 1))

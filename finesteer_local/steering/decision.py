@@ -38,7 +38,7 @@ class Decision:
     answer_strength: float = 1.0  # factor on `vectors` for the answer's tokens, 0 to 1
     length_factor: float = 1.0  # what of the strength is left at this prompt's length
     kinds: Probabilities = ()  # (kind of request, probability), likeliest first; nothing where the profile has no kinds
-    action: str | None = None  # what is done (`kinds.ACTIONS`); None while the gate is closed
+    action: str | None = None  # what is done (`kinds.ACTIONS`); None while the gate is closed, but see `Kind.alone`
     words: str = ""  # the answer, where it is `REFUSE`
 
     @property
@@ -53,8 +53,8 @@ class Decision:
 
     @property
     def likely_kinds(self) -> tuple[str, ...]:
-        """The kinds that the request counts as, where the gate opened."""
-        return likely(self.kinds) if self.g > 0 else ()
+        """The kinds that the request counts as, where anything is done about it."""
+        return likely(self.kinds) if self.action is not None else ()
 
     @property
     def open(self) -> bool:
@@ -136,8 +136,11 @@ def decide(
     kind = ""
     if kinds is not None and isinstance(gate, ContrastiveGate):
         found = kinds.probabilities(gate, of_gate, of_kinds, score)
+        actions = kinds.actions(policy or {})
         if g > 0.0:
-            done, kind = action(found, kinds.actions(policy or {}))
+            done, kind = action(found, actions)
+        elif (noticed := kinds.noticed(found)) and actions[noticed] in (REPORT, REFUSE):
+            done, kind = actions[noticed], noticed
     if done == STEER and strength == 0.0:
         done = REPORT
     decision = Decision(

@@ -33,6 +33,8 @@ class Kind:
         about: what it is, for people.
         words: answers where it is to be refused at once, at least one.
         action: what is done about it where nobody says otherwise, one of `ACTIONS`.
+        alone: from this probability on it is reported or refused even where the gate stays shut, for kinds of which
+            none may be missed; 0: never.
         mlcommons, openai: the hazard categories of MLCommons' AILuminate and the moderation categories of OpenAI's API
             that it belongs to.
     """
@@ -41,6 +43,7 @@ class Kind:
     about: str = ""
     words: tuple[str, ...] = STOCK_WORDS
     action: str = STEER
+    alone: float = 0.0
     mlcommons: tuple[str, ...] = ()
     openai: tuple[str, ...] = ()
 
@@ -70,6 +73,11 @@ class Kinds:
     def get(self, name: str) -> Kind:
         """The kind of this name; raises `KeyError`."""
         return {kind.name: kind for kind in self.kinds}[name]
+
+    def noticed(self, probabilities: Probabilities) -> str | None:
+        """The likeliest kind that is acted upon although the gate stays shut, if any."""
+        alone = {kind.name: kind.alone for kind in self.kinds if kind.alone > 0}
+        return next((name for name, p in probabilities if name in alone and p >= alone[name]), None)
 
     def actions(self, policy: Mapping[str, str]) -> dict[str, str]:
         """What is done about each kind: what `policy` says, else the kind's own action."""

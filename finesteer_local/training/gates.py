@@ -21,11 +21,11 @@ from finesteer_local.training.harvest import Turns
 Array = NDArray[np.float32]
 
 FOLDS = 4
-HEADS = 8
+HEADS = 16
 EPOCHS = 16
 BATCH = 32
 LEARNING_RATE = 2e-3
-WEIGHT_DECAY = 0.3
+WEIGHT_DECAY = 0.1
 DROPOUT = 0.2
 SMOOTHING = 0.02
 OPENINGS = 0.05

@@ -11,14 +11,15 @@ from finesteer_local.profile_checks import KIND
 from finesteer_local.steering import ACTIONS, STEER, Kind
 from finesteer_local.training.data import KindOf
 
-FIELDS = ("name", "of", "about", "action", "words", "mlcommons", "openai")
+FIELDS = ("name", "of", "about", "action", "alone", "words", "mlcommons", "openai")
 
 
 def read_kinds(path: Path) -> list[KindOf]:
     """The kinds of a JSONL file, a row each.
 
     A row has a `name`, the kinds `of` the recipe's rows that belong to it, and may have what it is `about`, the
-    `action` that is taken where nobody says otherwise, the `words` that refuse it at once, and its `mlcommons` and
+    `action` that is taken where nobody says otherwise, the probability from which it is taken `alone`, though the gate
+    stays shut, the `words` that refuse it at once, and its `mlcommons` and
     `openai` categories. A row's kind may belong to several.
 
     Raises:
@@ -44,10 +45,13 @@ def _kind(row: dict[str, Any], where: str) -> KindOf:
         raise DataError(f"{where}: the field 'about' is empty or not text")
     if row.get("action", STEER) not in ACTIONS:
         raise DataError(f"{where}: the field 'action' must be one of {', '.join(ACTIONS)}")
+    alone = row.get("alone", 0.0)
+    if isinstance(alone, bool) or not isinstance(alone, int | float) or not 0 <= alone <= 1:
+        raise DataError(f"{where}: the field 'alone' must be a probability")
     for field in ("of", "words", "mlcommons", "openai"):
         value = row.get(field, [] if field != "of" else None)
         if not isinstance(value, list) or not all(map(is_text, value)) or (field in row and not value):
             raise DataError(f"{where}: the field {field!r} must be a list of texts")
     more: dict[str, Any] = {field: row[field] for field in ("about", "action") if field in row}
     more |= {field: tuple(row[field]) for field in ("words", "mlcommons", "openai") if field in row}
-    return KindOf(Kind(row["name"], **more), tuple(row["of"]))
+    return KindOf(Kind(row["name"], **more, alone=float(alone)), tuple(row["of"]))
