@@ -197,12 +197,12 @@ def _tell(profile: Profile, kept: Path, model: str, chat_with: str, reference: s
             f"  kinds     the right one is the likeliest for {kinds['first']:.1%} of held-out prompts that need it "
             f"({parts}), among two for {kinds['among_two']:.1%}"
         )
-    told = profile.training
-    n_read, n_prompts = told.get("prompts_for_gate", 0), told.get("pairs", 0) + told.get("contrast_prompts", 0)
-    if told.get("minutes") and 0 < n_read < n_prompts:
+    facts = profile.training
+    n_read, n_prompts = facts.get("prompts_for_gate", 0), facts.get("pairs", 0) + facts.get("contrast_prompts", 0)
+    if facts.get("minutes") and 0 < n_read < n_prompts:
         click.echo(
             f"  prompts   the gate learnt from {n_read:,} of {n_prompts:,}; "
-            f"--minutes {3 * told['minutes']:g} goes on from there"
+            f"--minutes {3 * facts['minutes']:g} goes on from there"
         )
     stages = sorted(profile.training["stages"].items(), key=lambda stage: -stage[1])
     click.echo("  time      " + ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in stages if seconds >= 1))

@@ -20,7 +20,7 @@ from finesteer_local.training.harvest import Turns
 
 Array = NDArray[np.float32]
 
-FOLDS = 4
+FOLDS = 8
 HEADS = 16
 EPOCHS = 16
 BATCH = 32
