@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from finesteer_local.errors import DataError
+from finesteer_local.evaluation import material as module
 from finesteer_local.evaluation.material import CONDITION, Material, harvest_material, layers_at
-from finesteer_local.runtime import SteeredLlama
 from finesteer_local.runtime.harvest import Harvester
 from finesteer_local.runtime.prompt import chat_prompt, turn_start
 from finesteer_local.training.harvest import answer_tokens
@@ -80,7 +80,7 @@ def test_validation_prompts_are_never_learnt_from(harvested: tuple[Material, Pat
 
 def test_what_was_read_is_kept(harvested: tuple[Material, Path], model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     material, folder = harvested
-    monkeypatch.setattr(SteeredLlama, "reader", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(module, "closing", lambda *_: pytest.fail("read again"))  # around what reads prompts
     again = harvest_material(steered_llama(model), small_data(), folder, seed=0)
     assert again.key == material.key
     for layer in material.positive.layers:

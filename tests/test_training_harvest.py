@@ -339,8 +339,8 @@ def test_what_is_kept_is_readable(one: SteeredLlama, tmp_path: Path) -> None:
     harvest = TrainingHarvest(one, DATA, tmp_path / "a" / "b")
     harvest.replies(PAIRS[:2], 4)
     harvest.turns([prompt("hello")], 1)
-    assert len(json.loads((tmp_path / "a" / "b" / "replies-4.json").read_text("utf-8"))) == 2
-    assert {path.name for path in (tmp_path / "a" / "b").iterdir()} == {"replies-4.json"}
+    assert len(json.loads((tmp_path / "a" / "b" / "replies-4-2.json").read_text("utf-8"))) == 2
+    assert {path.name for path in (tmp_path / "a" / "b").iterdir()} == {"replies-4-2.json"}
 
 
 @pytest.mark.parametrize(("before", "behind"), [("", PAGE_TEXT), (PAGE_TEXT, ""), (PAGE_TEXT, PAGE_TEXT), ("é ", " ß")])
