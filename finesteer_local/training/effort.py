@@ -55,8 +55,8 @@ class Effort:
 
 
 EFFORTS = {
-    "quick": Effort(4_000, 1 / 3, 160, 16),
-    "standard": Effort(16_000, 2 / 3, 320, 32),
+    "quick": Effort(4_000, 1 / 3, 480, 16),
+    "standard": Effort(16_000, 2 / 3, 640, 32),
     "full": Effort(None, 1.0, 640, 48),
 }
 """Each doubling of the prompts is worth some .08 of the plain requests that a small model's gate recognises

@@ -38,7 +38,7 @@ BATCH = 8  # pairs, or answers
 RATE = 0.05  # Adam's; one pass over the pairs
 ANSWERS = 640  # whole answers that are learnt from
 LONGEST = 320  # tokens of a prompt and its answer; longer ones cost most and teach no more
-MAX_PARAMETERS = 250_000_000
+MAX_PARAMETERS = 600_000_000
 """With more parameters, vectors are learnt through the model only on demand: it would take longer than all the rest."""
 _SAMPLE = "The capital of France is Paris. Water boils at a hundred degrees, and ice melts at zero."
 _CLOSE = 0.5  # a token's log-probability: what 8-bit activations move is a tenth of it, other weights move whole units
@@ -48,7 +48,7 @@ _WITHOUT = "train with --no-optimise"
 def learns_by_itself(llama: TrainableModel, judge: str) -> bool:
     """Whether training learns through the model where the user does not say: for refusals of a small model.
 
-    Weak models need to be taught the end of an answer; others decline well from differences of states
+    Weak models need to be taught the end of an answer, and stronger ones decline more often so, long prompts above all
     (docs/experiments.md).
     """
     installed = all(find_spec(name) for name in ("accelerate", "transformers"))
