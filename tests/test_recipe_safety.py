@@ -19,7 +19,10 @@ from finesteer_local.training import recipes
 
 FOLDER = Path(recipes.__file__).parent / "safety"
 RECIPE = json.loads((FOLDER / "recipe.json").read_text(encoding="utf-8"))
-FILES = {path.name: [row for _, row in read_rows(path)] for path in sorted(FOLDER.glob("*.jsonl"))}
+KINDS = "kinds.jsonl"  # names of kinds, and no prompts: see test_recipe_kinds
+FILES = {
+    path.name: [row for _, row in read_rows(path)] for path in sorted(FOLDER.glob("*.jsonl")) if path.name != KINDS
+}
 TEXTS = ("refusals.jsonl", "openings.jsonl")
 PAGES = ("pages.jsonl", "page_frames.jsonl", "page_questions.jsonl")
 LANGUAGES = ("ar", "de", "es", "fr", "hi", "it", "ja", "pt", "ru", "zh")
@@ -58,9 +61,9 @@ def words(text: str) -> list[str]:
 
 
 def test_the_recipe_names_every_file_once() -> None:
-    files = ("chosen", "rejected", "wrappers", "phrasings", "pages", "page_frames", "page_questions")
+    files = ("chosen", "rejected", "wrappers", "phrasings", "kinds", "pages", "page_frames", "page_questions")
     named = [*RECIPE["positive"], *RECIPE["contrast"], *(RECIPE[key] for key in files)]
-    assert sorted(named) == sorted(FILES)
+    assert sorted(named) == sorted([*FILES, KINDS])
     assert (RECIPE["chosen"], RECIPE["rejected"]) == TEXTS
     keys = {"name", "description", "license", "judge", "own_replies"}
     assert set(RECIPE) == keys | {*files, "positive", "contrast"}
