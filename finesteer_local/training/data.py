@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -120,19 +121,17 @@ class TrainingData:
 
         A prompt's own text draws its place, so that what was read for a part serves a larger one.
         """
-        positive, contrast = (sorted(each, key=_place) for each in (self.positive, self.contrast))
-        both = [
-            each for pair in zip(positive, contrast, strict=False) for each in zip((True, False), pair, strict=True)
-        ]
-        n = min(len(positive), len(contrast))
-        return both + [(True, prompt) for prompt in positive[n:]] + [(False, prompt) for prompt in contrast[n:]]
+        positive = [(True, prompt) for prompt in sorted(self.positive, key=_place)]
+        contrast = [(False, prompt) for prompt in sorted(self.contrast, key=_place)]
+        return [each for pair in zip_longest(positive, contrast) for each in pair if each is not None]
 
     def part(self, most: int | None) -> TrainingData:
         """The same data with the first `most` prompts of its order; all of it for None."""
         if most is None or len(self.positive) + len(self.contrast) <= most:
             return self
-        taken = {id(prompt) for _, prompt in self.ordered[:most]}
-        texts = {json.dumps(prompt.messages) for prompt in self.positive if id(prompt) in taken}
+        first = self.ordered[:most]
+        taken = {id(prompt) for _, prompt in first}
+        texts = {json.dumps(prompt.messages) for needs, prompt in first if needs}
         return replace(
             self,
             pairs=[pair for pair in self.pairs if json.dumps(pair.prompt.messages) in texts],
@@ -140,9 +139,9 @@ class TrainingData:
         )
 
 
-def _place(prompt: Prompt) -> float:
-    """Where a prompt stands in a random order of all that could be written, in [0, 1)."""
-    return drawn_by(json.dumps(prompt.messages)) / 2**64
+def _place(prompt: Prompt) -> int:
+    """Where a prompt stands in a random order of all that could be written."""
+    return drawn_by(json.dumps(prompt.messages))
 
 
 def drawn_by(text: str) -> int:

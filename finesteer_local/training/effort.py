@@ -15,9 +15,12 @@ from finesteer_local.runtime.trainable import TrainableModel
 from finesteer_local.training.data import Prompt, TrainingData, spread
 from finesteer_local.training.harvest import TrainingHarvest, generate
 from finesteer_local.training.layers import candidate_layers
+from finesteer_local.training.optimise import ANSWERS as LESSONS
 from finesteer_local.training.optimise import Example, learn_whole, whole_batches
-from finesteer_local.training.pairs import MAX_PAIRS, lesson
+from finesteer_local.training.pairs import MAX_PAIRS, OWN_TOKENS, lesson
 from finesteer_local.training.progress import quiet
+from finesteer_local.training.search import search_name
+from finesteer_local.training.trials import ANSWERS, OWN_ANSWERS
 
 DEFAULT_MINUTES = 10.0
 MIN_PROMPTS = 1000
@@ -26,7 +29,7 @@ FIT_SECONDS = 4e-3
 """That fitting a gate takes for each prompt, beside reading it."""
 _FIRST_PART = 0.5
 """At most this share of the time goes into what steers; the gate decides on everything else."""
-_ASKED, _ASKED_TOKENS = 16, 24  # answers that tell how fast the model writes, and their length
+_ASKED = 16  # answers that tell how fast the model writes
 _READ, _LONGEST = 192, 400  # prompts that tell how fast it is read, and the letters of each
 _COUNTED = 400  # prompts of which the tokens are counted
 SETTING_UP = 15.0  # seconds: loading, the 8-bit layers, and what else does not grow
@@ -56,8 +59,8 @@ class Effort:
 
 EFFORTS = {
     "quick": Effort(4_000, 1 / 3, 480, 16),
-    "standard": Effort(16_000, 2 / 3, 640, 32),
-    "full": Effort(None, 1.0, 640, 48),
+    "standard": Effort(16_000, 2 / 3, LESSONS, 32),
+    "full": Effort(None, 1.0, LESSONS, ANSWERS),
 }
 """Each doubling of the prompts is worth some .08 of the plain requests that a small model's gate recognises
 (docs/experiments.md)."""
@@ -88,16 +91,16 @@ class Pace:
         asked = spread(data.positive, _ASKED)
         list(generate(llama, asked[:1], 4))  # the first answer also pays for setting up
         started = time.monotonic()
-        list(generate(llama, asked, _ASKED_TOKENS))
+        list(generate(llama, asked, OWN_TOKENS))
         answer = (time.monotonic() - started) / len(asked)
         learning = 0.0 if weights is None else _lesson_seconds(llama, data, weights)
         return cls(answer, _read_seconds(harvest, data, layer), learning)
 
     def first_part(self, effort: Effort, *, learns: bool, judge: str) -> float:
         """Seconds for what steers: learning and tuning."""
-        trials = _TRIALS["refusal, learnt" if learns and judge == "refusal" else judge]
+        trials = _TRIALS[search_name(judge, learns)]
         learning = effort.lessons * self.lesson if learns else effort.share * MAX_PAIRS * self.answer * _PAIR
-        return learning + (_OWN + trials * effort.answers) * self.answer
+        return learning + (OWN_ANSWERS + trials * effort.answers) * self.answer
 
     def gate(self, n_prompts: int) -> float:
         """Seconds for a gate that learns from so many prompts."""
@@ -108,7 +111,6 @@ _TRIALS = {"refusal, learnt": 12.0, "refusal": 16.0, "margin": 14.0}
 """Settings that are tried, each with all answers of a trial, which are longer than those of the measurement; a trial on
 long prompts counts as several, one that is given up as a part."""
 _PAIR = 1.5  # answers' worth of time that a pair takes: the reply, and reading it and the chosen answer
-_OWN = 48  # unsteered answers, by which language is judged
 
 
 def _read_seconds(harvest: TrainingHarvest, data: TrainingData, layer: int) -> float:

@@ -102,14 +102,12 @@ def _run(
     shape = {"layers": layers, "pairs": MAX_PAIRS, "tokens": DELTA_TOKENS, "learns": learns}
     harvest = TrainingHarvest(llama, data, run_folder(llama, data, {**settings.identity, **shape}), progress)
     fitting_data = _with_fitting_pages(harvest, data)
-    harvest.check([*(pair.prompt for pair in fitting_data.pairs), *(fitting_data.contrast if settings.gated else ())])
+    asked_for = EFFORTS[settings.quality] if settings.quality else None
+    read = fitting_data.part(asked_for.prompts if asked_for else None).contrast if settings.gated else ()
+    harvest.check([*(pair.prompt for pair in fitting_data.pairs), *read])
     # Before anything that takes minutes: they may not be readable.
     weights = weights_of(llama) if learns and not any(harvest.folder.glob(f"*/{VECTORS}")) else None
-    effort = (
-        EFFORTS[settings.quality]
-        if settings.quality
-        else _planned(harvest, fitting_data, settings, layers[0], learns, weights)
-    )
+    effort = asked_for or _planned(harvest, fitting_data, settings, layers[0], learns, weights)
     harvest.go_to(harvest.folder / effort.name)
     if learns and weights is None and not (harvest.folder / VECTORS).exists():
         weights = weights_of(llama)

@@ -55,6 +55,11 @@ SEARCHES = {
 }
 
 
+def search_name(judge: str, learnt: bool) -> str:
+    """Which of `SEARCHES` is that of a recipe's judge, where what steers was or was not learnt through the model."""
+    return "refusal, learnt" if learnt and judge == "refusal" else judge
+
+
 @dataclass(frozen=True)
 class Setting:
     """How a profile steers."""

@@ -25,7 +25,7 @@ from finesteer_local.steering import LONG_PROMPT, SHORT_PROMPT, AlwaysGate, Expe
 from finesteer_local.training.data import Pair, Prompt, spread
 from finesteer_local.training.harvest import answer_tokens, generate, pair_tokens, whole_answers
 from finesteer_local.training.progress import Progress
-from finesteer_local.training.search import LONG, SEARCHES, SHORT, Layers, Setting, Trial
+from finesteer_local.training.search import LONG, SEARCHES, SHORT, Layers, Setting, Trial, search_name
 
 _Item = TypeVar("_Item")
 
@@ -68,7 +68,7 @@ class Trials:
     ) -> None:
         self.llama, self.blank, self.experts, self.judge = llama, blank, experts, judge
         self.candidates: list[Layers] = [tuple(sorted(experts))] if learnt else [(layer,) for layer in experts]
-        self.search = SEARCHES["refusal, learnt" if learnt and judge == "refusal" else judge]
+        self.search = SEARCHES[search_name(judge, learnt)]
         # Only a length decay asks how long prompts are.
         counted = prompts if self.search.length_decays else ()
         self.prompts = {
