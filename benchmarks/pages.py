@@ -23,7 +23,7 @@ from finesteer_local.catalog import resolve_model, resolve_profile
 from finesteer_local.profile import Profile
 from finesteer_local.runtime import open_model
 from finesteer_local.runtime.harvest import Harvester
-from finesteer_local.runtime.packing import Request
+from finesteer_local.runtime.packing import StatesRequest
 from finesteer_local.runtime.prompt import chat_prompt, turn_start
 from finesteer_local.training.data import read_prompts, spread
 
@@ -73,7 +73,7 @@ def _share_open(llama, gate: Profile, texts: Sequence[str]) -> float:  # type: i
     for text in texts:
         messages = [{"role": "user", "content": text}]
         prompt = chat_prompt(llama, messages)
-        requests.append(Request(prompt, turn_start(llama, messages, prompt)))
+        requests.append(StatesRequest(prompt, turn_start(llama, messages, prompt)))
     reader = Harvester(llama, [gate.gate_layer])
     try:
         opened = [gate.decide(states[0]).g > 0 for _, states in reader.harvest(requests)]

@@ -1,7 +1,7 @@
 """The folder that keeps harvested hidden states: how large it may be, what is in it, and what goes first.
 
 A *segment* is what one harvest found that was not there before: the states, and an index of whose they are (see
-runtime/states.py). Segments of one model, layer and type share a folder. Once all segments together are larger
+runtime/cached_harvest.py). Segments of one model, layer and type share a folder. Once all segments together are larger
 than the limit, those that were not used for longest are deleted.
 """
 
@@ -24,7 +24,7 @@ ABOUT = "about.json"
 """What a folder's segments are of: model, layer, type."""
 INDEX = ".index"
 RECORD = 24
-"""Bytes of an index for each prompt, and before them for its head (runtime/states.py)."""
+"""Bytes of an index for each prompt, and before them for its head (runtime/cached_harvest.py)."""
 IN_USE = 6 * 3600.0
 """Seconds for which states are not deleted to make room for others: a training reads them in portions, and needs them
 all at its end. Two at once would delete each other's otherwise."""

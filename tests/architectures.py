@@ -27,7 +27,7 @@ from finesteer_local.runtime.batch import GREEDY, BatchEngine, Request, Steer
 from finesteer_local.runtime.quiet import unlogged
 from finesteer_local.training import learn, trials
 from finesteer_local.training.data import MIN_PAIRS, Pair, Prompt, TrainingData
-from finesteer_local.training.settings import Settings
+from finesteer_local.training.settings import TrainingSettings
 from finesteer_local.training.train import train
 from reference import answer, control, greedy, logits, plain_llama, read, steered_llama, whole_pass
 from tiny import make_profile
@@ -139,7 +139,7 @@ def _trains(path: Path) -> bool:
         patch.object(trials, "ANSWER_TOKENS", 4),
         closing(open_model(path, n_threads=1)) as llama,
     ):
-        profile = train(llama, data, Settings(layer=GATE))
+        profile = train(llama, data, TrainingSettings(layer=GATE))
         profile.save(path.with_suffix(".profile"))
         llama.set_profiles([Profile.load(path.with_suffix(".profile"))])
         answer(llama, PROMPT, 2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from finesteer_local.evaluation.answers import Answer
+from finesteer_local.evaluation.answers import EvalAnswer
 from finesteer_local.evaluation.choices import Score
 from finesteer_local.evaluation.interventions import UNSTEERED, Intervention, ProfileSteering, Reading
 from finesteer_local.evaluation.measure import Evaluation, Method, Outcome
@@ -59,7 +59,7 @@ def outcome(
     return Outcome(
         of,
         plain,
-        Answer(text, ends, tokens, 0.1, seconds, reading(score, threshold, **experts)),
+        EvalAnswer(text, ends, tokens, 0.1, seconds, reading(score, threshold, **experts)),
         Verdict("sorry" in text, ends, circles, "zq" not in text),
         phrases="sorry" in text,
         declined_unsteered="sorry" in plain,

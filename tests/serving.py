@@ -16,7 +16,7 @@ import uvicorn
 
 from finesteer_local.server.app import create_app
 from finesteer_local.server.service import Service
-from finesteer_local.server.settings import Limits, Settings
+from finesteer_local.server.settings import Limits, ServerSettings
 
 SECONDS = 60.0
 
@@ -58,7 +58,7 @@ def wait_until() -> Iterator[None]:
 def served(path: Path, *, wait: bool = True, limits: Limits | None = None, **settings: Any) -> Iterator[Served]:
     """Serve the model at `path`, under the name `tiny` unless told otherwise."""
     settings = {"name": "tiny", "threads": 1, **settings}
-    app = create_app(Settings(path=path, limits=limits or Limits(), **settings))
+    app = create_app(ServerSettings(path=path, limits=limits or Limits(), **settings))
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", ws="none"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

@@ -10,7 +10,7 @@ import pytest
 
 from finesteer_local.errors import DataError
 from finesteer_local.evaluation import answers as module
-from finesteer_local.evaluation.answers import Request, answer_all, check
+from finesteer_local.evaluation.answers import EvalRequest, answer_all, check
 from finesteer_local.evaluation.interventions import UNSTEERED, MapSteering, ProfileSteering
 from finesteer_local.evaluation.journal import Journal
 from finesteer_local.runtime.prompt import greedy_answer
@@ -26,7 +26,7 @@ TALKS = [
         {"role": "user", "content": "and then?"},
     ],
 ]
-REQUESTS = [Request(talk, 8) for talk in TALKS]
+REQUESTS = [EvalRequest(talk, 8) for talk in TALKS]
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +42,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
 
     chat = module._chat
 
-    def counting(llama: Any, request: Request, max_tokens: int | None = None) -> dict[str, Any]:
+    def counting(llama: Any, request: EvalRequest, max_tokens: int | None = None) -> dict[str, Any]:
         seen.append((request.messages[-1]["content"], max_tokens or request.max_tokens))
         return chat(llama, request, max_tokens)
 
@@ -100,7 +100,10 @@ def test_together_they_are_answered_as_alone(
     steering = UNSTEERED
     if gate != "none":
         steering = ProfileSteering((make_profile(tiny, gate=gate, strength=3, seed=3),))
-    requests = [*REQUESTS, *(Request([{"role": "user", "content": f"{'more ' * (i % 7)}{i}"}], 8) for i in range(60))]
+    requests = [
+        *REQUESTS,
+        *(EvalRequest([{"role": "user", "content": f"{'more ' * (i % 7)}{i}"}], 8) for i in range(60)),
+    ]
     apart = answer_all(steered_llama(tiny), steering, requests, Journal())
     monkeypatch.setattr(module, "TIMED", 4)
     asked.clear()
@@ -129,7 +132,7 @@ def test_where_nobody_asks_how_long_it_takes_none_is_alone(tiny: Path, asked: li
 
 def test_an_interrupted_run_of_many_goes_on(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "TIMED", 10**30)
-    requests = [Request([{"role": "user", "content": str(i)}], 8) for i in range(40)]
+    requests = [EvalRequest([{"role": "user", "content": str(i)}], 8) for i in range(40)]
     journal, done = Journal(tmp_path / "journal.jsonl"), []
 
     def stop() -> None:
@@ -195,15 +198,15 @@ def test_an_interrupted_run_goes_on(tiny: Path, tmp_path: Path, asked: list[tupl
 
 def test_other_settings_are_other_answers(tiny: Path) -> None:
     journal, llama = Journal(), steered_llama(tiny)
-    [short] = answer_all(llama, UNSTEERED, [Request(TALKS[0], 3)], journal)
-    [long] = answer_all(llama, UNSTEERED, [Request(TALKS[0], 8)], journal)
+    [short] = answer_all(llama, UNSTEERED, [EvalRequest(TALKS[0], 3)], journal)
+    [long] = answer_all(llama, UNSTEERED, [EvalRequest(TALKS[0], 8)], journal)
     assert long.text.startswith(short.text) and len(long.text) > len(short.text)
     weak, strong = (ProfileSteering((make_profile(tiny, strength=s),)) for s in (1, 3))
     assert answer_all(llama, weak, REQUESTS, journal) != answer_all(llama, strong, REQUESTS, journal)
 
 
-def sampled(n: int, temperature: float = 0.8) -> list[Request]:
-    return [Request(talk, 8, temperature, seed) for talk in TALKS for seed in range(n)]
+def sampled(n: int, temperature: float = 0.8) -> list[EvalRequest]:
+    return [EvalRequest(talk, 8, temperature, seed) for talk in TALKS for seed in range(n)]
 
 
 @pytest.mark.parametrize("gate", ["none", "selective", "open"])
@@ -236,13 +239,13 @@ def test_methods_that_answer_one_by_one_sample_too(tiny: Path) -> None:
 def test_seeds_are_each_prompts_own() -> None:
     drawn = [request.drawn for request in sampled(3)]
     assert len(set(drawn)) == 9 and all(seed is not None and 0 <= seed < 1 << 32 for seed in drawn)
-    assert drawn == [request.drawn for request in sampled(3)] and Request(TALKS[0], 8).drawn is None
-    assert Request(TALKS[0], 99, 0.5, 1).drawn == Request(TALKS[0], 8, 0.8, 1).drawn
+    assert drawn == [request.drawn for request in sampled(3)] and EvalRequest(TALKS[0], 8).drawn is None
+    assert EvalRequest(TALKS[0], 99, 0.5, 1).drawn == EvalRequest(TALKS[0], 8, 0.8, 1).drawn
 
 
 def test_who_ended_an_answer(smollm2: Path) -> None:
     talks = ("Say only the word yes.", "Write a long story about a lighthouse.")
-    requests = [Request([{"role": "user", "content": talk}], 24) for talk in talks]
+    requests = [EvalRequest([{"role": "user", "content": talk}], 24) for talk in talks]
     llama, shut = steered_llama(smollm2), ProfileSteering((make_profile(smollm2, gate="closed", strength=5),))
     found = answer_all(llama, UNSTEERED, requests, Journal(), timed=False)
     assert [answer.ended for answer in found] == [True, False]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from finesteer_local.evaluation.answers import Request, answer_all
+from finesteer_local.evaluation.answers import EvalRequest, answer_all
 from finesteer_local.evaluation.baselines import alphasteer
 from finesteer_local.evaluation.baselines.alphasteer import null_space, regression
 from finesteer_local.evaluation.interventions import MapSteering
@@ -70,6 +70,6 @@ def test_candidates(model: Path) -> None:
             outside = material.contrast.last(layer)[list(material.contrast.held)] @ w
             assert inside.mean() > outside.mean() + 0.3
     [answer] = answer_all(
-        steered_llama(model), found[0].at(1.0), [Request([{"role": "user", "content": "hi"}], 4)], Journal()
+        steered_llama(model), found[0].at(1.0), [EvalRequest([{"role": "user", "content": "hi"}], 4)], Journal()
     )
     assert answer.reading.steers

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from finesteer_local.evaluation.answers import Request, answer_all
+from finesteer_local.evaluation.answers import EvalRequest, answer_all
 from finesteer_local.evaluation.baselines import cast
 from finesteer_local.evaluation.baselines.cast import (
     LastTokenGate,
@@ -100,7 +100,7 @@ def test_a_condition_steers_or_leaves_alone(model: Path) -> None:
     steering = candidates[0].at(1.0)
     assert isinstance(steering, ProfileSteering) and isinstance(steering.scaled(2.0), ProfileSteering)
     [profile] = steering.profiles
-    request = [Request([{"role": "user", "content": "hello"}], 4)]
+    request = [EvalRequest([{"role": "user", "content": "hello"}], 4)]
     seen = set()
     for threshold in (-9.0, 9.0):  # open for everything, and for nothing
         object.__setattr__(profile, "gate", LastTokenGate(unit(), 1, threshold))

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from finesteer_local.bench import PARTS, Results, Series, answers, batch, harvest, measure, run, startup
+from finesteer_local.bench import PARTS, Results, Series, answers, batch, measure, reading, run, startup
 from finesteer_local.errors import FineSteerError, ProfileMismatchError, UnknownNameError
 from finesteer_local.runtime.harvest import Harvester
 from reference import steered_llama
@@ -111,7 +111,7 @@ def test_numbers_of_profiles(tiny: Path) -> None:
 
 def test_reading_a_recipe(tiny: Path, recipe: Path) -> None:
     [series] = measured(tiny, "harvest", recipe=str(recipe)).series
-    assert list(series.samples)[:3] == [harvest.NATIVE, harvest.ALONE, harvest.PACKED]
+    assert list(series.samples)[:3] == [reading.NATIVE, reading.ALONE, reading.PACKED]
     assert "layer 2 of 4" in series.name and series.n_rounds == 2
     with pytest.raises(UnknownNameError):
         measured(tiny, "harvest", recipe="no-such")
@@ -119,7 +119,7 @@ def test_reading_a_recipe(tiny: Path, recipe: Path) -> None:
 
 def test_every_way_of_a_round_reads_the_same_prompts(tiny: Path, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     llama = steered_llama(tiny)
-    bench = harvest.HarvestBench(llama, str(recipe), 1)
+    bench = reading.ReadingBench(llama, str(recipe), 1)
     assert len(bench.parts) > 1
     read = sorted(tuple(map(int, request.tokens)) for part in bench.parts for request in part)
     assert read == sorted(tuple(map(int, request.tokens)) for request in bench.requests)
@@ -131,9 +131,9 @@ def test_every_way_of_a_round_reads_the_same_prompts(tiny: Path, recipe: Path, m
         return real(self, requests, *rest)
 
     monkeypatch.setattr(Harvester, "harvest", harvested)
-    bench.ways()[harvest.PACKED]()
+    bench.ways()[reading.PACKED]()
     bench.next_round()
-    bench.ways()[harvest.PACKED]()
+    bench.ways()[reading.PACKED]()
     assert seen == [len(bench.parts[0]), len(bench.parts[1])]
     bench.close()
 

@@ -9,14 +9,14 @@ import pytest
 
 from cli import error_of, good
 from finesteer_local import state_cache
-from finesteer_local.runtime.packing import Request
-from finesteer_local.runtime.states import read_states
+from finesteer_local.runtime.cached_harvest import read_states
+from finesteer_local.runtime.packing import StatesRequest
 from reference import steered_llama
 
 
 def test_show_and_clear(tiny: Path, home: Path) -> None:
     assert good("cache").output == f"0 kB of at most 4.0 GB in {home / 'cache' / 'states'}\n"
-    read_states(steered_llama(tiny), [Request([5, 6, 7], 1), Request([5, 6, 8], 1)], [1, 2])
+    read_states(steered_llama(tiny), [StatesRequest([5, 6, 7], 1), StatesRequest([5, 6, 8], 1)], [1, 2])
     text = good("cache").output
     assert good("cache", "show").output == text
     lines = text.splitlines()

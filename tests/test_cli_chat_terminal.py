@@ -19,9 +19,9 @@ from prompt_toolkit.output import DummyOutput
 from cli import PROMPT, terminal
 from finesteer_local import paths
 from finesteer_local.cli import _chat_input
+from finesteer_local.cli._answers import engine_of
 from finesteer_local.cli._chat import Chat
 from finesteer_local.cli._chat_commands import COMMANDS
-from finesteer_local.cli._engine import engine_of
 from finesteer_local.cli._options import Sampling
 from finesteer_local.runtime import open_model
 from tiny import make_profile

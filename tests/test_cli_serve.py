@@ -13,16 +13,16 @@ import pytest
 from cli import call
 from finesteer_local import distribution
 from finesteer_local.server import serve as serve_module
-from finesteer_local.server.settings import Settings
+from finesteer_local.server.settings import ServerSettings
 from tiny import make_profile, write_tiny_model
 
 
 @pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Settings, int]]:
+def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[ServerSettings, int]]:
     """What would have been served."""
-    found: list[tuple[Settings, int]] = []
+    found: list[tuple[ServerSettings, int]] = []
 
-    def serve(settings: Settings, port: int, **options: Any) -> None:
+    def serve(settings: ServerSettings, port: int, **options: Any) -> None:
         found.append((settings, port))
         options["on_listening"]("http://127.0.0.1:1")
         options["on_ready"]()
@@ -38,7 +38,9 @@ def firm(tiny: Path, tmp_path: Path) -> Path:
     return file
 
 
-def test_what_it_starts_and_says(tiny: Path, tmp_path: Path, firm: Path, started: list[tuple[Settings, int]]) -> None:
+def test_what_it_starts_and_says(
+    tiny: Path, tmp_path: Path, firm: Path, started: list[tuple[ServerSettings, int]]
+) -> None:
     warm = tmp_path / "warm.gguf"
     make_profile(tiny, name="warm").save(warm)
     arguments = ["-p", str(warm), "-r", str(firm), "--port", "0", "--parallel", "2", "--queue", "3", "--ctx", "256"]
@@ -54,14 +56,14 @@ def test_what_it_starts_and_says(tiny: Path, tmp_path: Path, firm: Path, started
 
 
 def test_the_key_comes_from_the_environment(
-    tiny: Path, started: list[tuple[Settings, int]], monkeypatch: pytest.MonkeyPatch
+    tiny: Path, started: list[tuple[ServerSettings, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FINESTEER_API_KEY", "k")
     assert call("serve", str(tiny), "--host", "0.0.0.0").exit_code == 0
     assert started[0][0].api_key == "k"
 
 
-def test_nobody_else_without_a_key(tiny: Path, started: list[tuple[Settings, int]]) -> None:
+def test_nobody_else_without_a_key(tiny: Path, started: list[tuple[ServerSettings, int]]) -> None:
     done = call("serve", str(tiny), "--host", "0.0.0.0")
     assert done.exit_code == 1 and not started
     assert done.stderr.count("\n") == 1 and "give an --api-key" in done.stderr
@@ -76,19 +78,21 @@ def test_nobody_else_without_a_key(tiny: Path, started: list[tuple[Settings, int
     ],
 )
 def test_profiles_that_cannot_be_used(
-    tiny: Path, started: list[tuple[Settings, int]], arguments: list[str], said: str
+    tiny: Path, started: list[tuple[ServerSettings, int]], arguments: list[str], said: str
 ) -> None:
     done = call("serve", str(tiny), *arguments)
     assert done.exit_code == 1 and said in done.stderr and not started
 
 
-def test_a_profile_for_another_model(firm: Path, tmp_path: Path, started: list[tuple[Settings, int]]) -> None:
+def test_a_profile_for_another_model(firm: Path, tmp_path: Path, started: list[tuple[ServerSettings, int]]) -> None:
     other = write_tiny_model(tmp_path / "other.gguf", nudge=0.5)
     done = call("serve", str(other), "--profile", str(firm))
     assert done.exit_code == 1 and "was trained for" in done.stderr and not started
 
 
-def test_two_profiles_of_one_name(firm: Path, tiny: Path, tmp_path: Path, started: list[tuple[Settings, int]]) -> None:
+def test_two_profiles_of_one_name(
+    firm: Path, tiny: Path, tmp_path: Path, started: list[tuple[ServerSettings, int]]
+) -> None:
     again = tmp_path / "again.gguf"
     again.write_bytes(firm.read_bytes())
     done = call("serve", str(tiny), "-p", str(firm), "-p", str(again))

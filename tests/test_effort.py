@@ -10,7 +10,7 @@ import pytest
 from finesteer_local.runtime import open_model
 from finesteer_local.training import effort as module
 from finesteer_local.training.effort import EFFORTS, SETTING_UP, Deadline, Pace, fitting
-from finesteer_local.training.harvest import TrainingHarvest
+from finesteer_local.training.model_data import ModelData
 from test_train import training_data
 
 PACE = Pace(answer=0.2, read=0.01, lesson=0.5)
@@ -60,7 +60,7 @@ def test_what_was_learnt_from_more_or_less_is_kept_apart() -> None:
 def test_a_machine_is_measured(tiny: Path, tmp_path: Path) -> None:
     data = training_data()
     llama = open_model(tiny, n_threads=1)
-    pace = Pace.measured(TrainingHarvest(llama, data, tmp_path / "run"), data, 1)
+    pace = Pace.measured(ModelData(llama, data, tmp_path / "run"), data, 1)
     assert pace.read > 0 and pace.answer > 0 and pace.lesson == 0  # nothing is learnt through it
     assert not any((tmp_path / "run").iterdir())
 

@@ -19,7 +19,7 @@ from finesteer_local.identity import read_model_identity
 from finesteer_local.jsonl import read_rows
 from finesteer_local.profile import Profile
 from finesteer_local.runtime import open_model
-from finesteer_local.server.settings import Settings, check_address
+from finesteer_local.server.settings import ServerSettings, check_address
 from finesteer_local.training.data import MIN_PAIRS, Pair, Prompt, TrainingData
 from reference import steered_llama
 from serving import Served
@@ -78,7 +78,7 @@ def test_a_single_profile_is_one(tiny: Path, tmp_path: Path, profile: Profile) -
 
 def test_an_ipv6_address_as_in_a_url() -> None:
     check_address("[::1]", None)
-    assert Settings(Path("m.gguf"), "m", host="[::1]").host == "::1"
+    assert ServerSettings(Path("m.gguf"), "m", host="[::1]").host == "::1"
 
 
 def test_doctor_tells_the_model_from_its_profile(tiny: Path) -> None:

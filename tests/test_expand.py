@@ -19,7 +19,7 @@ from finesteer_local.runtime import expand, open_model
 from finesteer_local.runtime import harvest as harvesting
 from finesteer_local.runtime.expand import expanded, open_fast
 from finesteer_local.runtime.harvest import Harvester
-from finesteer_local.runtime.packing import Request
+from finesteer_local.runtime.packing import StatesRequest
 from finesteer_local.runtime.tapped import TappedLlama
 from reference import tapped, whole_pass
 from tiny import ARCHITECTURES, make_profile, write_tiny_model
@@ -57,7 +57,8 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[object]]:
 
 def read(harvester: Harvester) -> list[np.ndarray]:
     return [
-        states for _, states in sorted(harvester.harvest([Request(p, 0) for p in PROMPTS]), key=lambda item: item[0])
+        states
+        for _, states in sorted(harvester.harvest([StatesRequest(p, 0) for p in PROMPTS]), key=lambda item: item[0])
     ]
 
 

@@ -11,7 +11,7 @@ import pytest
 from finesteer_local.errors import ContextLengthError, PromptError, SteeringError
 from finesteer_local.runtime import harvest as module
 from finesteer_local.runtime.harvest import Harvester
-from finesteer_local.runtime.packing import Batch, Request
+from finesteer_local.runtime.packing import Batch, StatesRequest
 from finesteer_local.runtime.tap import Rows
 from reference import answer, plain_llama, steered_llama, tapped, whole_pass
 from tiny import PLACEHOLDER, make_profile, vocabulary, write_tiny_model
@@ -30,16 +30,16 @@ def close(got: np.ndarray, wanted: np.ndarray, limit: float = 0.01) -> None:
     assert difference.max() < limit, difference.max()
 
 
-def requests(n: int = 40) -> list[Request]:
+def requests(n: int = 40) -> list[StatesRequest]:
     """Prompts that share a template, pairs of answers after one prompt, and a prompt longer than a micro-batch."""
     rng = np.random.default_rng(2)
     made = []
     for _ in range(n):
         prompt = [*PROMPT, *rng.integers(3, 250, rng.integers(1, 50)).tolist()]
-        made += [Request([*prompt, *ANSWER], len(prompt)), Request([*prompt, *ANSWER[::-1]], len(prompt))]
-        made += [Request(prompt, 22), Request(prompt, len(prompt) - 1)]
+        made += [StatesRequest([*prompt, *ANSWER], len(prompt)), StatesRequest([*prompt, *ANSWER[::-1]], len(prompt))]
+        made += [StatesRequest(prompt, 22), StatesRequest(prompt, len(prompt) - 1)]
     long = rng.integers(3, 250, 700).tolist()
-    return [*made, Request([*PROMPT, *long], 30), Request([*PROMPT, *long, 9], 721)]
+    return [*made, StatesRequest([*PROMPT, *long], 30), StatesRequest([*PROMPT, *long, 9], 721)]
 
 
 @pytest.mark.parametrize("layers", [[0], [2], [0, 1, 2], [1, 3], [3]], ids=str)
@@ -113,7 +113,11 @@ def test_shared_tokens_are_read_once(tiny: Path, monkeypatch: pytest.MonkeyPatch
     decode = harvester._decode
     monkeypatch.setattr(harvester, "_decode", lambda c, batch: (n_read.append(len(batch.tokens)), decode(c, batch))[1])
     harvester._checked = True
-    pair = [Request([*PROMPT, *ANSWER], 21), Request([*PROMPT, *ANSWER[::-1]], 21), Request(PROMPT, 20)]
+    pair = [
+        StatesRequest([*PROMPT, *ANSWER], 21),
+        StatesRequest([*PROMPT, *ANSWER[::-1]], 21),
+        StatesRequest(PROMPT, 20),
+    ]
     assert len(list(harvester.harvest(pair))) == 3
     assert n_read == [20, 1 + 11 + 11]
 
@@ -251,7 +255,7 @@ def test_more_than_the_context(tiny: Path) -> None:
 def test_the_recurrent_model(tmp_path: Path) -> None:
     path = write_tiny_model(tmp_path / "mamba.gguf", "mamba")
     harvester = Harvester(tapped(path), [1, 2])
-    asked = [Request([*PROMPT, *reply], 21) for reply in (ANSWER, ANSWER[::-1], ANSWER)]
+    asked = [StatesRequest([*PROMPT, *reply], 21) for reply in (ANSWER, ANSWER[::-1], ANSWER)]
     for i, states in harvester.harvest(asked):
         np.testing.assert_allclose(states, whole_pass(path, list(asked[i].tokens), [1, 2])[:, 21:], atol=1e-4)
 
@@ -264,7 +268,7 @@ def test_the_real_model(smollm2: Path) -> None:
     questions = ["Why is the sky blue?", "Why is the sky dark?", "Name a fruit.", "How far is the moon from the earth?"]
     prompts = [llama.tokenize(template.format(text).encode(), special=True) for text in questions]
     reply = llama.tokenize(b"Because light is scattered.", add_bos=False)
-    asked = [Request([*prompt, *reply], 3) for prompt in prompts]
+    asked = [StatesRequest([*prompt, *reply], 3) for prompt in prompts]
     for i, states in Harvester(llama, [11, 12]).harvest(asked):
         wanted = whole_pass(smollm2, list(asked[i].tokens), [11, 12])[:, 3:]
         difference = np.linalg.norm(states - wanted, axis=-1) / np.linalg.norm(wanted, axis=-1)

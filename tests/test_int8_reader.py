@@ -9,7 +9,7 @@ import pytest
 
 from finesteer_local.errors import ModelError, PromptError
 from finesteer_local.runtime.harvest import Harvester, differ
-from finesteer_local.runtime.packing import Request
+from finesteer_local.runtime.packing import StatesRequest
 from finesteer_local.training import int8_reader
 from finesteer_local.training.int8_reader import Int8Reader
 from reference import tapped
@@ -22,7 +22,7 @@ CLOSE = 0.04
 rotated the other way, a mask with one token too many or a missing bias costs .2 and more."""
 
 
-def both(path: Path, layer: int, asked: list[Request]) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray]]:
+def both(path: Path, layer: int, asked: list[StatesRequest]) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray]]:
     ours = dict(Int8Reader(path, layer, asked).harvest(asked))
     return ours, dict(Harvester(tapped(path, n_ctx=1024), [layer]).harvest(asked))
 
@@ -43,7 +43,7 @@ def test_states_are_those_of_llama_cpp(tmp_path: Path, architecture: str, weight
 
 def test_norms_of_heads_and_another_size_of_them(tmp_path: Path) -> None:
     path = write_family(tmp_path / "m.gguf", "qwen3")
-    asked = [Request([5, 6, 7, 8 + i, 9, 10], 1) for i in range(20)]
+    asked = [StatesRequest([5, 6, 7, 8 + i, 9, 10], 1) for i in range(20)]
     ours, theirs = both(path, 1, asked)
     assert differ(np.stack([ours[i] for i in range(20)]), np.stack([theirs[i] for i in range(20)])) < CLOSE
 
@@ -87,4 +87,4 @@ def test_what_cannot_be_read_this_way_says_so(tmp_path: Path) -> None:
 
 def test_an_empty_request_is_refused(tiny: Path) -> None:
     with pytest.raises(PromptError, match="no hidden states"):
-        list(Int8Reader(tiny, 1, requests(2)).harvest([Request([], 0)]))
+        list(Int8Reader(tiny, 1, requests(2)).harvest([StatesRequest([], 0)]))

@@ -13,7 +13,7 @@ from finesteer_local.evaluation import material as module
 from finesteer_local.evaluation.material import CONDITION, Material, harvest_material, layers_at
 from finesteer_local.runtime.harvest import Harvester
 from finesteer_local.runtime.prompt import chat_prompt, turn_start
-from finesteer_local.training.harvest import answer_tokens
+from finesteer_local.training.model_data import answer_tokens
 from material import N_CONTRAST, N_PAIRS, prompt, small_data
 from reference import steered_llama
 from tiny import write_tiny_model

@@ -10,7 +10,7 @@ import pytest
 
 from finesteer_local.errors import DataError
 from finesteer_local.evaluation import measure as module
-from finesteer_local.evaluation.answers import Request, answer_all
+from finesteer_local.evaluation.answers import EvalRequest, answer_all
 from finesteer_local.evaluation.interventions import ProfileSteering
 from finesteer_local.evaluation.journal import Journal
 from finesteer_local.evaluation.measure import (
@@ -104,7 +104,7 @@ def test_sampled_answers_stand_beside_the_greedy_ones(tiny: Path) -> None:
         key: [o.answer for o in found] for key, found in greedy.outcomes.items()
     }
     assert result.repeats == 2 and greedy.repeats == 0 and not any(greedy.sampled.values())
-    requests = [Request(c.messages, N_TOKENS, 1.0, seed) for c in BAD for seed in (4, 5)]
+    requests = [EvalRequest(c.messages, N_TOKENS, 1.0, seed) for c in BAD for seed in (4, 5)]
     plain = answer_all(steered_llama(tiny), NONE.intervention, requests, Journal())
     for name in ("none", "ours"):
         outcomes = result.sampled[name, "bad"]

@@ -75,11 +75,11 @@ def test_the_train_extra_is_missed_before_anything_is_read(
 def test_all_of_them_on_one_set_of_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torch")
     model = write_tiny_model(tmp_path / "tiny.gguf", n_layer=6)
-    monkeypatch.setattr("finesteer_local.evaluation.tuning.PROMPTS", 2)
-    monkeypatch.setattr("finesteer_local.evaluation.tuning.FEWER", 1)
-    monkeypatch.setattr("finesteer_local.evaluation.tuning.STRENGTHS", (0.7, 1.4))
-    monkeypatch.setattr("finesteer_local.evaluation.tuning.ANSWER_TOKENS", 2)
-    monkeypatch.setattr("finesteer_local.evaluation.tuning.WHOLE_TOKENS", 2)
+    monkeypatch.setattr("finesteer_local.evaluation.method_tuner.PROMPTS", 2)
+    monkeypatch.setattr("finesteer_local.evaluation.method_tuner.FEWER", 1)
+    monkeypatch.setattr("finesteer_local.evaluation.method_tuner.STRENGTHS", (0.7, 1.4))
+    monkeypatch.setattr("finesteer_local.evaluation.method_tuner.ANSWER_TOKENS", 2)
+    monkeypatch.setattr("finesteer_local.evaluation.method_tuner.WHOLE_TOKENS", 2)
     harvested, original = [], module.harvest_material
 
     def harvest(*args: Any, **options: Any) -> Any:

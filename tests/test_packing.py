@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finesteer_local.runtime.packing import Batch, Plan, Request, shared_length
+from finesteer_local.runtime.packing import Batch, Plan, StatesRequest, shared_length
 
 
 def pasts(plan: Plan, batch: Batch) -> dict[int, list[list[tuple[int, int]]]]:
@@ -28,7 +28,7 @@ def pasts(plan: Plan, batch: Batch) -> dict[int, list[list[tuple[int, int]]]]:
     return seen
 
 
-def check(plan: Plan, requests: list[Request]) -> list[Batch]:
+def check(plan: Plan, requests: list[StatesRequest]) -> list[Batch]:
     batches = list(plan.batches())
     read: list[int] = []
     for batch in batches:
@@ -53,7 +53,7 @@ prompts = st.lists(
 @settings(max_examples=200, deadline=None)
 @given(prompts, st.integers(1, 20), st.integers(1, 5), st.booleans())
 def test_any_requests(drawn: list[tuple[list[int], int]], n_tokens: int, n_sequences: int, shared: bool) -> None:
-    requests = [Request(tokens, first % len(tokens)) for tokens, first in drawn]
+    requests = [StatesRequest(tokens, first % len(tokens)) for tokens, first in drawn]
     batches = check(Plan(requests, n_tokens=n_tokens, n_sequences=n_sequences, shared=shared), requests)
     if not shared:
         assert [len(batch.reads) for batch in batches] == [1] * len(requests)
@@ -62,15 +62,15 @@ def test_any_requests(drawn: list[tuple[list[int], int]], n_tokens: int, n_seque
 
 def test_the_plan_follows_from_the_requests_alone() -> None:
     rng = np.random.default_rng(0)
-    requests = [Request(rng.integers(0, 3, rng.integers(2, 20)).tolist(), 1) for _ in range(60)]
+    requests = [StatesRequest(rng.integers(0, 3, rng.integers(2, 20)).tolist(), 1) for _ in range(60)]
     first, second = ([vars(batch) for batch in Plan(requests, n_tokens=40, n_sequences=9).batches()] for _ in range(2))
     np.testing.assert_equal(first, second)
 
 
 def test_a_shared_beginning_stands_once() -> None:
     template, wrapper = list(range(100, 110)), list(range(200, 230))
-    requests = [Request([*template, *wrapper, 7, i], 12) for i in range(5)]
-    requests += [Request([*template, 9, i], 11) for i in range(4)]
+    requests = [StatesRequest([*template, *wrapper, 7, i], 12) for i in range(5)]
+    requests += [StatesRequest([*template, 9, i], 11) for i in range(4)]
     plan = Plan(requests, n_tokens=512, n_sequences=16)
     assert plan.root.tolist() == template
     [batch] = check(plan, requests)
@@ -79,7 +79,7 @@ def test_a_shared_beginning_stands_once() -> None:
 
 
 def test_the_root_holds_nothing_that_is_asked_for() -> None:
-    requests = [Request([1, 2, 3, 4, i], first) for i, first in enumerate([4, 2, 3])]
+    requests = [StatesRequest([1, 2, 3, 4, i], first) for i, first in enumerate([4, 2, 3])]
     assert Plan(requests, n_tokens=8, n_sequences=4).root.tolist() == [1, 2]
     assert not len(Plan(requests[:1], n_tokens=8, n_sequences=4).root)  # one prompt is read in one go
     assert not len(Plan(requests, n_tokens=8, n_sequences=4, shared=False).root)
@@ -88,7 +88,12 @@ def test_the_root_holds_nothing_that_is_asked_for() -> None:
 
 def test_a_prompt_and_its_answers_share_a_sequence_as_far_as_they_go() -> None:
     prompt = [5, 6, 7]
-    requests = [Request([*prompt, 1, 2], 3), Request(prompt, 2), Request([*prompt, 8], 3), Request(prompt, 2)]
+    requests = [
+        StatesRequest([*prompt, 1, 2], 3),
+        StatesRequest(prompt, 2),
+        StatesRequest([*prompt, 8], 3),
+        StatesRequest(prompt, 2),
+    ]
     [batch] = check(Plan(requests, n_tokens=64, n_sequences=4), requests)
     assert batch.n_sequences == 2  # one for each answer; the prompt needs none of its own
     assert len(batch.tokens) == 1 + 2 + 1  # after the root
@@ -96,7 +101,7 @@ def test_a_prompt_and_its_answers_share_a_sequence_as_far_as_they_go() -> None:
 
 def test_batches_are_filled() -> None:
     rng = np.random.default_rng(1)
-    requests = [Request([1, 1000 + i, *rng.integers(10, 1000, 8).tolist()], 5) for i in range(100)]
+    requests = [StatesRequest([1, 1000 + i, *rng.integers(10, 1000, 8).tolist()], 5) for i in range(100)]
     sizes = [len(batch.tokens) for batch in check(Plan(requests, n_tokens=45, n_sequences=99), requests)]
     assert sizes == [45] * 20
     by_sequence = check(Plan(requests, n_tokens=45, n_sequences=3), requests)
@@ -105,7 +110,12 @@ def test_batches_are_filled() -> None:
 
 def test_a_long_prompt_is_not_read_again_for_its_second_answer() -> None:
     long = list(range(1000))
-    requests = [Request([*long, 1, 2], 1000), Request([*long, 3], 1000), Request([2000, 1], 1), Request([3000, 1], 1)]
+    requests = [
+        StatesRequest([*long, 1, 2], 1000),
+        StatesRequest([*long, 3], 1000),
+        StatesRequest([2000, 1], 1),
+        StatesRequest([3000, 1], 1),
+    ]
     batches = check(Plan(requests, n_tokens=100, n_sequences=8), requests)
     assert [len(batch.tokens) for batch in batches] == [1003, 4]
 

@@ -12,7 +12,7 @@ import pytest
 
 from finesteer_local.evaluation.pairs import prepared, sampled
 from finesteer_local.training.data import FOREIGN, MIN_PAIRS, PAGE, PLAIN, WRAPPED, Pair, TrainingData
-from finesteer_local.training.harvest import TrainingHarvest
+from finesteer_local.training.model_data import ModelData
 from finesteer_local.training.pairs import (
     DELTA_TOKENS,
     LESSON,
@@ -74,7 +74,7 @@ class Harvest:
         return np.array([-len(answer) for answer in answers], np.float64)  # short ones are likely
 
 
-def harvest(tiny: Path, replies: list[str]) -> TrainingHarvest:
+def model_data(tiny: Path, replies: list[str]) -> ModelData:
     made: Any = Harvest(steered_llama(tiny), replies)
     return made  # type: ignore[no-any-return]
 
@@ -82,11 +82,11 @@ def harvest(tiny: Path, replies: list[str]) -> TrainingHarvest:
 def test_the_models_own_replies_are_rejected(tiny: Path) -> None:
     data = small_data(own_replies=True)
     replies = ["Of course."] * 46 + ["  ", "I cannot do it"]
-    pairs = prepared(harvest(tiny, replies), data, data.pairs)
+    pairs = prepared(model_data(tiny, replies), data, data.pairs)
     assert [pair.rejected for pair in pairs[:46]] == ["Of course."] * 46
     assert [pair.rejected for pair in pairs[46:]] == ["Sure 46", "Sure 47"]  # silence, and what is wanted already
     assert [pair.chosen for pair in pairs] == [pair.chosen for pair in data.pairs]
-    plain = prepared(harvest(tiny, replies), small_data(), data.pairs)
+    plain = prepared(model_data(tiny, replies), small_data(), data.pairs)
     assert [pair.rejected for pair in plain] == [pair.rejected for pair in data.pairs]
 
 
@@ -94,15 +94,15 @@ def test_the_likeliest_answers_of_a_recipes_pool(tiny: Path) -> None:
     pool = ["no" + "!" * i for i in range(9)]
     pairs = [Pair(prompt(str(i)), pool[i % 9], "yes") for i in range(48)]
     data = TrainingData("some", pairs, [prompt("hello")], recipe="some", pooled=True)
-    assert {pair.chosen for pair in prepared(harvest(tiny, []), data, pairs)} == set(pool[:NATURAL])
+    assert {pair.chosen for pair in prepared(model_data(tiny, []), data, pairs)} == set(pool[:NATURAL])
     mine = TrainingData("some", pairs, [prompt("hello")])  # a user's answers belong to their prompts
-    assert [p.chosen for p in prepared(harvest(tiny, []), mine, pairs)] == [p.chosen for p in pairs]
+    assert [p.chosen for p in prepared(model_data(tiny, []), mine, pairs)] == [p.chosen for p in pairs]
 
 
 def test_both_answers_are_cut(tiny: Path) -> None:
     llama = steered_llama(tiny)
     data = small_data()
-    [pair] = prepared(harvest(tiny, []), data, [Pair(prompt("x"), "abcdefghijklmnopqrst", "yes")])
+    [pair] = prepared(model_data(tiny, []), data, [Pair(prompt("x"), "abcdefghijklmnopqrst", "yes")])
     assert len(llama.tokenize(pair.chosen.encode(), add_bos=False)) == DELTA_TOKENS
     assert "abcdefghijklmnopqrst".startswith(pair.chosen) and pair.rejected == "yes"
 

@@ -86,11 +86,11 @@ def recipes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
         return small_data()
 
     monkeypatch.setattr(module, "load_recipe", load)
-    monkeypatch.setattr("finesteer_local.evaluation.tuning.PROMPTS", 1)
-    monkeypatch.setattr("finesteer_local.evaluation.tuning.FEWER", 1)
-    monkeypatch.setattr("finesteer_local.evaluation.tuning.STRENGTHS", (0.7,))
-    monkeypatch.setattr("finesteer_local.evaluation.tuning.ANSWER_TOKENS", 1)
-    monkeypatch.setattr("finesteer_local.evaluation.tuning.WHOLE_TOKENS", 1)
+    monkeypatch.setattr("finesteer_local.evaluation.method_tuner.PROMPTS", 1)
+    monkeypatch.setattr("finesteer_local.evaluation.method_tuner.FEWER", 1)
+    monkeypatch.setattr("finesteer_local.evaluation.method_tuner.STRENGTHS", (0.7,))
+    monkeypatch.setattr("finesteer_local.evaluation.method_tuner.ANSWER_TOKENS", 1)
+    monkeypatch.setattr("finesteer_local.evaluation.method_tuner.WHOLE_TOKENS", 1)
     return loaded
 
 

@@ -13,11 +13,11 @@ from schemathesis.generation.modes import GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from finesteer_local.server.app import create_app
-from finesteer_local.server.settings import Limits, Settings
+from finesteer_local.server.settings import Limits, ServerSettings
 from serving import Served, served
 from tiny import make_profile
 
-DOCUMENT: dict[str, Any] = create_app(Settings(Path("model.gguf"), "tiny")).openapi()
+DOCUMENT: dict[str, Any] = create_app(ServerSettings(Path("model.gguf"), "tiny")).openapi()
 OPERATIONS = [f"{method.upper()} {path}" for path, methods in DOCUMENT["paths"].items() for method in methods]
 
 

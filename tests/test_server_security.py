@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from finesteer_local.errors import FineSteerError
-from finesteer_local.server.settings import Limits, Settings
+from finesteer_local.server.settings import Limits, ServerSettings
 from serving import Served, served
 
 KEY = "sésame, öffne dich"
@@ -71,18 +71,18 @@ def test_only_its_own_names(server: Served, host: str, status: int) -> None:
 
 
 def test_where_others_reach_it_any_address_is_its_own() -> None:
-    settings = Settings(Path("m.gguf"), "m", host="0.0.0.0", api_key="k")
+    settings = ServerSettings(Path("m.gguf"), "m", host="0.0.0.0", api_key="k")
     assert settings.knows_host("192.168.0.7") and settings.knows_host("localhost")
     assert not settings.knows_host("evil.example")
-    assert Settings(Path("m.gguf"), "m", host="box.lan", api_key="k").knows_host("box.lan")
+    assert ServerSettings(Path("m.gguf"), "m", host="box.lan", api_key="k").knows_host("box.lan")
 
 
 def test_others_need_a_key() -> None:
     for host in ("0.0.0.0", "::", "192.168.0.7", "box.lan", ""):
         with pytest.raises(FineSteerError, match="give an --api-key"):
-            Settings(Path("m.gguf"), "m", host=host)
+            ServerSettings(Path("m.gguf"), "m", host=host)
     for host in ("127.0.0.1", "127.9.9.9", "::1", "localhost"):
-        Settings(Path("m.gguf"), "m", host=host)
+        ServerSettings(Path("m.gguf"), "m", host=host)
 
 
 @pytest.mark.parametrize(

@@ -33,8 +33,8 @@ from finesteer_local.training import run as beginning
 from finesteer_local.training import train as module
 from finesteer_local.training.data import MIN_PAIRS, PAGE, Pair, Prompt, TrainingData, split
 from finesteer_local.training.effort import EFFORTS
-from finesteer_local.training.harvest import TrainingHarvest
-from finesteer_local.training.settings import Settings
+from finesteer_local.training.model_data import ModelData
+from finesteer_local.training.settings import TrainingSettings
 from finesteer_local.training.train import train
 from tiny import write_tiny_model
 
@@ -306,7 +306,7 @@ def test_refusals_of_a_small_model_are_learnt_from_whole_answers(deep: Path, tmp
     """One vector a layer, all of them steered, and the gate at the lowest, so that one pass does."""
     steps: list[str] = []
     llama = open_model(deep, n_threads=1)
-    profile = train(llama, refusing(), Settings(), lambda stage, done, total: steps.append(stage))
+    profile = train(llama, refusing(), TrainingSettings(), lambda stage, done, total: steps.append(stage))
     assert [*dict.fromkeys(steps)] == [
         "measuring this machine",
         "asking the model",
@@ -340,19 +340,19 @@ def test_an_interrupted_lesson_goes_on(deep: Path, stage: str, monkeypatch: pyte
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(open_model(deep, n_threads=1), refusing(), Settings(), interrupt)
+        train(open_model(deep, n_threads=1), refusing(), TrainingSettings(), interrupt)
     with monkeypatch.context() as patch:
         if stage != "learning through the model":
             patch.setattr(learn, "whole", None)
             patch.setattr(beginning, "weights_of", None)
-        resumed = train(open_model(deep, n_threads=1), refusing(), Settings())
-    same(resumed, train(open_model(deep, n_threads=1), refusing(), Settings()))
+        resumed = train(open_model(deep, n_threads=1), refusing(), TrainingSettings())
+    same(resumed, train(open_model(deep, n_threads=1), refusing(), TrainingSettings()))
 
 
 def test_layers_and_ways_that_are_asked_for(deep: Path) -> None:
-    one = train(open_model(deep, n_threads=1), refusing(), Settings(gate="always", layer=6))
+    one = train(open_model(deep, n_threads=1), refusing(), TrainingSettings(gate="always", layer=6))
     assert one.layers == [6] and one.training["optimised"]
-    without = train(open_model(deep, n_threads=1), refusing(), Settings(gate="always", optimise=False))
+    without = train(open_model(deep, n_threads=1), refusing(), TrainingSettings(gate="always", optimise=False))
     assert not without.training["optimised"] and without.layers[0] in (4, 5, 6) and len(without.layers) == 1
 
 
@@ -363,17 +363,19 @@ def test_a_model_that_cannot_be_learnt_through(deep: Path, monkeypatch: pytest.M
         raise ModelError("transformers cannot read it")
 
     monkeypatch.setattr(beginning, "weights_of", weights_of)
-    profile = train(open_model(deep, n_threads=1), refusing(), Settings(gate="always"))
+    profile = train(open_model(deep, n_threads=1), refusing(), TrainingSettings(gate="always"))
     assert not profile.training["optimised"] and len(profile.layers) == 1
     with pytest.raises(ModelError, match="transformers cannot read it"):
-        train(open_model(deep, n_threads=1), refusing(), Settings(gate="always", optimise=True))
+        train(open_model(deep, n_threads=1), refusing(), TrainingSettings(gate="always", optimise=True))
 
 
 def test_the_gate_learns_from_as_many_prompts_as_the_quality_says(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = training_data()
     n = len(data.positive) + len(data.contrast)
     monkeypatch.setitem(EFFORTS, "quick", replace(EFFORTS["full"], prompts=n - 12))
-    profiles = [train(open_model(tiny, n_threads=1), data, Settings(quality=each)) for each in ("quick", "full")]
+    profiles = [
+        train(open_model(tiny, n_threads=1), data, TrainingSettings(quality=each)) for each in ("quick", "full")
+    ]
     assert [each.training["quality"] for each in profiles] == ["quick", "full"]
     few, all_of_them = (each.training["prompts_for_gate"] for each in profiles)
     assert n - 24 < few < all_of_them == n
@@ -401,14 +403,14 @@ def test_pages_that_a_small_context_has_no_room_for_are_left_out(tiny: Path) -> 
         pairs=[*data.pairs, Pair(room, "no", "yes"), Pair(too_long, "no way", "yes")],
         contrast=[*data.contrast, too_long, room],
     )
-    profile = train(open_model(tiny, n_threads=1), data, Settings())
+    profile = train(open_model(tiny, n_threads=1), data, TrainingSettings())
     assert profile.training["pairs"] == N + 1
     assert profile.training["contrast_prompts"] == len(data.contrast) - 1
     assert profile.training["data_hash"] != data.hash
     assert profile.training["figures"]["gate"]["forms"].keys() == {"plain", "page"}
     long = replace(data, contrast=[replace(too_long, form="wrapped")])
     with pytest.raises(DataError, match="do not fit the context of 1024"):
-        train(open_model(tiny, n_threads=1), long, Settings())
+        train(open_model(tiny, n_threads=1), long, TrainingSettings())
 
 
 def test_another_run_does_not_go_on_with_it(tiny: Path, data: Path, contrast: Path) -> None:
@@ -442,10 +444,10 @@ def test_scs_holds_its_promise_on_the_held_out_pairs(tiny: Path, data: Path, con
 def test_always_needs_no_contrast(tiny: Path, data: Path) -> None:
     loaded = replace(training_data(), contrast=[])
     llama = open_model(tiny, n_threads=1)
-    assert train(llama, loaded, Settings(gate="always")).gate.kind == "always"
+    assert train(llama, loaded, TrainingSettings(gate="always")).gate.kind == "always"
     for gate in ("contrastive", "scs"):
         with pytest.raises(DataError, match="no prompts that must stay untouched"):
-            train(llama, loaded, Settings(gate=gate))
+            train(llama, loaded, TrainingSettings(gate=gate))
 
 
 def test_what_is_asked_for_replaces_what_is_tuned(tiny: Path, data: Path, contrast: Path) -> None:
@@ -612,14 +614,14 @@ def training_data(n: int = N, pooled: bool = False, chosen: int = 0, own_replies
 def trained_on(tiny: Path, data: TrainingData, monkeypatch: pytest.MonkeyPatch) -> list[Pair]:
     """The pairs whose answers are read."""
     seen: list[Pair] = []
-    deltas = TrainingHarvest.deltas
+    deltas = ModelData.deltas
     monkeypatch.setattr(learn, "clipped", lambda llama, pair: pair)
     monkeypatch.setattr(
-        TrainingHarvest,
+        ModelData,
         "deltas",
         lambda self, pairs, layers: (seen.extend(pairs), deltas(self, pairs, layers))[1],
     )
-    train(open_model(tiny, n_threads=1), data, Settings(gate="always"))
+    train(open_model(tiny, n_threads=1), data, TrainingSettings(gate="always"))
     return seen
 
 
@@ -642,7 +644,7 @@ def test_a_recipe_may_move_away_from_the_models_own_replies(tiny: Path, monkeypa
     data = training_data(own_replies=True)
     used = trained_on(tiny, data, monkeypatch)
     llama = open_model(tiny, n_threads=1)
-    wanted = TrainingHarvest(llama, data, paths.work_dir() / "x").replies(data.pairs[:3], learn.REPLY_TOKENS)
+    wanted = ModelData(llama, data, paths.work_dir() / "x").replies(data.pairs[:3], learn.REPLY_TOKENS)
     assert [pair.rejected for pair in used[:3]] == wanted
     assert [pair.chosen for pair in used] == [pair.chosen for pair in data.pairs]
 
@@ -695,13 +697,13 @@ def test_the_gate_counts_a_question_once(tiny: Path, monkeypatch: pytest.MonkeyP
     data = training_data()
     twice = replace(data, pairs=[replace(pair, rejected=f"{i}") for pair in data.pairs for i in range(2)])
     read: list[int] = []
-    turns = TrainingHarvest.turns
+    turns = ModelData.turns
     monkeypatch.setattr(
-        TrainingHarvest,
+        ModelData,
         "turns",
         lambda self, prompts, layer, **more: (read.append(len(prompts)), turns(self, prompts, layer, **more))[1],
     )
-    profile = train(open_model(tiny, n_threads=1), twice, Settings())
+    profile = train(open_model(tiny, n_threads=1), twice, TrainingSettings())
     assert read == [N + len(data.contrast)]
     assert (profile.training["pairs"], profile.training["contrast_prompts"]) == (2 * N, len(data.contrast))
 
@@ -730,6 +732,6 @@ def test_settings_are_tried_on_prompts_that_taught_nothing(
 
     monkeypatch.setattr(learn, "train_experts", train_experts)
     monkeypatch.setattr(module, "tune", watched)
-    train(open_model(tiny, n_threads=1), data, Settings(gate="always"))
+    train(open_model(tiny, n_threads=1), data, TrainingSettings(gate="always"))
     assert taught and len(taught) < most
     assert tried == [pair.prompt.text for pair in data.pairs if pair.prompt.text not in taught]

@@ -11,7 +11,7 @@ import torch
 from finesteer_local.steering import ContrastiveGate, Gate, spans
 from finesteer_local.training import gates
 from finesteer_local.training.gates import GateFit, Probes, fit_contrastive_gate, fit_subspace_gate
-from finesteer_local.training.harvest import Turns
+from finesteer_local.training.model_data import Turns
 
 N_EMBD = 24
 ROW = np.linalg.qr(np.random.default_rng(99).standard_normal((N_EMBD, N_EMBD)))[0].astype(np.float32)

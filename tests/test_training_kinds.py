@@ -12,8 +12,8 @@ from finesteer_local.steering import ContrastiveGate, Kind
 from finesteer_local.training import kinds as module
 from finesteer_local.training.data import WRAPPED, KindOf, Prompt
 from finesteer_local.training.gates import fit_contrastive_gate, log_odds
-from finesteer_local.training.harvest import Turns
 from finesteer_local.training.kinds import FOLDS, LEAST, fit_kinds
+from finesteer_local.training.model_data import Turns
 from test_training_gates import N_EMBD, ROW, SIGNAL, noise, turns
 
 TABLE = [KindOf(Kind(name), (f"{name}_a", f"{name}_b")) for name in ("fraud", "hate", "drugs")]

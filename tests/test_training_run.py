@@ -14,7 +14,7 @@ from finesteer_local.training import run as module
 from finesteer_local.training.data import Pair, Prompt, TrainingData
 from finesteer_local.training.progress import Stopwatch, quiet
 from finesteer_local.training.run import VECTORS, begin, candidate_layers
-from finesteer_local.training.settings import Settings
+from finesteer_local.training.settings import TrainingSettings
 
 N = 40
 
@@ -52,7 +52,7 @@ def test_weights_are_opened_where_there_is_something_to_learn_through_them(
     """And once only: an interrupted run that has its vectors goes on without."""
     opened: list[SteeredLlama] = []
     monkeypatch.setattr(module, "weights_of", lambda llama: (opened.append(llama), "weights")[1])
-    settings = Settings(optimise=optimise, quality="full")
+    settings = TrainingSettings(optimise=optimise, quality="full")
     run, weights = begin(llama, DATA, settings, quiet)
     assert (run.learns, weights, opened) == ((True, "weights", [llama]) if optimise else (False, None, []))
     (run.folder / VECTORS).write_bytes(b"")
@@ -65,7 +65,7 @@ def test_nothing_is_read_for_a_run_that_cannot_be(llama: SteeredLlama, monkeypat
         raise AssertionError
 
     monkeypatch.setattr(module, "weights_of", weights_of)
-    for data, settings in ((replace(DATA, contrast=[]), Settings()), (DATA, Settings(layer=99))):
+    for data, settings in ((replace(DATA, contrast=[]), TrainingSettings()), (DATA, TrainingSettings(layer=99))):
         with pytest.raises(DataError):
             begin(llama, data, replace(settings, optimise=True), quiet)
 

@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 
 from finesteer_local.profile import Profile
-from finesteer_local.training import harvest
 from finesteer_local.training import trials as judging
 from finesteer_local.training.data import Pair, Prompt
-from finesteer_local.training.harvest import WholeAnswer
+from finesteer_local.training.model_data import WholeAnswer
 from finesteer_local.training.search import SEARCHES, Trial, as_rows
 from finesteer_local.training.trials import ANSWERS, BLOCK, TEMPERATURE, WHOLE_TOKENS
 from finesteer_local.training.tune import tune
@@ -136,10 +135,10 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(judging, "whole_answers", whole_answers)
     monkeypatch.setattr(judging, "Fluency", FakeFluency)
     monkeypatch.setattr(judging, "Coherence", FakeCoherence)
-    monkeypatch.setattr(harvest, "answer_tokens", lambda llama, text: text)
+    monkeypatch.setattr(model_data, "answer_tokens", lambda llama, text: text)
     monkeypatch.setattr(judging, "answer_tokens", lambda llama, text: text[::4])
-    monkeypatch.setattr(harvest, "chat_prompt", lambda llama, messages: messages[-1]["content"])
-    monkeypatch.setattr(harvest, "turn_start", lambda llama, messages, prompt: 5)
+    monkeypatch.setattr(model_data, "chat_prompt", lambda llama, messages: messages[-1]["content"])
+    monkeypatch.setattr(model_data, "turn_start", lambda llama, messages, prompt: 5)
     yield
 
 

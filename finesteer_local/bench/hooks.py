@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finesteer_local.bench.answers import OPEN, SHORT, Start, prompt_tokens
-from finesteer_local.bench.harvest import COPIED, PACKED, HarvestBench
+from finesteer_local.bench.reading import COPIED, PACKED, ReadingBench
 from finesteer_local.bench.series import Series, alternate
 from finesteer_local.runtime import SteeredLlama
 from finesteer_local.runtime.timing import some_vector, token_seconds
@@ -48,8 +48,8 @@ def decode_series(
     series.pairs = [(f"{OPEN} / {HOOKS}", OPEN, HOOKS)]
 
 
-def harvest_series(
-    series: Series, model: HookProcess, bench: HarvestBench, rounds: int, advance: Callable[[], None]
+def reading_series(
+    series: Series, model: HookProcess, bench: ReadingBench, rounds: int, advance: Callable[[], None]
 ) -> int:
     """Prompt tokens a second; returns the batch size that suits transformers best."""
     ways = bench.ways()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from finesteer_local import __version__
-from finesteer_local.bench import answers, batch, harvest, hooks, startup
+from finesteer_local.bench import answers, batch, hooks, reading, startup
 from finesteer_local.bench.profiles import stand_in
 from finesteer_local.bench.series import Series
 from finesteer_local.errors import DataError
@@ -142,7 +142,7 @@ class _Run:
 
     def open(self, n_ctx: int, n_threads: int | None, n_gpu_layers: int, rpc: Sequence[str]) -> None:
         threads = n_threads or default_threads()
-        longest = max(*self.size.prompts, harvest.N_NATIVE) + _ROOM
+        longest = max(*self.size.prompts, reading.N_NATIVE) + _ROOM
         n_ctx = n_ctx or min(self.identity.context_length or longest, longest)
         self.options: dict[str, Any] = {"n_ctx": n_ctx, "n_threads": threads, "n_gpu_layers": n_gpu_layers}
         self.steered: SteeredLlama = open_model(self.path, **self.options)
@@ -234,12 +234,12 @@ class _Run:
 
     def harvest(self, recipe: str) -> None:
         self.progress("preparing prompts", 0, 1)
-        bench = harvest.HarvestBench(self.steered, recipe, self.size.harvest_batches)
+        bench = reading.ReadingBench(self.steered, recipe, self.size.harvest_batches)
         self.progress("preparing prompts", 1, 1)
         rounds = self._rounds(self.size.prompts[256])
         name = f"reading the prompts of `{recipe}` up to layer {bench.layer} of {self.identity.n_layer}"
         with closing(bench), self._series("harvest", name, "tokens/s", 4 * (rounds + 1)) as (series, advance):
-            harvest.harvest_series(series, bench, rounds, advance)
+            reading.reading_series(series, bench, rounds, advance)
 
     def batch(self) -> None:
         sizes, n_answer = self.size.batch_sizes, self.size.batch_answer
@@ -311,8 +311,8 @@ class _Run:
             ours = answers.ways(self.plain, self.steered, self.profiles)[answers.OPEN]
             with self._series("transformers", "decode, steered", "tokens/s", 2 * (rounds + 1)) as (series, advance):
                 hooks.decode_series(series, model, self.steered, ours, rounds, advance)
-            bench = harvest.HarvestBench(self.steered, recipe, self.size.harvest_batches)
+            bench = reading.ReadingBench(self.steered, recipe, self.size.harvest_batches)
             name = f"reading the prompts of `{recipe}` for layer {bench.layer}"
             with closing(bench), self._series("transformers", name, "tokens/s", 3 * (rounds + 1)) as (series, advance):
-                n = hooks.harvest_series(series, model, bench, rounds, advance)
+                n = hooks.reading_series(series, model, bench, rounds, advance)
                 self.results.notes.append(f"transformers reads prompts fastest {n} at a time")

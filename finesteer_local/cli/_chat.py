@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finesteer_local.cli._engine import INTERRUPTED, Answer, OnText, answer
+from finesteer_local.cli._answers import INTERRUPTED, OnText, TimedAnswer, answer
 from finesteer_local.cli._options import Sampling
 from finesteer_local.errors import ContextLengthError, DataError, PromptError, StorageError
 from finesteer_local.paths import atomic_write
@@ -47,7 +47,7 @@ class Chat:
         self.engine, self.model, self.system = engine, model, system
         self.strength, self.scope, self.policy = strength, scope, dict(policy or {})
         self.messages: list[dict[str, str]] = []
-        self.last: Answer | None = None
+        self.last: TimedAnswer | None = None
         self._sampling = sampling
         self._n_asked = 0
 
@@ -66,7 +66,7 @@ class Chat:
         """The last question."""
         return next((m["content"] for m in reversed(self.messages) if m["role"] == "user"), None)
 
-    def ask(self, question: str, on_text: OnText | None = None) -> Answer:
+    def ask(self, question: str, on_text: OnText | None = None) -> TimedAnswer:
         """Answer `question` and keep both; an answer stopped before its first word leaves the chat as it was.
 
         Raises:
@@ -74,11 +74,13 @@ class Chat:
         """
         return self._answer([*self.messages, {"role": "user", "content": question}], on_text)
 
-    def again(self, on_text: OnText | None = None) -> Answer:
+    def again(self, on_text: OnText | None = None) -> TimedAnswer:
         """Answer the last question once more; otherwise as `ask`."""
         return self._answer(self._up_to_question(), on_text)
 
-    def compare(self, on_plain: OnText | None = None, on_steered: OnText | None = None) -> tuple[Answer, Answer | None]:
+    def compare(
+        self, on_plain: OnText | None = None, on_steered: OnText | None = None
+    ) -> tuple[TimedAnswer, TimedAnswer | None]:
         """Answer the last question without and with steering, alike in all else; the chat stays as it is.
 
         The second answer is missing where the first was stopped.
@@ -126,7 +128,7 @@ class Chat:
         seed = self._sampling.seed
         return self._sampling if seed is None else replace(self._sampling, seed=(seed + self._n_asked) % (2**32 - 1))
 
-    def _answer(self, messages: list[dict[str, str]], on_text: OnText | None) -> Answer:
+    def _answer(self, messages: list[dict[str, str]], on_text: OnText | None) -> TimedAnswer:
         try:
             got = answer(self.engine, self._with_system(messages), self._next_sampling(), on_text)
         except ContextLengthError as error:

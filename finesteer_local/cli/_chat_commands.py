@@ -14,8 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from finesteer_local import catalog
+from finesteer_local.cli._answers import TimedAnswer
 from finesteer_local.cli._chat import Chat
-from finesteer_local.cli._engine import Answer
 from finesteer_local.cli._open import find_profile, train_line
 from finesteer_local.cli._view import number, one_line, quiet_line, side_by_side, why
 from finesteer_local.errors import PromptError, UnknownNameError
@@ -32,7 +32,7 @@ class Screen:
     chat: Chat
     out: Console
     note: Callable[[str], None]
-    show_answer: Callable[[Callable[[Callable[[str], None]], Answer]], None]
+    show_answer: Callable[[Callable[[Callable[[str], None]], TimedAnswer]], None]
 
 
 class Command(NamedTuple):

@@ -12,7 +12,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from finesteer_local.cli._engine import INTERRUPTED, Answer
+from finesteer_local.cli._answers import INTERRUPTED, TimedAnswer
 from finesteer_local.cli._wrap import WordWrap
 
 if TYPE_CHECKING:
@@ -112,13 +112,13 @@ def action_words(decision: Decision) -> str:
     )
 
 
-def speed(answer: Answer) -> str:
+def speed(answer: TimedAnswer) -> str:
     """`41 tok/s`, or nothing for an answer too short to time."""
     rate = answer.tokens_per_second
     return "" if rate is None else f"{rate:.0f} tok/s" if rate >= 10 else f"{rate:.1f} tok/s"
 
 
-def quiet_line(answer: Answer) -> str:
+def quiet_line(answer: TimedAnswer) -> str:
     """One line about an answer: the gates' readings, the leading experts, the speed."""
     parts = []
     for profile, decision in answer.readings:

@@ -21,8 +21,8 @@ from finesteer_local.cli._options import (
 from finesteer_local.errors import FineSteerError
 
 if TYPE_CHECKING:
+    from finesteer_local.cli._answers import TimedAnswer
     from finesteer_local.cli._chat_commands import Screen
-    from finesteer_local.cli._engine import Answer
 
 
 @click.command("chat", short_help="Chat with a model, steered question by question.")
@@ -54,9 +54,9 @@ def command(
     if system is not None:
         checked_text(system, "the system prompt")
 
+    from finesteer_local.cli._answers import engine_of
     from finesteer_local.cli._chat import Chat
     from finesteer_local.cli._chat_commands import Screen
-    from finesteer_local.cli._engine import engine_of
     from finesteer_local.cli._open import offer_training, open_steered
     from finesteer_local.cli._view import output_console
 
@@ -99,7 +99,7 @@ def _talk(screen: Screen) -> None:
         raise click.exceptions.Exit(1)
 
 
-def _asking(screen: Screen, question: str) -> Callable[[Callable[[str], None]], Answer]:
+def _asking(screen: Screen, question: str) -> Callable[[Callable[[str], None]], TimedAnswer]:
     return lambda on_text: screen.chat.ask(question, on_text)
 
 
@@ -117,10 +117,10 @@ def _greet(screen: Screen, interactive: bool) -> None:
         _note(no_profile_hint(chat))
 
 
-def _show_answer(screen: Screen, start: Callable[[Callable[[str], None]], Answer]) -> None:
+def _show_answer(screen: Screen, start: Callable[[Callable[[str], None]], TimedAnswer]) -> None:
     """Stream an answer, then say in one quiet line how it was decided."""
+    from finesteer_local.cli._answers import INTERRUPTED, LENGTH
     from finesteer_local.cli._chat_input import is_terminal
-    from finesteer_local.cli._engine import INTERRUPTED, LENGTH
     from finesteer_local.cli._view import AnswerWriter, quiet_line
 
     out = AnswerWriter()

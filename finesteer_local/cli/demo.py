@@ -13,7 +13,7 @@ from finesteer_local.cli._options import ModelOptions, Sampling
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-    from finesteer_local.cli._engine import Answer
+    from finesteer_local.cli._answers import TimedAnswer
     from finesteer_local.runtime.batch import BatchEngine
 
 MODEL, PROFILE = "smollm2", "safety"
@@ -42,7 +42,7 @@ def command(model: str, profile: str, max_tokens: int, svg: Path | None) -> None
     """
     from rich.console import Console
 
-    from finesteer_local.cli._engine import engine_of
+    from finesteer_local.cli._answers import engine_of
     from finesteer_local.cli._open import open_steered
     from finesteer_local.cli._view import output_console
     from finesteer_local.paths import atomic_write, check_writable
@@ -77,7 +77,7 @@ def _show(engine: BatchEngine, model: str, console: _Both, sampling: Sampling) -
     from rich.text import Text
 
     from finesteer_local.cli import _progress
-    from finesteer_local.cli._engine import whole_answer
+    from finesteer_local.cli._answers import whole_answer
     from finesteer_local.cli._open import short_name
     from finesteer_local.cli._view import number
     from finesteer_local.profile import layer_words
@@ -97,10 +97,10 @@ def _show(engine: BatchEngine, model: str, console: _Both, sampling: Sampling) -
         _show_pair(console, question, plain, steered)
 
 
-def _show_pair(console: _Both, question: str, plain: Answer, steered: Answer) -> None:
+def _show_pair(console: _Both, question: str, plain: TimedAnswer, steered: TimedAnswer) -> None:
     from rich.text import Text
 
-    from finesteer_local.cli._engine import LENGTH
+    from finesteer_local.cli._answers import LENGTH
     from finesteer_local.cli._view import gate_colour, gate_state, leading, side_by_side, speed
 
     decision = steered.readings[0][1]

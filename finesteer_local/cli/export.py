@@ -79,7 +79,7 @@ def _find(profile: str, model: str | None) -> Path:
 
 
 def _vectors_for(prompt: str, model: str, profile: Path) -> Mapping[int, Any]:
-    from finesteer_local.cli._engine import engine_of, whole_answer
+    from finesteer_local.cli._answers import engine_of, whole_answer
     from finesteer_local.cli._open import open_steered
     from finesteer_local.cli._options import ModelOptions, Sampling
 

@@ -28,7 +28,7 @@ from finesteer_local.jsonl import ROLES, is_text, read_rows
 from finesteer_local.paths import atomic_write, check_writable
 
 if TYPE_CHECKING:
-    from finesteer_local.cli._engine import Answer
+    from finesteer_local.cli._answers import TimedAnswer
     from finesteer_local.runtime import SteeredLlama
 
 
@@ -111,7 +111,7 @@ def _run_one(
     as_json: bool,
     explain: bool,
 ) -> None:
-    from finesteer_local.cli._engine import LENGTH, engine_of, whole_answer
+    from finesteer_local.cli._answers import LENGTH, engine_of, whole_answer
 
     with engine_of(llama) as engine:
         if as_json or output:
@@ -144,7 +144,7 @@ def _run_rows(
     explain: bool,
 ) -> None:
     from finesteer_local.cli import _progress
-    from finesteer_local.cli._engine import answer_rows
+    from finesteer_local.cli._answers import answer_rows
 
     prompts = [row["prompt"] if raw else _messages(row, system) for row in rows]
     with _target(output) as file, _progress.counted("answering", len(rows)) as advance:
@@ -163,7 +163,7 @@ def _messages(row: dict[str, Any], system: str | None) -> list[dict[str, str]]:
     return messages
 
 
-def _result(llama: SteeredLlama, answer: Answer) -> dict[str, Any]:
+def _result(llama: SteeredLlama, answer: TimedAnswer) -> dict[str, Any]:
     identity = llama.identity
     return {
         **answer.to_json(),
@@ -172,7 +172,7 @@ def _result(llama: SteeredLlama, answer: Answer) -> dict[str, Any]:
     }
 
 
-def _explain(answer: Answer) -> None:
+def _explain(answer: TimedAnswer) -> None:
     from finesteer_local.cli._view import quiet_line
 
     line = quiet_line(answer)

@@ -120,7 +120,7 @@ def command(
     from finesteer_local.identity import read_model_identity
     from finesteer_local.profile import Profile
     from finesteer_local.server.serve import serve
-    from finesteer_local.server.settings import Limits, Settings, check_address, model_name, plain_host
+    from finesteer_local.server.settings import Limits, ServerSettings, check_address, model_name, plain_host
 
     host = plain_host(host)
     check_address(host, api_key)
@@ -136,7 +136,7 @@ def command(
         profiles[profile.name] = profile
         if given in required:
             must.add(profile.name)
-    settings = Settings(
+    settings = ServerSettings(
         path=path,
         identity=identity,
         name=model_name(model),

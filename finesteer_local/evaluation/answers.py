@@ -23,7 +23,7 @@ _TOGETHER = 16
 
 
 @dataclass(frozen=True)
-class Request:
+class EvalRequest:
     """One prompt, and how it is answered.
 
     Attributes:
@@ -54,7 +54,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Answer:
+class EvalAnswer:
     """An answer.
 
     Attributes:
@@ -88,12 +88,12 @@ def check(llama: SteeredLlama, what: str, messages: Messages) -> None:
 def answer_all(
     llama: SteeredLlama,
     intervention: Intervention,
-    requests: Sequence[Request],
+    requests: Sequence[EvalRequest],
     journal: Journal,
     *,
     timed: bool = True,
     on_answer: Callable[[], None] = lambda: None,
-) -> list[Answer]:
+) -> list[EvalAnswer]:
     """Answer every request under `intervention`, each from an empty cache.
 
     Profiles, and the unsteered model, answer several requests at a time; the first and every TIMED-th is asked alone
@@ -125,7 +125,7 @@ def answer_all(
     return [answer or _borrowed(own[i], journal[keys[i]]) for i, answer in enumerate(found)]
 
 
-def _ask(llama: SteeredLlama, intervention: Intervention, request: Request) -> dict[str, Any]:
+def _ask(llama: SteeredLlama, intervention: Intervention, request: EvalRequest) -> dict[str, Any]:
     """Text None means: as the unsteered model answers."""
     llama.forget()
     intervention.expect(len(chat_prompt(llama, request.messages)))
@@ -146,7 +146,7 @@ def _ask(llama: SteeredLlama, intervention: Intervention, request: Request) -> d
 _NOTHING: dict[str, Any] = {"text": None, "ended": False, "n_tokens": 0}
 
 
-def _chat(llama: SteeredLlama, request: Request, max_tokens: int | None = None) -> dict[str, Any]:
+def _chat(llama: SteeredLlama, request: EvalRequest, max_tokens: int | None = None) -> dict[str, Any]:
     """Ask one request alone."""
     answer: Any = llama.create_chat_completion(list(request.messages), **request.options(max_tokens))
     [choice] = answer["choices"]
@@ -157,13 +157,13 @@ def _chat(llama: SteeredLlama, request: Request, max_tokens: int | None = None) 
     }
 
 
-def _timed(request: Request, *, first: bool) -> bool:
+def _timed(request: EvalRequest, *, first: bool) -> bool:
     """Whether a request is answered alone. The request itself decides, so that every run times the same prompts."""
     return not request.temperature and (first or int(digest("timed", vars(request)), 16) % TIMED == 0)
 
 
 def _ask_together(
-    llama: SteeredLlama, intervention: Intervention, requests: Sequence[Request]
+    llama: SteeredLlama, intervention: Intervention, requests: Sequence[EvalRequest]
 ) -> Iterator[dict[str, Any]]:
     """As `_ask`, under the active profiles, in the requests' order."""
     steered = intervention.digest != UNSTEERED.digest
@@ -179,13 +179,13 @@ def _ask_together(
         yield {**said, "first": None, "seconds": None, "reading": asdict(Reading.of(answer.decisions))}
 
 
-def _answer(stored: dict[str, Any]) -> Answer | None:
+def _answer(stored: dict[str, Any]) -> EvalAnswer | None:
     if stored["text"] is None:
         return None
-    return Answer(**{**stored, "reading": Reading.stored(stored["reading"])})
+    return EvalAnswer(**{**stored, "reading": Reading.stored(stored["reading"])})
 
 
-def _borrowed(plain: Answer, stored: dict[str, Any]) -> Answer:
+def _borrowed(plain: EvalAnswer, stored: dict[str, Any]) -> EvalAnswer:
     """The unsteered answer, with the method's own reading, and the time that its reading of the prompt took."""
     first, seconds = stored["first"], None
     if first is not None and plain.first is not None and plain.seconds is not None:

@@ -18,10 +18,10 @@ from finesteer_local.evaluation.measure import Progress
 from finesteer_local.evaluation.pairs import prepared, sampled
 from finesteer_local.identity import ModelIdentity
 from finesteer_local.runtime import SteeredLlama
-from finesteer_local.runtime.packing import Request
+from finesteer_local.runtime.packing import StatesRequest
 from finesteer_local.training.data import Pair, Prompt, TrainingData
 from finesteer_local.training.effort import EFFORTS
-from finesteer_local.training.harvest import TrainingHarvest
+from finesteer_local.training.model_data import ModelData
 from finesteer_local.training.pairs import held_out
 
 Array = NDArray[np.float32]
@@ -119,14 +119,14 @@ def harvest_material(
     conditions = layers_at(n_layer, CONDITION)
     key = digest(data.hash, data.judge, data.own_replies, seed, everywhere, conditions, llama.identity.fingerprint)
     folder = paths.ensure_dir(folder / f"{data.name}-{key[:12]}")
-    harvest = TrainingHarvest(llama, data, folder, progress)
-    harvest.check([*(pair.prompt for pair in data.pairs), *data.contrast])
+    model_data = ModelData(llama, data, folder, progress)
+    model_data.check([*(pair.prompt for pair in data.pairs), *data.contrast])
     originals, learn, held = sampled(data, seed)
-    pairs = prepared(harvest, data, originals)
-    states, deltas = harvest.deltas(pairs, everywhere)  # (n_pairs, n_layers, n_embd)
+    pairs = prepared(model_data, data, originals)
+    states, deltas = model_data.deltas(pairs, everywhere)  # (n_pairs, n_layers, n_embd)
     validation = {pair.prompt.text for pair in (originals[i] for i in held)}
     prompts = data.positive
-    read = _read(harvest, [*prompts, *data.contrast], conditions, progress)
+    read = _read(model_data, [*prompts, *data.contrast], conditions, progress)
     positive = _divided(prompts, read[: len(prompts)], conditions, seed, validation)
     contrast = _divided(list(data.contrast), read[len(prompts) :], conditions, seed, set())
     return Material(
@@ -150,20 +150,20 @@ def _by_layer(states: Array, layers: Sequence[int]) -> dict[int, Array]:
 
 
 def _read(
-    harvest: TrainingHarvest, prompts: Sequence[Prompt], layers: Sequence[int], progress: Progress
+    model_data: ModelData, prompts: Sequence[Prompt], layers: Sequence[int], progress: Progress
 ) -> NDArray[np.float16]:
     """Last and mean states of the prompts, (n, 2, n_layers, n_embd), kept in a file block by block."""
-    shape = (len(prompts), 2, len(layers), harvest.llama.n_embd())
-    harvest.llama.set_profiles([])
+    shape = (len(prompts), 2, len(layers), model_data.llama.n_embd())
+    model_data.llama.set_profiles([])
     try:
-        states = _kept(harvest.folder / "prompts.npy", shape, np.float16)
-        known = _kept(harvest.folder / "prompts.read.npy", (len(prompts),), np.bool_)
+        states = _kept(model_data.folder / "prompts.npy", shape, np.float16)
+        known = _kept(model_data.folder / "prompts.read.npy", (len(prompts),), np.bool_)
     except OSError as error:
-        raise StorageError(f"cannot write to {harvest.folder}: {error.strerror or error}") from error
+        raise StorageError(f"cannot write to {model_data.folder}: {error.strerror or error}") from error
     if not known.all():
-        requests = [Request(np.array(tokens, np.int32), turn) for tokens, turn in map(harvest.tokens, prompts)]
+        requests = [StatesRequest(np.array(tokens, np.int32), turn) for tokens, turn in map(model_data.tokens, prompts)]
         done, unsaved = int(known.sum()), set[int]()
-        with closing(harvest.llama.reader(layers)) as reader:
+        with closing(model_data.llama.reader(layers)) as reader:
             for i, found in reader.harvest(requests, lambda i: bool(known[i])):  # (n_layers, n_turn, n_embd)
                 states[i] = np.clip([found[:, -1], found.mean(axis=1)], -_HALF, _HALF)
                 if not known[i]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
-from finesteer_local.evaluation.answers import Answer, Request, answer_all, check
+from finesteer_local.evaluation.answers import EvalAnswer, EvalRequest, answer_all, check
 from finesteer_local.evaluation.choices import Score, score_all
 from finesteer_local.evaluation.interventions import UNSTEERED, Intervention
 from finesteer_local.evaluation.journal import Journal, digest
@@ -98,7 +98,7 @@ class Outcome:
 
     case: Case
     unsteered: str
-    answer: Answer
+    answer: EvalAnswer
     verdict: Verdict
     phrases: bool
     declined_unsteered: bool
@@ -176,7 +176,7 @@ def measure(
     return run.all(methods, sweep)
 
 
-_Asked = tuple[Case, Request]
+_Asked = tuple[Case, EvalRequest]
 
 
 class _Run:
@@ -235,12 +235,12 @@ class _Run:
 
     def _greedy(self, case: Case) -> _Asked:
         maths = case.answer is not None
-        return case, Request(case.messages, max(self.max_tokens, MATHS_TOKENS) if maths else self.max_tokens)
+        return case, EvalRequest(case.messages, max(self.max_tokens, MATHS_TOKENS) if maths else self.max_tokens)
 
     def _sampled(self, case: Case, seed: int) -> _Asked:
-        return case, Request(case.messages, self.max_tokens, self.temperature, seed)
+        return case, EvalRequest(case.messages, self.max_tokens, self.temperature, seed)
 
-    def _answers(self, intervention: Intervention, asked: Sequence[_Asked], stage: str) -> list[Answer]:
+    def _answers(self, intervention: Intervention, asked: Sequence[_Asked], stage: str) -> list[EvalAnswer]:
         advance = self._stage(stage, len(asked))
         requests = [request for _, request in asked]
         return answer_all(self.llama, intervention, requests, self.journal, on_answer=advance)

@@ -14,7 +14,7 @@ from finesteer_local.evaluation.interventions import ProfileSteering
 from finesteer_local.evaluation.journal import Journal
 from finesteer_local.evaluation.material import Material, harvest_material
 from finesteer_local.evaluation.measure import NONE, Method, Progress
-from finesteer_local.evaluation.tuning import Tuner
+from finesteer_local.evaluation.method_tuner import Tuner
 from finesteer_local.profile import Profile
 from finesteer_local.runtime import SteeredLlama
 from finesteer_local.training.data import TrainingData

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from finesteer_local.training.data import Pair, TrainingData
-from finesteer_local.training.harvest import TrainingHarvest
+from finesteer_local.training.model_data import ModelData
 from finesteer_local.training.pairs import REPLY_TOKENS, against_replies, clipped, held_out, natural, sample
 
 
@@ -15,7 +15,7 @@ def sampled(data: TrainingData, seed: int) -> tuple[list[Pair], list[int], list[
     return pairs, *held_out([pair.prompt for pair in pairs], seed)
 
 
-def prepared(harvest: TrainingHarvest, data: TrainingData, pairs: Sequence[Pair]) -> list[Pair]:
+def prepared(model_data: ModelData, data: TrainingData, pairs: Sequence[Pair]) -> list[Pair]:
     """The pairs as deltas are taken from them.
 
     The likeliest chosen answers of a recipe's pool are used; the rejected answer is the model's own reply, where
@@ -23,7 +23,7 @@ def prepared(harvest: TrainingHarvest, data: TrainingData, pairs: Sequence[Pair]
     """
     pairs = list(pairs)
     if data.pooled:
-        pairs = natural(harvest, pairs)
+        pairs = natural(model_data, pairs)
     if data.own_replies:
-        pairs = against_replies(pairs, harvest.replies(pairs, REPLY_TOKENS), data.judge)
-    return [clipped(harvest.llama, pair) for pair in pairs]
+        pairs = against_replies(pairs, model_data.replies(pairs, REPLY_TOKENS), data.judge)
+    return [clipped(model_data.llama, pair) for pair in pairs]

@@ -22,7 +22,7 @@ from llama_cpp import llama_cpp
 from finesteer_local.errors import ContextLengthError, PromptError, SteeringError
 from finesteer_local.runtime.compat import model_of, new_context, set_fields
 from finesteer_local.runtime.expand import expanded
-from finesteer_local.runtime.packing import Batch, Plan, Request
+from finesteer_local.runtime.packing import Batch, Plan, StatesRequest
 from finesteer_local.runtime.quiet import unlogged
 from finesteer_local.runtime.tap import Array, Rows, Tap
 from finesteer_local.runtime.tapped import TappedLlama
@@ -46,7 +46,7 @@ class Reader(ABC):
 
     @abstractmethod
     def harvest(
-        self, requests: Sequence[Request], known: Callable[[int], bool] = lambda index: False
+        self, requests: Sequence[StatesRequest], known: Callable[[int], bool] = lambda index: False
     ) -> Iterator[tuple[int, Array]]:
         """Read every request, in whatever order is best.
 
@@ -70,7 +70,7 @@ class Reader(ABC):
 
     def turn_states(self, prompt: Sequence[int], turn: int) -> Array:
         """Hidden states of the prompt's tokens from `turn` on, shape (n_layers, n_prompt - turn, n_embd), float32."""
-        return next(self.harvest([Request(prompt, turn)]))[1]
+        return next(self.harvest([StatesRequest(prompt, turn)]))[1]
 
     def answer_states(self, prompt: Sequence[int], answer: Sequence[int]) -> Array:
         """Hidden states of the answer's tokens after `prompt`, shape (n_layers, n_answer, n_embd), float32."""
@@ -104,7 +104,7 @@ class Harvester(Reader):
         self._parts: dict[int, list[Array]] = {}
 
     def harvest(
-        self, requests: Sequence[Request], known: Callable[[int], bool] = lambda index: False
+        self, requests: Sequence[StatesRequest], known: Callable[[int], bool] = lambda index: False
     ) -> Iterator[tuple[int, Array]]:
         """Read every request, in the order that shares most; see `Reader`."""
         for request in requests:
@@ -155,7 +155,7 @@ class Harvester(Reader):
             self._context.close()
             self._context = None
 
-    def _expand(self, request: Request) -> None:
+    def _expand(self, request: StatesRequest) -> None:
         """Read from a faster copy of the layers, where there is one and it gives the same states."""
         self._expandable = False
         copy = None if self.top else expanded(self.llama)
@@ -174,7 +174,7 @@ class Harvester(Reader):
 
     # --- the context
 
-    def _plan(self, requests: Sequence[Request]) -> Plan:
+    def _plan(self, requests: Sequence[StatesRequest]) -> Plan:
         n_tokens = _MICRO_BATCH_TOP if self.top else MICRO_BATCH
         return Plan(requests, n_tokens=n_tokens, n_sequences=SEQUENCES, shared=self._shared)
 
@@ -212,7 +212,7 @@ class Harvester(Reader):
             everyone = list(range(SEQUENCES))
             self._decode(context, Batch(plan.root.tolist(), list(range(n)), [everyone] * n))
 
-    def _check(self, context: Any, request: Request, states: Array) -> None:
+    def _check(self, context: Any, request: StatesRequest, states: Array) -> None:
         """Hold a request that was read in a batch against reading it alone: an odd memory may not share its cells."""
         llama_cpp.llama_memory_clear(context.memory, False)
         alone = next(Plan([request], n_tokens=MICRO_BATCH, n_sequences=1).batches())

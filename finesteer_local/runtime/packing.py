@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 Tokens = NDArray[np.int32]
 
 
-class Request(NamedTuple):
+class StatesRequest(NamedTuple):
     """Tokens to read; the hidden states of those from `first` on are wanted."""
 
     tokens: Sequence[int] | Tokens
@@ -62,7 +62,9 @@ class Plan:
         root: tokens with which all prompts begin, none of them asked for; decoded before the first batch.
     """
 
-    def __init__(self, requests: Sequence[Request], *, n_tokens: int, n_sequences: int, shared: bool = True) -> None:
+    def __init__(
+        self, requests: Sequence[StatesRequest], *, n_tokens: int, n_sequences: int, shared: bool = True
+    ) -> None:
         self.n_tokens, self.n_sequences, self.shared = n_tokens, n_sequences, shared
         self._tokens = [np.asarray(request.tokens, np.int32) for request in requests]
         self._first = [request.first for request in requests]

@@ -31,7 +31,7 @@ from finesteer_local.server.metrics import Measured, Metrics
 from finesteer_local.server.schemas import ERRORS
 from finesteer_local.server.security import Guard
 from finesteer_local.server.service import Service
-from finesteer_local.server.settings import Settings
+from finesteer_local.server.settings import ServerSettings
 
 STATIC = Path(__file__).parent / "static"
 HINT = "This is FineSteer Local's server. The page is not part of this build; the API is below /v1.\n"
@@ -43,7 +43,7 @@ class Health(BaseModel):
     status: Literal["ok", "loading", "stalled", "failed", "stopping"]
 
 
-def create_app(settings: Settings) -> FastAPI:
+def create_app(settings: ServerSettings) -> FastAPI:
     """The server's application; `app.state.service` is its model. Loading begins when the application starts."""
     # Without this, sse-starlette ends running answers as soon as the server is asked to stop.
     AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from finesteer_local.server.errors import ApiError, error_response
-from finesteer_local.server.settings import Settings
+from finesteer_local.server.settings import ServerSettings
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; font-src 'self'; "
@@ -33,7 +33,7 @@ _BODY_SECONDS = 30.0  # until the next part of a body must have come
 class Guard:
     """ASGI middleware around everything: it refuses what must not reach the API, and signs every answer."""
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+    def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
         self._app, self._settings = app, settings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

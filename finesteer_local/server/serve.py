@@ -16,7 +16,7 @@ import uvicorn
 
 from finesteer_local.errors import FineSteerError
 from finesteer_local.server.app import create_app
-from finesteer_local.server.settings import Settings
+from finesteer_local.server.settings import ServerSettings
 from finesteer_local.signals import handled_by
 
 END_SECONDS = 5.0
@@ -26,7 +26,7 @@ llama.cpp that long for every thread that prepares a request: three made an answ
 
 
 def serve(
-    settings: Settings,
+    settings: ServerSettings,
     port: int,
     *,
     verbose: bool = False,

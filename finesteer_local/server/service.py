@@ -20,7 +20,7 @@ from finesteer_local.runtime.rpc import end_when_lost
 from finesteer_local.server.errors import ApiError
 from finesteer_local.server.metrics import Metrics
 from finesteer_local.server.policy import Policy, Shelf
-from finesteer_local.server.settings import Settings
+from finesteer_local.server.settings import ServerSettings
 
 T = TypeVar("T")
 
@@ -81,7 +81,7 @@ class Service:
     for the requests of most people, and in another for long ones, which nobody else shall wait for.
     """
 
-    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, settings: ServerSettings, metrics: Metrics) -> None:
         self.settings, self.metrics = settings, metrics
         self.failure: BaseException | None = None
         self.on_failure: Callable[[], None] = lambda: None
@@ -243,7 +243,7 @@ class Service:
         }
 
 
-def open_service_model(settings: Settings) -> Model:
+def open_service_model(settings: ServerSettings) -> Model:
     """Open the model, its engine and its steering.
 
     Raises:

@@ -29,7 +29,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Settings:
+class ServerSettings:
     """A server's model, steering, address and limits."""
 
     path: Path  # of the model

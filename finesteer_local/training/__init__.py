@@ -74,13 +74,13 @@ def train_profile(
     require_extra()
     from finesteer_local.training import train
     from finesteer_local.training.recipes import load_data
-    from finesteer_local.training.settings import Settings
+    from finesteer_local.training.settings import TrainingSettings
 
     loaded = load_data(recipe=recipe, data=data, contrast=contrast, name=name, seed=seed)
     return train.train_profile(
         model,
         data=loaded,
-        settings=Settings(
+        settings=TrainingSettings(
             gate=gate,
             seed=seed,
             layer=layer,

@@ -13,8 +13,8 @@ from typing import Any
 
 from finesteer_local.runtime.trainable import TrainableModel
 from finesteer_local.training.data import Prompt, TrainingData, spread
-from finesteer_local.training.harvest import TrainingHarvest, generate
 from finesteer_local.training.layers import candidate_layers
+from finesteer_local.training.model_data import ModelData, generate
 from finesteer_local.training.optimise import ANSWERS as LESSONS
 from finesteer_local.training.optimise import Example, learn_whole, whole_batches
 from finesteer_local.training.pairs import MAX_PAIRS, OWN_TOKENS, lesson
@@ -81,20 +81,20 @@ class Pace:
     lesson: float
 
     @classmethod
-    def measured(cls, harvest: TrainingHarvest, data: TrainingData, layer: int, weights: Any = None) -> Pace:
+    def measured(cls, model_data: ModelData, data: TrainingData, layer: int, weights: Any = None) -> Pace:
         """From a few of the recipe's prompts; nothing is kept of them.
 
         Args:
             weights: of the model for PyTorch, where it is learnt through.
         """
-        llama = harvest.llama
+        llama = model_data.llama
         asked = spread(data.positive, _ASKED)
         list(generate(llama, asked[:1], 4))  # the first answer also pays for setting up
         started = time.monotonic()
         list(generate(llama, asked, OWN_TOKENS))
         answer = (time.monotonic() - started) / len(asked)
         learning = 0.0 if weights is None else _lesson_seconds(llama, data, weights)
-        return cls(answer, _read_seconds(harvest, data, layer), learning)
+        return cls(answer, _read_seconds(model_data, data, layer), learning)
 
     def first_part(self, effort: Effort, *, learns: bool, judge: str) -> float:
         """Seconds for what steers: learning and tuning."""
@@ -113,13 +113,13 @@ long prompts counts as several, one that is given up as a part."""
 _PAIR = 1.5  # answers' worth of time that a pair takes: the reply, and reading it and the chosen answer
 
 
-def _read_seconds(harvest: TrainingHarvest, data: TrainingData, layer: int) -> float:
+def _read_seconds(model_data: ModelData, data: TrainingData, layer: int) -> float:
     """Seconds that a prompt takes in the mean, from the time of short ones and the tokens of all."""
     everything: list[Prompt] = [*data.positive, *data.contrast]
     short = [prompt for prompt in spread(everything, 4 * _READ) if len(prompt.text) <= _LONGEST]
-    a_token = harvest.timed(spread(short, _READ), layer)
-    counted = [prompt for prompt in spread(everything, _COUNTED) if harvest.fits(prompt)]
-    return a_token * sum(map(harvest.own_tokens, counted)) / len(counted)
+    a_token = model_data.timed(spread(short, _READ), layer)
+    counted = [prompt for prompt in spread(everything, _COUNTED) if model_data.fits(prompt)]
+    return a_token * sum(map(model_data.own_tokens, counted)) / len(counted)
 
 
 def _lesson_seconds(llama: TrainableModel, data: TrainingData, weights: Any) -> float:

@@ -13,8 +13,8 @@ from finesteer_local.errors import ModelError
 from finesteer_local.runtime.expand import open_fast
 from finesteer_local.runtime.trainable import TrainableModel
 from finesteer_local.training.effort import DEFAULT_MINUTES, EFFORTS, MIN_PROMPTS, SETTING_UP, Pace, fitting
-from finesteer_local.training.harvest import TrainingHarvest
 from finesteer_local.training.layers import candidate_layers
+from finesteer_local.training.model_data import ModelData
 from finesteer_local.training.optimise import learns_by_itself, weights_of
 from finesteer_local.training.recipes import load_recipe
 
@@ -43,7 +43,7 @@ def estimate_seconds(
         weights = _weights(llama, data.judge)
         learns = weights is not None
         layer = candidate_layers(llama.n_layer, data.judge, learns=learns)[0]
-        pace = Pace.measured(TrainingHarvest(llama, data, Path(folder)), data, layer, weights)
+        pace = Pace.measured(ModelData(llama, data, Path(folder)), data, layer, weights)
     effort = EFFORTS[quality] if quality else fitting(minutes, pace, learns=learns, judge=data.judge)
     first = SETTING_UP + pace.first_part(effort, learns=learns, judge=data.judge)
     n_prompts = len(data.positive) + len(data.contrast)

@@ -20,7 +20,7 @@ import torch
 from finesteer_local import paths
 from finesteer_local.errors import FineSteerError, ModelError
 from finesteer_local.runtime.harvest import EXPAND_FROM, Reader, differ
-from finesteer_local.runtime.packing import Request
+from finesteer_local.runtime.packing import StatesRequest
 from finesteer_local.runtime.trainable import TrainableModel
 from finesteer_local.training.int8_reader import Int8Reader
 
@@ -32,7 +32,7 @@ _CLOSE = 0.1
 SmolLM2 at mid depth, 8 bits by .045, and a gate learns the same from both (docs/experiments.md)."""
 
 
-def fast_reader(llama: TrainableModel, layer: int, sample: Sequence[Request], n_tokens: float) -> Reader:
+def fast_reader(llama: TrainableModel, layer: int, sample: Sequence[StatesRequest], n_tokens: float) -> Reader:
     """What reads many prompts at one layer fastest.
 
     Args:
@@ -83,9 +83,9 @@ def _keep(key: str, wins: bool) -> None:
         temporary.write_text(json.dumps({**_choices(), key: wins}, indent=1), encoding="utf-8")
 
 
-def _wins(reader: Reader, own: Reader, requests: Sequence[Request]) -> bool:
+def _wins(reader: Reader, own: Reader, requests: Sequence[StatesRequest]) -> bool:
     """Whether `reader` is faster than `own` and gives nearly the same states."""
-    timed = [Request(each.tokens, len(each.tokens) - 1) for each in requests if len(each.tokens) <= _LONGEST]
+    timed = [StatesRequest(each.tokens, len(each.tokens) - 1) for each in requests if len(each.tokens) <= _LONGEST]
     if not timed:
         return False
     found, seconds = [], []

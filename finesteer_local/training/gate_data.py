@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from finesteer_local.training.data import Prompt, TrainingData
 from finesteer_local.training.effort import FIT_SECONDS, MIN_PROMPTS, Deadline
-from finesteer_local.training.harvest import TrainingHarvest, Turns
+from finesteer_local.training.model_data import ModelData, Turns
 
 PORTION = 2000
 """Prompts that are read between two looks at the clock."""
@@ -27,9 +27,7 @@ class GateData:
         return [*self.positive, *self.contrast]
 
 
-def read_for_gate(
-    harvest: TrainingHarvest, data: TrainingData, layer: int, deadline: Deadline, *, keep: bool
-) -> GateData:
+def read_for_gate(model_data: ModelData, data: TrainingData, layer: int, deadline: Deadline, *, keep: bool) -> GateData:
     """Read the prompts of `data` at `layer`: all of them, or as many as can be read and learnt from in time.
 
     The order is the data's own (`TrainingData.ordered`), so what little time allows is a part of what more does.
@@ -42,7 +40,7 @@ def read_for_gate(
     n = 0
     try:
         for n, part in _portions(order, deadline):
-            read.append(harvest.turns(part, layer, before=n - len(part), total=len(order)))
+            read.append(model_data.turns(part, layer, before=n - len(part), total=len(order)))
     except KeyboardInterrupt:
         if not keep or sum(map(len, read)) < MIN_PROMPTS:
             raise
@@ -53,7 +51,7 @@ def read_for_gate(
     return GateData(
         positive=[taken[i][1] for i in positive],
         contrast=[taken[i][1] for i in contrast],
-        turns=Turns.joined(read, [*positive, *contrast], harvest.folder),
+        turns=Turns.joined(read, [*positive, *contrast], model_data.folder),
     )
 
 

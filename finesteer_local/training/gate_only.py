@@ -13,7 +13,7 @@ from finesteer_local.steering import Gate
 from finesteer_local.training.data import Prompt, read_prompts, split
 from finesteer_local.training.effort import EFFORTS
 from finesteer_local.training.gates import GateFit, fit_contrastive_gate, fit_subspace_gate
-from finesteer_local.training.harvest import TrainingHarvest
+from finesteer_local.training.model_data import ModelData
 from finesteer_local.training.progress import Progress, quiet
 from finesteer_local.training.recipes import load_recipe
 
@@ -57,8 +57,8 @@ def train_gate(
             raise DataError(f"a gate cannot read layer {layer}, the model's last; steer a lower one too, with --layers")
         llama.check_steerable([layer])
         with tempfile.TemporaryDirectory(prefix="finesteer-") as folder:
-            harvest = TrainingHarvest(llama, None, Path(folder), progress)
-            inside, outside = harvest.turns([*wanted, *others], layer).parted(len(wanted))
+            model_data = ModelData(llama, None, Path(folder), progress)
+            inside, outside = model_data.turns([*wanted, *others], layer).parted(len(wanted))
             if kind == "scs":
                 learn, held = split(len(wanted), [prompt.kind for prompt in wanted], seed)
                 gate, fit = fit_subspace_gate(inside.last[learn], inside.last[held], outside.last)

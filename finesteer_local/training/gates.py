@@ -16,7 +16,7 @@ from torch.nn import functional
 from finesteer_local.judges.statistics import auroc
 from finesteer_local.steering import ContrastiveGate, Gate, SubspaceGate, spans
 from finesteer_local.training.data import FOREIGN, FORMS, PLAIN
-from finesteer_local.training.harvest import Turns
+from finesteer_local.training.model_data import Turns
 
 Array = NDArray[np.float32]
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from finesteer_local.errors import PromptError
 from finesteer_local.runtime.harvest import Reader
-from finesteer_local.runtime.packing import Batch, Plan, Request
+from finesteer_local.runtime.packing import Batch, Plan, StatesRequest
 from finesteer_local.training.data import spread
 from finesteer_local.training.int8_model import Int8Model
 
@@ -29,7 +29,7 @@ class Int8Reader(Reader):
         ModelError: the model cannot be read this way.
     """
 
-    def __init__(self, path: Path, layer: int, sample: Sequence[Request]) -> None:
+    def __init__(self, path: Path, layer: int, sample: Sequence[StatesRequest]) -> None:
         self.layers = [layer]
         mean = sum(len(request.tokens) for request in sample) / len(sample)
         typical = spread(sample, max(round(_SAMPLE / mean), 1))  # from all over them
@@ -37,7 +37,7 @@ class Int8Reader(Reader):
         self._model = Int8Model(path, layer, tokens.tolist())
 
     def harvest(
-        self, requests: Sequence[Request], known: Callable[[int], bool] = lambda index: False
+        self, requests: Sequence[StatesRequest], known: Callable[[int], bool] = lambda index: False
     ) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Read every request, in the order that shares most; see `Reader`."""
         if any(not 0 <= request.first < len(request.tokens) for request in requests):

@@ -16,7 +16,7 @@ from finesteer_local.steering.kinds import sigmoid
 from finesteer_local.training.data import FORMS, KindOf, Prompt, TrainingData, drawn_by
 from finesteer_local.training.gate_data import GateData
 from finesteer_local.training.gates import GateFit, log_odds
-from finesteer_local.training.harvest import TrainingHarvest, Turns
+from finesteer_local.training.model_data import ModelData, Turns
 from finesteer_local.training.progress import Progress
 
 Array = NDArray[np.float32]
@@ -155,7 +155,7 @@ def train_kinds(
     )
 
 
-def with_kinds(profile: Profile, harvest: TrainingHarvest, data: TrainingData) -> tuple[Profile, KindsFit]:
+def with_kinds(profile: Profile, model_data: ModelData, data: TrainingData) -> tuple[Profile, KindsFit]:
     """An existing profile with the kinds of a recipe, trained beside its gate as it is.
 
     How likely a request needs intervention is told by the gate's scores on prompts that may have taught it, and so a
@@ -168,7 +168,7 @@ def with_kinds(profile: Profile, harvest: TrainingHarvest, data: TrainingData) -
     if not isinstance(gate, ContrastiveGate) or not data.kinds:
         raise DataError("kinds need a contrastive gate, and a recipe that names them")
     prompts = data.positive
-    everything = harvest.turns([*prompts, *data.contrast], profile.gate_layer)
+    everything = model_data.turns([*prompts, *data.contrast], profile.gate_layer)
     turns = (everything[i] for i in range(len(everything)))
     scores = np.array([gate.score(turn[-1], gate.summary(turn)) for turn in turns], np.float32)
     slope, offset = log_odds(scores, (np.arange(len(everything)) < len(prompts)).astype(float))

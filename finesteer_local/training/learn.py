@@ -63,7 +63,7 @@ def from_answers(run: Run, weights: Any) -> Learnt:
     llama, seed = run.llama, run.settings.seed
     pairs = lesson(run.data, seed)
     learn, held = held_out([pair.prompt for pair in pairs], seed)
-    own = run.harvest.replies(spread([pairs[i] for i in held], OWN_ANSWERS), OWN_TOKENS)
+    own = run.model_data.replies(spread([pairs[i] for i in held], OWN_ANSWERS), OWN_TOKENS)
     taught = [pairs[i] for i in learn]
 
     def learnt() -> Vectors:
@@ -87,10 +87,10 @@ def from_pairs(run: Run, weights: Any) -> Learnt:
     data, seed = run.data, run.settings.seed
     pairs = sample(data, seed, run.effort.share)
     if data.pooled:
-        pairs = natural(run.harvest, pairs)
-    own = run.harvest.replies(spread(pairs, OWN_ANSWERS), OWN_TOKENS)
+        pairs = natural(run.model_data, pairs)
+    own = run.model_data.replies(spread(pairs, OWN_ANSWERS), OWN_TOKENS)
     if data.own_replies:
-        pairs = against_replies(pairs, run.harvest.replies(pairs, REPLY_TOKENS), data.judge)
+        pairs = against_replies(pairs, run.model_data.replies(pairs, REPLY_TOKENS), data.judge)
     learn, held = held_out([pair.prompt for pair in pairs], seed)
     experts, fits = _experts(run, pairs, learn, held)
     taught = [pairs[i] for i in learn]
@@ -118,7 +118,7 @@ def _experts(
     run: Run, pairs: list[Pair], learn: list[int], held: list[int]
 ) -> tuple[dict[int, Experts], dict[int, Fit]]:
     """Experts of every layer, from the differences between the two answers' beginnings."""
-    states, deltas = run.harvest.deltas([clipped(run.llama, pair) for pair in pairs], run.layers)
+    states, deltas = run.model_data.deltas([clipped(run.llama, pair) for pair in pairs], run.layers)
     if not deltas.any():
         raise DataError(f"the answers of every pair begin with the same {DELTA_TOKENS} tokens; nothing can be learnt")
     kinds = [pair.prompt.kind for pair in pairs]

@@ -30,7 +30,7 @@ from finesteer_local.distribution import missing_extra
 from finesteer_local.errors import DataError, ModelError
 from finesteer_local.runtime.trainable import TrainableModel
 from finesteer_local.training.data import Pair
-from finesteer_local.training.harvest import pair_tokens
+from finesteer_local.training.model_data import pair_tokens
 from finesteer_local.training.progress import Progress
 from finesteer_local.training.trials import ANSWER_TOKENS
 

@@ -22,7 +22,7 @@ from finesteer_local.training.data import (
     split,
     spread,
 )
-from finesteer_local.training.harvest import TrainingHarvest
+from finesteer_local.training.model_data import ModelData
 
 MAX_PAIRS = 240
 """Most pairs of a recipe whose rejected answers are the model's own replies: each pair costs a reply."""
@@ -101,7 +101,7 @@ def held_out(prompts: Sequence[Prompt], seed: int) -> tuple[list[int], list[int]
     return [i for i, j in enumerate(first) if j not in held], [i for i, j in enumerate(first) if j in held]
 
 
-def natural(harvest: TrainingHarvest, pairs: Sequence[Pair]) -> list[Pair]:
+def natural(model_data: ModelData, pairs: Sequence[Pair]) -> list[Pair]:
     """Pairs whose chosen answers, where a recipe deals out a pool of them, are those the model finds likeliest itself.
 
     Answers in the model's own voice agree on a direction; foreign ones cancel each other out.
@@ -109,7 +109,7 @@ def natural(harvest: TrainingHarvest, pairs: Sequence[Pair]) -> list[Pair]:
     pool = sorted({pair.chosen for pair in pairs})
     if len(pool) <= NATURAL or len(pool) > len(pairs) // 2:
         return list(pairs)
-    likelihood = harvest.likelihood([pair.prompt for pair in spread(pairs, JUDGES)], pool, DELTA_TOKENS)
+    likelihood = model_data.likelihood([pair.prompt for pair in spread(pairs, JUDGES)], pool, DELTA_TOKENS)
     best = [pool[i] for i in np.argsort(-likelihood, kind="stable")[:NATURAL]]
     return [replace(pair, chosen=best[i % NATURAL]) for i, pair in enumerate(pairs)]
 

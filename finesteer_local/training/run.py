@@ -13,12 +13,12 @@ from finesteer_local.errors import DataError, ModelError
 from finesteer_local.runtime.trainable import TrainableModel
 from finesteer_local.training.data import PAGE, Prompt, TrainingData
 from finesteer_local.training.effort import EFFORTS, Deadline, Effort, Pace, fitting
-from finesteer_local.training.harvest import TrainingHarvest, run_folder
 from finesteer_local.training.layers import candidate_layers
+from finesteer_local.training.model_data import ModelData, run_folder
 from finesteer_local.training.optimise import learns_by_itself, weights_of
 from finesteer_local.training.pairs import DELTA_TOKENS, MAX_PAIRS
 from finesteer_local.training.progress import Progress
-from finesteer_local.training.settings import Settings
+from finesteer_local.training.settings import TrainingSettings
 
 PLANS = "plans.json"
 """In the folder of all runs of these settings: by the minutes that were given, what was found to fit into them. A run
@@ -32,7 +32,7 @@ class Run:
     """One training of one profile: what every step of it needs.
 
     Attributes:
-        harvest: what is read from the model, which is `llama`; its folder is where an interrupted run goes on.
+        model_data: what is read from the model, which is `llama`; its folder is where an interrupted run goes on.
         data: without the pages that do not fit the model's context.
         settings: what was asked for.
         effort: how much is done.
@@ -42,9 +42,9 @@ class Run:
         progress: called with (stage, done, total).
     """
 
-    harvest: TrainingHarvest
+    model_data: ModelData
     data: TrainingData
-    settings: Settings
+    settings: TrainingSettings
     effort: Effort
     deadline: Deadline
     layers: list[int]
@@ -53,12 +53,12 @@ class Run:
 
     @property
     def llama(self) -> TrainableModel:
-        return self.harvest.llama
+        return self.model_data.llama
 
     @property
     def folder(self) -> Path:
         """Where the run keeps what took long, until its profile is written."""
-        return self.harvest.folder
+        return self.model_data.folder
 
     @cached_property
     def for_gate(self) -> TrainingData:
@@ -66,7 +66,7 @@ class Run:
         return self.data.part(self.effort.prompts)
 
 
-def begin(llama: TrainableModel, data: TrainingData, settings: Settings, progress: Progress) -> tuple[Run, Any]:
+def begin(llama: TrainableModel, data: TrainingData, settings: TrainingSettings, progress: Progress) -> tuple[Run, Any]:
     """A run for the loaded model, with the model's weights for PyTorch where they will be learnt through, or None.
 
     Raises:
@@ -90,7 +90,7 @@ def begin(llama: TrainableModel, data: TrainingData, settings: Settings, progres
 def _run(
     llama: TrainableModel,
     data: TrainingData,
-    settings: Settings,
+    settings: TrainingSettings,
     deadline: Deadline,
     learns: bool,
     progress: Progress,
@@ -100,31 +100,31 @@ def _run(
     llama.check_steerable(layers)
     # What decides the shape of the harvest belongs to the run's identity, so that another version starts anew.
     shape = {"layers": layers, "pairs": MAX_PAIRS, "tokens": DELTA_TOKENS, "learns": learns}
-    harvest = TrainingHarvest(llama, data, run_folder(llama, data, {**settings.identity, **shape}), progress)
-    fitting_data = _with_fitting_pages(harvest, data)
+    model_data = ModelData(llama, data, run_folder(llama, data, {**settings.identity, **shape}), progress)
+    fitting_data = _with_fitting_pages(model_data, data)
     asked_for = EFFORTS[settings.quality] if settings.quality else None
     read = fitting_data.part(asked_for.prompts if asked_for else None).contrast if settings.gated else ()
-    harvest.check([*(pair.prompt for pair in fitting_data.pairs), *read])
+    model_data.check([*(pair.prompt for pair in fitting_data.pairs), *read])
     # Before anything that takes minutes: they may not be readable.
-    weights = weights_of(llama) if learns and not any(harvest.folder.glob(f"*/{VECTORS}")) else None
-    effort = asked_for or _planned(harvest, fitting_data, settings, layers[0], learns, weights)
-    harvest.go_to(harvest.folder / effort.name)
-    if learns and weights is None and not (harvest.folder / VECTORS).exists():
+    weights = weights_of(llama) if learns and not any(model_data.folder.glob(f"*/{VECTORS}")) else None
+    effort = asked_for or _planned(model_data, fitting_data, settings, layers[0], learns, weights)
+    model_data.go_to(model_data.folder / effort.name)
+    if learns and weights is None and not (model_data.folder / VECTORS).exists():
         weights = weights_of(llama)
-    return Run(harvest, fitting_data, settings, effort, deadline, layers, learns, progress), weights
+    return Run(model_data, fitting_data, settings, effort, deadline, layers, learns, progress), weights
 
 
 def _planned(
-    harvest: TrainingHarvest, data: TrainingData, settings: Settings, layer: int, learns: bool, weights: Any
+    model_data: ModelData, data: TrainingData, settings: TrainingSettings, layer: int, learns: bool, weights: Any
 ) -> Effort:
     """What fits into the minutes that were given, as it was found when a run first had so many."""
-    file = harvest.folder / PLANS
+    file = model_data.folder / PLANS
     known: dict[str, list[float]] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     key = f"{settings.minutes:g}"
     if key not in known:
-        harvest.progress("measuring this machine", 0, 1)
-        pace = Pace.measured(harvest, data, layer, weights)
-        harvest.progress("measuring this machine", 1, 1)
+        model_data.progress("measuring this machine", 0, 1)
+        pace = Pace.measured(model_data, data, layer, weights)
+        model_data.progress("measuring this machine", 1, 1)
         effort = fitting(settings.minutes, pace, learns=learns, judge=data.judge)
         known[key] = [effort.share, effort.lessons, effort.answers]
         with paths.atomic_write(file) as temporary:
@@ -133,11 +133,11 @@ def _planned(
     return Effort(None, share, int(lessons), int(answers))
 
 
-def _with_fitting_pages(harvest: TrainingHarvest, data: TrainingData) -> TrainingData:
+def _with_fitting_pages(model_data: ModelData, data: TrainingData) -> TrainingData:
     """The data without the pages that a small context has no room for: the recipe made them, and has others."""
 
     def stays(prompt: Prompt) -> bool:
-        return prompt.form != PAGE or harvest.fits(prompt)
+        return prompt.form != PAGE or model_data.fits(prompt)
 
     pairs, contrast = [p for p in data.pairs if stays(p.prompt)], [p for p in data.contrast if stays(p)]
     dropped = len(pairs) < len(data.pairs) or len(contrast) < len(data.contrast)

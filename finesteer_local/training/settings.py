@@ -13,7 +13,7 @@ GATES = ("contrastive", "scs", "always")
 
 
 @dataclass(frozen=True)
-class Settings:
+class TrainingSettings:
     """What a run does. `layer`, `strength` and `scope` replace the tuned ones.
 
     Attributes:

@@ -25,11 +25,11 @@ from finesteer_local.training.pairs import held_out
 from finesteer_local.training.progress import Progress, Stopwatch, quiet
 from finesteer_local.training.run import Run, begin
 from finesteer_local.training.search import Trial
-from finesteer_local.training.settings import Settings
+from finesteer_local.training.settings import TrainingSettings
 from finesteer_local.training.tune import tune
 
 
-def train(llama: TrainableModel, data: TrainingData, settings: Settings, progress: Progress = quiet) -> Profile:
+def train(llama: TrainableModel, data: TrainingData, settings: TrainingSettings, progress: Progress = quiet) -> Profile:
     """Train a profile on `data` for the loaded model.
 
     What was read, answered and learnt is kept: an interrupted run goes on from there, and so does one that may take
@@ -78,7 +78,7 @@ def learn_gate(run: Run, layer: int) -> tuple[Gate, GateFit | None, GateData | N
     settings = run.settings
     if not settings.gated:
         return AlwaysGate(), None, None
-    found = read_for_gate(run.harvest, run.for_gate, layer, run.deadline, keep=settings.keep)
+    found = read_for_gate(run.model_data, run.for_gate, layer, run.deadline, keep=settings.keep)
     positive, contrast = found.turns.parted(len(found.positive))
     if settings.gate == "scs":
         learn, held = held_out(found.positive, settings.seed)
@@ -88,7 +88,7 @@ def learn_gate(run: Run, layer: int) -> tuple[Gate, GateFit | None, GateData | N
         contrast,
         [prompt.family for prompt in found.prompts],
         [prompt.form for prompt in found.prompts],
-        [run.harvest.request_span(prompt) for prompt in found.prompts],
+        [run.model_data.request_span(prompt) for prompt in found.prompts],
         seed=settings.seed,
         graded=run.data.judge == "margin",
         progress=lambda done, total: run.progress("training the gate", done, total),
@@ -100,7 +100,7 @@ def train_profile(
     model: str | Path,
     *,
     data: TrainingData,
-    settings: Settings | None = None,
+    settings: TrainingSettings | None = None,
     n_threads: int | None = None,
     progress: Progress = quiet,
     backend: str = "llama.cpp",
@@ -118,4 +118,4 @@ def train_profile(
     else:
         opened = open_fast(model, n_threads=n_threads, **llama_options)
     with opened as llama:
-        return train(llama, data, settings or Settings(), progress)
+        return train(llama, data, settings or TrainingSettings(), progress)

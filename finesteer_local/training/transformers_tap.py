@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from finesteer_local.errors import PromptError, SteeringError
 from finesteer_local.runtime.harvest import Reader
-from finesteer_local.runtime.packing import Request
+from finesteer_local.runtime.packing import StatesRequest
 from finesteer_local.runtime.tap import Addition, Handler, Rows
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class BlockReader(Reader):
         self.model, self.layers = model, sorted(set(layers))
 
     def harvest(
-        self, requests: Sequence[Request], known: Callable[[int], bool] = lambda index: False
+        self, requests: Sequence[StatesRequest], known: Callable[[int], bool] = lambda index: False
     ) -> Iterator[tuple[int, Array]]:
         """Read the requests one after the other; see `Reader`."""
         for i, (tokens, first) in enumerate(requests):

@@ -23,7 +23,7 @@ from finesteer_local.profile import Profile
 from finesteer_local.runtime.trainable import TrainableModel
 from finesteer_local.steering import LONG_PROMPT, SHORT_PROMPT, AlwaysGate, Experts
 from finesteer_local.training.data import Pair, Prompt, spread
-from finesteer_local.training.harvest import answer_tokens, generate, pair_tokens, whole_answers
+from finesteer_local.training.model_data import answer_tokens, generate, pair_tokens, whole_answers
 from finesteer_local.training.progress import Progress
 from finesteer_local.training.search import LONG, SEARCHES, SHORT, Layers, Setting, Trial, search_name
 

@@ -9,12 +9,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from finesteer_local.evaluation import tuning as module
-from finesteer_local.evaluation.answers import Answer
+from finesteer_local.evaluation import method_tuner as module
+from finesteer_local.evaluation.answers import EvalAnswer
 from finesteer_local.evaluation.baselines.vectors import Candidate, always
 from finesteer_local.evaluation.interventions import UNSTEERED, Reading
 from finesteer_local.evaluation.journal import Journal
-from finesteer_local.evaluation.tuning import FIRST_STRENGTHS, GIVE_UP, PROMPTS, STRENGTHS, TOLERANCE, Trial, Tuner
+from finesteer_local.evaluation.method_tuner import (
+    FIRST_STRENGTHS,
+    GIVE_UP,
+    PROMPTS,
+    STRENGTHS,
+    TOLERANCE,
+    Trial,
+    Tuner,
+)
 from finesteer_local.judges.fluency import Fluency
 from finesteer_local.judges.whole import Verdict
 from finesteer_local.training.data import TrainingData
@@ -47,7 +55,9 @@ def tuner(model: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Quality], T
     """A tuner whose model answers as the quality says."""
 
     def make(quality: Quality) -> Tuner:
-        def answer_all(llama: Any, intervention: Any, requests: Sequence[Any], journal: Any, **_: Any) -> list[Answer]:
+        def answer_all(
+            llama: Any, intervention: Any, requests: Sequence[Any], journal: Any, **_: Any
+        ) -> list[EvalAnswer]:
             positive = [r.messages[0]["content"].startswith("open") for r in requests]
             if intervention is UNSTEERED:
                 texts = ["Sure."] * len(requests)
@@ -58,7 +68,7 @@ def tuner(model: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Quality], T
                     + (" mush" if _share(i, positive, p) >= 1 - mush else "")
                     for i, p in enumerate(positive)
                 ]
-            return [Answer(text, "endless" not in text, 5, 0.0, 0.0, Reading()) for text in texts]
+            return [EvalAnswer(text, "endless" not in text, 5, 0.0, 0.0, Reading()) for text in texts]
 
         monkeypatch.setattr(module, "answer_all", answer_all)
         monkeypatch.setattr(module, "fluency", lambda _, text, __: Fluency(9.0 if "mush" in text else 1.0, 0.0))

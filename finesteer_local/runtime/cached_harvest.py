@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from finesteer_local import paths, state_cache
 from finesteer_local.errors import StorageError
 from finesteer_local.runtime.harvest import Reader
-from finesteer_local.runtime.packing import Request
+from finesteer_local.runtime.packing import StatesRequest
 from finesteer_local.runtime.trainable import TrainableModel
 
 METHOD = 1
@@ -53,12 +53,12 @@ class Harvest:
 
 def read_states(
     llama: TrainableModel,
-    requests: Sequence[Request],
+    requests: Sequence[StatesRequest],
     layers: Sequence[int],
     *,
     kind: type[np.float16] | type[np.float32] = np.float16,
     progress: Callable[[int, int], None] = lambda done, total: None,
-    reader: Callable[[Sequence[Request]], Reader] | None = None,
+    reader: Callable[[Sequence[StatesRequest]], Reader] | None = None,
 ) -> Harvest:
     """Hidden states of `requests` at `layers`, unsteered, from the cache as far as it has them.
 
@@ -77,7 +77,7 @@ def read_states(
     stores = [_Store(model, layer, np.dtype(kind), Path(llama.model_path).name) for layer in layers]
     state_cache.trim(limit, spare=state_cache.IN_USE)  # what is used now was touched just before
     keys = [_key(request.tokens) for request in requests]
-    missing: dict[bytes, Request] = {}  # every prompt once, from the first token that anybody asks for
+    missing: dict[bytes, StatesRequest] = {}  # every prompt once, from the first token that anybody asks for
     n_missing = 0
     for key, request in zip(keys, requests, strict=True):
         if not all(store.has(key, request.first) for store in stores):
@@ -105,10 +105,10 @@ def read_states(
 
 def _harvest(
     llama: TrainableModel,
-    missing: Mapping[bytes, Request],
+    missing: Mapping[bytes, StatesRequest],
     layers: Sequence[int],
     stores: Sequence[_Store],
-    make: Callable[[Sequence[Request]], Reader],
+    make: Callable[[Sequence[StatesRequest]], Reader],
     report: Callable[[int], None],
 ) -> None:
     """Read what is missing into a new segment of every store."""
@@ -205,7 +205,7 @@ class _Store:
 class _Segment:
     """A segment that is being filled."""
 
-    def __init__(self, store: _Store, name: str, prompts: Mapping[bytes, Request], n_embd: int) -> None:
+    def __init__(self, store: _Store, name: str, prompts: Mapping[bytes, StatesRequest], n_embd: int) -> None:
         self.store, self.name = store, name
         self._part, self._mark = store.stem(name + _PART), store.stem(name + ".done")
         records = [(key, request.first, len(request.tokens) - request.first) for key, request in prompts.items()]
@@ -255,7 +255,9 @@ class _Segment:
 
 
 @contextmanager
-def _segments(stores: Sequence[_Store], prompts: Mapping[bytes, Request], n_embd: int) -> Iterator[list[_Segment]]:
+def _segments(
+    stores: Sequence[_Store], prompts: Mapping[bytes, StatesRequest], n_embd: int
+) -> Iterator[list[_Segment]]:
     """New segments for these prompts, or their unfinished ones; two processes never fill the same."""
     digest = hashlib.sha256(repr([store.layer for store in stores]).encode())  # layers are read together
     for key, request in prompts.items():

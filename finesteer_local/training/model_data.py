@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from finesteer_local import __version__, paths
 from finesteer_local.errors import DataError
+from finesteer_local.runtime.cached_harvest import read_states
 from finesteer_local.runtime.harvest import Reader
-from finesteer_local.runtime.packing import Request
+from finesteer_local.runtime.packing import StatesRequest
 from finesteer_local.runtime.prompt import chat_prompt, turn_start
-from finesteer_local.runtime.states import read_states
 from finesteer_local.runtime.trainable import TrainableModel, WholeAnswer
 from finesteer_local.training.data import PAGE, Pair, Prompt, TrainingData, spread
 from finesteer_local.training.fast_reader import SAMPLE, fast_reader
@@ -78,11 +78,11 @@ class Turns:
         return self.states[self.offsets[1:] - 1].astype(np.float32)
 
 
-class TrainingHarvest:
+class ModelData:
     """Everything that training reads from the model.
 
-    Hidden states are kept in the cache (runtime/states.py), the rest in a folder of the run's own until the profile is
-    written: a run that was interrupted goes on with both.
+    Hidden states are kept in the cache (runtime/cached_harvest.py), the rest in a folder of the run's own: a run that was
+    interrupted goes on with both.
     """
 
     def __init__(
@@ -168,7 +168,7 @@ class TrainingHarvest:
         tokens, turn = self.tokens(prompt)
         return len(tokens) - turn
 
-    def _reader(self, layer: int, requests: Sequence[Request]) -> Reader:
+    def _reader(self, layer: int, requests: Sequence[StatesRequest]) -> Reader:
         """What reads the prompts at `layer`: the same for all of the data, however few of them are missing."""
         if layer not in self._readers:
             prompts = [*self.data.positive, *self.data.contrast] if self.data else []
@@ -178,9 +178,9 @@ class TrainingHarvest:
             self._readers[layer] = fast_reader(self.llama, layer, sample, n_tokens)
         return self._readers[layer]
 
-    def _turn(self, prompt: Prompt) -> Request:
+    def _turn(self, prompt: Prompt) -> StatesRequest:
         tokens, turn = self.tokens(prompt)
-        return Request(np.array(tokens, np.int32), max(turn, len(tokens) - MAX_TURN))
+        return StatesRequest(np.array(tokens, np.int32), max(turn, len(tokens) - MAX_TURN))
 
     def request_span(self, prompt: Prompt) -> tuple[int, int] | None:
         """The tokens of a page's last turn that are its request, as (first, last + 1); (0, 0) where it has none.
@@ -241,9 +241,9 @@ class TrainingHarvest:
         requests = []
         for pair in pairs:
             prompt = self._prompt(pair.prompt)
-            requests.append(Request(prompt, len(prompt) - 1))
+            requests.append(StatesRequest(prompt, len(prompt) - 1))
             for text in (pair.chosen, pair.rejected):
-                requests.append(Request([*prompt, *answer_tokens(self.llama, text)], len(prompt)))
+                requests.append(StatesRequest([*prompt, *answer_tokens(self.llama, text)], len(prompt)))
         read = read_states(
             self.llama,
             requests,

@@ -28,7 +28,7 @@ _PATIENCE = 86400.0  # seconds: whoever waits at a terminal decides himself how 
 
 
 @dataclass(frozen=True)
-class Answer:
+class TimedAnswer:
     """What the model wrote, and how it came about."""
 
     text: str
@@ -73,7 +73,7 @@ def engine_of(llama: SteeredLlama) -> BatchEngine:
 
 def answer(
     engine: BatchEngine, prompt: str | Sequence[Message], sampling: Sampling, on_text: OnText | None = None
-) -> Answer:
+) -> TimedAnswer:
     """Answer a conversation, or continue text as it is, steered as the engine's model is now.
 
     Ctrl-C ends the answer early, with `finish` saying so; a second one raises `KeyboardInterrupt`.
@@ -98,7 +98,7 @@ def answer(
 
 def whole_answer(
     engine: BatchEngine, prompt: str | Sequence[Message], sampling: Sampling, on_text: OnText | None = None
-) -> Answer:
+) -> TimedAnswer:
     """As `answer`, for those who have no use for half of one: Ctrl-C raises `KeyboardInterrupt`."""
     found = answer(engine, prompt, sampling, on_text)
     if found.finish == INTERRUPTED:
@@ -108,7 +108,7 @@ def whole_answer(
 
 def answer_rows(
     llama: SteeredLlama, prompts: Sequence[str | Sequence[Message]], sampling: Sampling, parallel: int | None = None
-) -> Iterator[Answer]:
+) -> Iterator[TimedAnswer]:
     """Answer many prompts, several at a time; the answers come in the prompts' order.
 
     Args:
@@ -140,10 +140,10 @@ def _request(llama: SteeredLlama, prompt: str | Sequence[Message], sampling: Sam
     return request
 
 
-def _answer(llama: SteeredLlama, whole: Whole) -> Answer:
+def _answer(llama: SteeredLlama, whole: Whole) -> TimedAnswer:
     done = whole.finished
     readings = tuple(zip(llama.profiles, whole.decisions, strict=False))  # none where it was cancelled before
-    return Answer(
+    return TimedAnswer(
         whole.text, readings, done.n_prompt, done.n_answer, done.prompt_seconds, done.answer_seconds, done.reason
     )
 

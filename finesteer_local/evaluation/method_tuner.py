@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from finesteer_local.evaluation.answers import Request, answer_all
+from finesteer_local.evaluation.answers import EvalRequest, answer_all
 from finesteer_local.evaluation.baselines.vectors import Candidate
 from finesteer_local.evaluation.interventions import UNSTEERED, Intervention
 from finesteer_local.evaluation.journal import Journal, digest
@@ -26,7 +26,7 @@ from finesteer_local.judges.whole import Verdict, declines
 from finesteer_local.runtime import SteeredLlama
 from finesteer_local.runtime.score import answer_logprobs
 from finesteer_local.training.data import Pair
-from finesteer_local.training.harvest import pair_tokens
+from finesteer_local.training.model_data import pair_tokens
 
 PROMPTS = 24  # of each kind
 FEWER = 10  # of each kind, where many candidates are compared
@@ -121,14 +121,14 @@ class Tuner:
         ]
         return Trial(strength, float(np.mean(wanted)), float(np.mean(kept)), len(pairs))
 
-    def _requests(self, n: int) -> list[Request]:
+    def _requests(self, n: int) -> list[EvalRequest]:
         wanted = [
-            Request(pair.prompt.messages, WHOLE_TOKENS, TEMPERATURE)
+            EvalRequest(pair.prompt.messages, WHOLE_TOKENS, TEMPERATURE)
             if self.judge == "refusal"
-            else Request(pair.prompt.messages, ANSWER_TOKENS)
+            else EvalRequest(pair.prompt.messages, ANSWER_TOKENS)
             for pair in self.pairs[:n]
         ]
-        return wanted + [Request(prompt.messages, ANSWER_TOKENS) for prompt in self.contrast[:n]]
+        return wanted + [EvalRequest(prompt.messages, ANSWER_TOKENS) for prompt in self.contrast[:n]]
 
     def _fluency(self, text: str) -> Fluency:
         self.llama.set_profiles([])

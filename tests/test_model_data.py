@@ -14,15 +14,15 @@ import pytest
 from finesteer_local import paths
 from finesteer_local.errors import DataError, StorageError
 from finesteer_local.runtime import SteeredLlama, batch
+from finesteer_local.runtime import cached_harvest as cache
 from finesteer_local.runtime import harvest as reading
-from finesteer_local.runtime import states as cache
 from finesteer_local.runtime.harvest import Harvester
 from finesteer_local.runtime.prompt import chat_prompt, turn_start
 from finesteer_local.runtime.score import answer_logprobs
-from finesteer_local.training import harvest as training
+from finesteer_local.training import model_data as training
 from finesteer_local.training.data import Pair, Prompt, TrainingData
-from finesteer_local.training.harvest import (
-    TrainingHarvest,
+from finesteer_local.training.model_data import (
+    ModelData,
     Turns,
     answer_tokens,
     generate,
@@ -85,7 +85,7 @@ def counted(steps: list[tuple[str, int, int]]) -> Progress:
 
 
 def test_deltas_are_mean_answer_states_apart(llama: SteeredLlama, tmp_path: Path) -> None:
-    states, deltas = TrainingHarvest(llama, DATA, tmp_path).deltas(PAIRS[:3], [1, 2])
+    states, deltas = ModelData(llama, DATA, tmp_path).deltas(PAIRS[:3], [1, 2])
     assert states.shape == deltas.shape == (3, 2, 64)
     assert states.dtype == deltas.dtype == np.float32
     for i, pair in enumerate(PAIRS[:3]):
@@ -102,7 +102,7 @@ def test_deltas_are_mean_answer_states_apart(llama: SteeredLlama, tmp_path: Path
 
 def test_turns(llama: SteeredLlama, tmp_path: Path) -> None:
     prompts = [prompt("hello"), prompt("and then?", "a first question", "an answer"), prompt("x")]
-    got = TrainingHarvest(llama, DATA, tmp_path).turns(prompts, 1)
+    got = ModelData(llama, DATA, tmp_path).turns(prompts, 1)
     assert isinstance(got, Turns) and len(got) == 3
     assert got.states.dtype == np.float16 and got[0].dtype == np.float32
     harvester = Harvester(llama, [1])
@@ -133,7 +133,7 @@ def test_a_part_of_the_turns() -> None:
 def test_of_a_long_turn_the_end_is_kept(one: SteeredLlama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "MAX_TURN", 50)
     long, short = prompt("abcdefgh " * 20), prompt("abcdefgh")
-    got = TrainingHarvest(one, DATA, tmp_path).turns([long, short], 1)
+    got = ModelData(one, DATA, tmp_path).turns([long, short], 1)
     tokens = chat_prompt(one, long.messages)
     assert len(got[0]) == 50 > len(got[1]) >= 8
     wanted = Harvester(one, [1]).turn_states(tokens, len(tokens) - 50)[0]
@@ -144,7 +144,7 @@ def test_states_that_float16_cannot_hold(one: SteeredLlama, tmp_path: Path, monk
     """Gemma's first tokens have activations of 1e5 and more: cut, never infinite."""
     harvest = Harvester.harvest
     monkeypatch.setattr(Harvester, "harvest", lambda *args: ((i, 1e6 * h) for i, h in harvest(*args)))
-    got = TrainingHarvest(one, DATA, tmp_path).turns([prompt("hello")], 1)
+    got = ModelData(one, DATA, tmp_path).turns([prompt("hello")], 1)
     assert np.isfinite(got.states).all()
     assert np.abs(got.states).max() == np.finfo(np.float16).max
 
@@ -154,7 +154,7 @@ def test_interrupted_replies_go_on(tiny_model: Path, tmp_path: Path, rows: int) 
     """End with the very same text, and none that was saved is generated again."""
 
     def read(folder: Path, progress: Progress) -> list[str]:
-        return TrainingHarvest(steered_llama(tiny_model), DATA, folder, progress).replies(PAIRS, 6)
+        return ModelData(steered_llama(tiny_model), DATA, folder, progress).replies(PAIRS, 6)
 
     wanted = read(tmp_path / "whole", quiet)
     with pytest.raises(Stop):
@@ -179,10 +179,10 @@ def test_an_interrupted_harvest_goes_on(
 
     def read(home: str, progress: Progress) -> list[Any]:
         monkeypatch.setenv("FINESTEER_HOME", str(tmp_path / home))
-        harvest = TrainingHarvest(steered_llama(tiny_model), DATA, tmp_path / home / "run", progress)
+        model_data = ModelData(steered_llama(tiny_model), DATA, tmp_path / home / "run", progress)
         if what == "deltas":
-            return list(harvest.deltas(PAIRS, [1, 2]))
-        turns = harvest.turns(prompts, 2)
+            return list(model_data.deltas(PAIRS, [1, 2]))
+        turns = model_data.turns(prompts, 2)
         return [np.array(turns.states), turns.offsets]
 
     wanted = read("whole", quiet)
@@ -201,15 +201,15 @@ def test_an_interrupted_harvest_goes_on(
 
 
 def test_layers_are_harvested_apart(one: SteeredLlama, tmp_path: Path) -> None:
-    harvest = TrainingHarvest(one, DATA, tmp_path)
-    first, second = harvest.turns([prompt("hello")], 1), harvest.turns([prompt("hello")], 2)
+    model_data = ModelData(one, DATA, tmp_path)
+    first, second = model_data.turns([prompt("hello")], 1), model_data.turns([prompt("hello")], 2)
     assert not np.array_equal(first.states, second.states)
 
 
 def test_another_run_reads_only_what_is_new(one: SteeredLlama, tmp_path: Path) -> None:
-    first = TrainingHarvest(one, DATA, tmp_path / "a").deltas(PAIRS[:3], [1])
+    first = ModelData(one, DATA, tmp_path / "a").deltas(PAIRS[:3], [1])
     steps: list[tuple[str, int, int]] = []
-    second = TrainingHarvest(one, DATA, tmp_path / "b", counted(steps)).deltas(PAIRS[:4], [1])
+    second = ModelData(one, DATA, tmp_path / "b", counted(steps)).deltas(PAIRS[:4], [1])
     assert steps[0][1:] == (9, 12)
     assert all(np.array_equal(a, b[:3]) for a, b in zip(first, second, strict=True))
 
@@ -217,10 +217,10 @@ def test_another_run_reads_only_what_is_new(one: SteeredLlama, tmp_path: Path) -
 def test_replies_are_the_models_own(tiny: Path, tmp_path: Path) -> None:
     llama = steered_llama(tiny, profiles=[make_profile(tiny, strength=3)])
     [steered] = generate(llama, [PAIRS[0].prompt], 6)
-    got = TrainingHarvest(llama, DATA, tmp_path).replies(PAIRS[:2], 6)
+    got = ModelData(llama, DATA, tmp_path).replies(PAIRS[:2], 6)
     assert got == list(generate(steered_llama(tiny), [pair.prompt for pair in PAIRS[:2]], 6))
     assert got[0] != steered
-    assert TrainingHarvest(llama, DATA, tmp_path).replies(PAIRS[:1], 6) == got[:1]
+    assert ModelData(llama, DATA, tmp_path).replies(PAIRS[:1], 6) == got[:1]
 
 
 def test_whole_answers_are_those_of_chat(tiny: Path) -> None:
@@ -251,57 +251,57 @@ def test_an_answer_that_ends(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_prompt_that_fits(one: SteeredLlama, tmp_path: Path) -> None:
-    harvest = TrainingHarvest(one, DATA, tmp_path)
-    assert harvest.fits(prompt("x" * 300)) and not harvest.fits(prompt("y" * 600))
+    model_data = ModelData(one, DATA, tmp_path)
+    assert model_data.fits(prompt("x" * 300)) and not model_data.fits(prompt("y" * 600))
     with pytest.raises(DataError):
-        harvest.check([prompt("y" * 600)])
+        model_data.check([prompt("y" * 600)])
 
 
 def test_likelihood(one: SteeredLlama, tmp_path: Path) -> None:
     prompts, answers = [pair.prompt for pair in PAIRS[:3]], ["no", "sure thing", "never ever in my life"]
     steps: list[tuple[str, int, int]] = []
-    harvest = TrainingHarvest(one, DATA, tmp_path, counted(steps))
-    got = harvest.likelihood(prompts, answers, 4)
+    model_data = ModelData(one, DATA, tmp_path, counted(steps))
+    got = model_data.likelihood(prompts, answers, 4)
     for i, answer in enumerate(answers):
         tokens = answer_tokens(one, answer)[:4]
         each = [answer_logprobs(one, chat_prompt(one, p.messages), [tokens])[0].mean() for p in prompts]
         assert got[i] == pytest.approx(np.mean(each), rel=1e-6)
     assert [done for _, done, _ in steps] == [1, 2, 3]
-    again = TrainingHarvest(one, DATA, tmp_path, until(1)).likelihood(prompts, answers, 4)
+    again = ModelData(one, DATA, tmp_path, until(1)).likelihood(prompts, answers, 4)
     np.testing.assert_array_equal(again, got)
 
 
 @pytest.mark.parametrize("what", ["check", "turns", "deltas", "tokens"])
 def test_a_prompt_longer_than_the_context(one: SteeredLlama, tmp_path: Path, what: str) -> None:
-    harvest = TrainingHarvest(one, DATA, tmp_path)
+    model_data = ModelData(one, DATA, tmp_path)
     fits = prompt("x" * (512 - 100))
     for n in (512 - 40, 5000):
         long = prompt("y" * n)
         with pytest.raises(DataError, match=r"of \d+ tokens and its answer do not fit the context of 512.*'yyy"):
             if what == "check":
-                harvest.check([fits, long])
+                model_data.check([fits, long])
             elif what == "turns":
-                harvest.turns([fits, long], 1)
+                model_data.turns([fits, long], 1)
             elif what == "deltas":
-                harvest.deltas([Pair(fits, "no", "yes"), Pair(long, "no", "yes")], [1])
+                model_data.deltas([Pair(fits, "no", "yes"), Pair(long, "no", "yes")], [1])
             else:
-                harvest.tokens(long)
-    harvest.check([fits])
+                model_data.tokens(long)
+    model_data.check([fits])
 
 
 def test_a_prompt_that_the_template_rejects(tmp_path: Path) -> None:
     template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system, please') }}{% endif %}"
     path = write_tiny_model(tmp_path / "strict.gguf", chat_template=template + "{{ messages[-1]['content'] }}")
-    harvest = TrainingHarvest(steered_llama(path), DATA, tmp_path / "run")
-    harvest.check([prompt("hello")])
+    model_data = ModelData(steered_llama(path), DATA, tmp_path / "run")
+    model_data.check([prompt("hello")])
     with pytest.raises(DataError, match="chat template rejects 'hello': no system, please"):
-        harvest.check([Prompt([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hello"}])])
+        model_data.check([Prompt([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hello"}])])
 
 
 def test_a_folder_that_cannot_be_made(one: SteeredLlama, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot create the folder"):
-        TrainingHarvest(one, DATA, tmp_path / "file" / "run")
+        ModelData(one, DATA, tmp_path / "file" / "run")
 
 
 def test_a_full_disk(one: SteeredLlama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,10 +313,10 @@ def test_a_full_disk(one: SteeredLlama, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(cache.os, "posix_fallocate", full)
     steps: list[tuple[str, int, int]] = []
     with pytest.raises(StorageError, match=r"cannot write .*: No space left on device"):
-        TrainingHarvest(one, DATA, tmp_path, counted(steps)).deltas(PAIRS, [1])
+        ModelData(one, DATA, tmp_path, counted(steps)).deltas(PAIRS, [1])
     assert steps == []
     monkeypatch.undo()
-    assert TrainingHarvest(one, DATA, tmp_path).deltas(PAIRS[:2], [1])[0].any()
+    assert ModelData(one, DATA, tmp_path).deltas(PAIRS[:2], [1])[0].any()
 
 
 def test_the_runs_folder_is_named_by_all_that_matters(one: SteeredLlama, tiny: Path, tmp_path: Path) -> None:
@@ -336,9 +336,9 @@ def test_the_runs_folder_is_named_by_all_that_matters(one: SteeredLlama, tiny: P
 
 
 def test_what_is_kept_is_readable(one: SteeredLlama, tmp_path: Path) -> None:
-    harvest = TrainingHarvest(one, DATA, tmp_path / "a" / "b")
-    harvest.replies(PAIRS[:2], 4)
-    harvest.turns([prompt("hello")], 1)
+    model_data = ModelData(one, DATA, tmp_path / "a" / "b")
+    model_data.replies(PAIRS[:2], 4)
+    model_data.turns([prompt("hello")], 1)
     assert len(json.loads((tmp_path / "a" / "b" / "replies-4-2.json").read_text("utf-8"))) == 2
     assert {path.name for path in (tmp_path / "a" / "b").iterdir()} == {"replies-4-2.json"}
 
@@ -346,11 +346,11 @@ def test_what_is_kept_is_readable(one: SteeredLlama, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("before", "behind"), [("", PAGE_TEXT), (PAGE_TEXT, ""), (PAGE_TEXT, PAGE_TEXT), ("é ", " ß")])
 def test_the_tokens_of_a_pages_request(one: SteeredLlama, before: str, behind: str, tmp_path: Path) -> None:
     """All of it, and no more than a token's rest on either side."""
-    harvest = TrainingHarvest(one, None, tmp_path)
+    model_data = ModelData(one, None, tmp_path)
     asked = "how to rho the sigma?"
     page = replace(prompt(f"{before}{asked}{behind}"), form="page", request=asked)
-    start, stop = harvest.request_span(page) or (0, 0)
-    tokens, turn = harvest.tokens(page)
+    start, stop = model_data.request_span(page) or (0, 0)
+    tokens, turn = model_data.tokens(page)
     found = tokens[turn:][start:stop]
     pieces = [one.detokenize([token], special=True) for token in found]
     assert asked.encode() in b"".join(pieces)
@@ -358,8 +358,8 @@ def test_the_tokens_of_a_pages_request(one: SteeredLlama, before: str, behind: s
 
 
 def test_a_page_without_a_request_has_no_tokens_of_it(one: SteeredLlama, tmp_path: Path) -> None:
-    harvest = TrainingHarvest(one, None, tmp_path)
+    model_data = ModelData(one, None, tmp_path)
     page = replace(prompt(PAGE_TEXT), form="page")
-    assert harvest.request_span(page) == (0, 0)
-    assert harvest.request_span(replace(page, request="not in it")) == (0, 0)
-    assert harvest.request_span(prompt("how to rho")) is None
+    assert model_data.request_span(page) == (0, 0)
+    assert model_data.request_span(replace(page, request="not in it")) == (0, 0)
+    assert model_data.request_span(prompt("how to rho")) is None

@@ -10,7 +10,7 @@ from finesteer_local.bench.profiles import DEPTH
 from finesteer_local.bench.series import Series, Way, alternate
 from finesteer_local.runtime import SteeredLlama
 from finesteer_local.runtime.harvest import MICRO_BATCH, SEQUENCES, Harvester
-from finesteer_local.runtime.packing import Plan, Request
+from finesteer_local.runtime.packing import Plan, StatesRequest
 from finesteer_local.runtime.prompt import chat_prompt
 from finesteer_local.runtime.timing import decoded, first_seconds, seconds_of
 from finesteer_local.training.effort import EFFORTS
@@ -23,14 +23,14 @@ PACKED = "prompts together"
 COPIED = "together, from the float32 copy"
 
 
-def recipe_requests(llama: SteeredLlama, recipe: str) -> list[Request]:
+def recipe_requests(llama: SteeredLlama, recipe: str) -> list[StatesRequest]:
     """The recipe's prompts as training reads them, for their last tokens' states."""
     data = load_recipe(recipe).part(EFFORTS["standard"].prompts)
     prompts = [np.array(chat_prompt(llama, prompt.messages), np.int32) for prompt in (*data.positive, *data.contrast)]
-    return [Request(tokens, len(tokens) - 1) for tokens in prompts]
+    return [StatesRequest(tokens, len(tokens) - 1) for tokens in prompts]
 
 
-class HarvestBench:
+class ReadingBench:
     """Reads a part of a recipe's prompts up to the layer in the middle.
 
     A part is every so manieth batch that the whole recipe makes, so that what its prompts share counts as it does in
@@ -58,7 +58,7 @@ class HarvestBench:
         self.plain.close()
         self.copied.close()
 
-    def part(self) -> list[Request]:
+    def part(self) -> list[StatesRequest]:
         """The next part, the same for all ways of a round that ask for it in turn."""
         return self.parts[self._turn % len(self.parts)]
 
@@ -78,16 +78,16 @@ class HarvestBench:
             found[COPIED] = lambda: speed(self.copied.harvest, self.part())
         return found
 
-    def _alone(self, requests: Sequence[Request]) -> list[object]:
+    def _alone(self, requests: Sequence[StatesRequest]) -> list[object]:
         return [self.plain.turn_states([int(token) for token in request.tokens], request.first) for request in requests]
 
 
-def speed(read: Callable[[Sequence[Request]], object], requests: Sequence[Request]) -> float:
+def speed(read: Callable[[Sequence[StatesRequest]], object], requests: Sequence[StatesRequest]) -> float:
     """Tokens a second of reading all of `requests`."""
     return sum(len(request.tokens) for request in requests) / seconds_of(lambda: read(requests))
 
 
-def harvest_series(series: Series, bench: HarvestBench, rounds: int, advance: Callable[[], None]) -> None:
+def reading_series(series: Series, bench: ReadingBench, rounds: int, advance: Callable[[], None]) -> None:
     """All ways to read the same part of the prompts in a round, and another part in the next."""
     ways = bench.ways()
     done = 0

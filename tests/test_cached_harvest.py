@@ -11,16 +11,16 @@ import pytest
 
 from finesteer_local import state_cache
 from finesteer_local.errors import DataError, StorageError
-from finesteer_local.runtime import states as module
+from finesteer_local.runtime import cached_harvest as module
+from finesteer_local.runtime.cached_harvest import Harvest, read_states
 from finesteer_local.runtime.harvest import Harvester
-from finesteer_local.runtime.packing import Request
-from finesteer_local.runtime.states import Harvest, read_states
+from finesteer_local.runtime.packing import StatesRequest
 from reference import steered_llama
 from tiny import write_tiny_model
 
 RNG = np.random.default_rng(3)
 START = RNG.integers(3, 250, 12).tolist()
-REQUESTS = [Request([*START, *RNG.integers(3, 250, n).tolist()], 12 + n // 2) for n in range(2, 22)]
+REQUESTS = [StatesRequest([*START, *RNG.integers(3, 250, n).tolist()], 12 + n // 2) for n in range(2, 22)]
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def read_by_model(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     seen: list[int] = []
     harvest = Harvester.harvest
 
-    def spy(self: Harvester, requests: list[Request], *args: object) -> object:
+    def spy(self: Harvester, requests: list[StatesRequest], *args: object) -> object:
         seen.append(len(requests))
         return harvest(self, requests, *args)  # type: ignore[arg-type]
 
@@ -71,10 +71,10 @@ def test_nothing_is_read_twice(tiny: Path, read_by_model: list[int]) -> None:
     some = read_states(steered_llama(tiny), REQUESTS[5:9][::-1], [1])
     at = [slice(first.offsets[i], first.offsets[i + 1]) for i in (8, 7, 6, 5)]
     np.testing.assert_array_equal(some.states[1], np.concatenate([first.states[1][part] for part in at]))
-    later = read_states(steered_llama(tiny), [Request(r.tokens, len(r.tokens) - 1) for r in REQUESTS], [1])
+    later = read_states(steered_llama(tiny), [StatesRequest(r.tokens, len(r.tokens) - 1) for r in REQUESTS], [1])
     np.testing.assert_array_equal(later.states[1], first.states[1][first.offsets[1:] - 1])
     assert read_by_model == [20]
-    read_states(steered_llama(tiny), [Request(REQUESTS[0].tokens, 0)], [1])  # more of it than is there
+    read_states(steered_llama(tiny), [StatesRequest(REQUESTS[0].tokens, 0)], [1])  # more of it than is there
     read_states(steered_llama(tiny), REQUESTS, [3])
     read_states(steered_llama(tiny), REQUESTS, [1], kind=np.float32)
     assert read_by_model == [20, 1, 20, 20]
