@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from finesteer_local.profile import Profile
+from finesteer_local.training import model_data
 from finesteer_local.training import trials as judging
 from finesteer_local.training.data import Pair, Prompt
 from finesteer_local.training.model_data import WholeAnswer

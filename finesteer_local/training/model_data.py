@@ -81,8 +81,8 @@ class Turns:
 class ModelData:
     """Everything that training reads from the model.
 
-    Hidden states are kept in the cache (runtime/cached_harvest.py), the rest in a folder of the run's own: a run that was
-    interrupted goes on with both.
+    Hidden states are kept in the cache (runtime/cached_harvest.py), the rest in a folder of the run's own: a run that
+    was interrupted goes on with both.
     """
 
     def __init__(
