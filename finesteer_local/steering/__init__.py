@@ -1,5 +1,6 @@
 """The maths of a decision: when to steer (gate) and how (experts). NumPy and nothing else."""
 
+from finesteer_local.steering.answer_gate import ON_ANSWER, AnswerGate, AnswerWatch
 from finesteer_local.steering.decision import LONG_PROMPT, SHORT_PROMPT, Decision, decide
 from finesteer_local.steering.experts import Experts
 from finesteer_local.steering.gate import AlwaysGate, ConditionGate, ContrastiveGate, Gate, SubspaceGate, spans
@@ -9,11 +10,14 @@ __all__ = [
     "ACTIONS",
     "LEAVE",
     "LONG_PROMPT",
+    "ON_ANSWER",
     "REFUSE",
     "REPORT",
     "SHORT_PROMPT",
     "STEER",
     "AlwaysGate",
+    "AnswerGate",
+    "AnswerWatch",
     "ConditionGate",
     "ContrastiveGate",
     "Decision",
