@@ -55,6 +55,13 @@ if TYPE_CHECKING:
     help="Instead of a time: the gate learns from 4,000 or 16,000 prompts of a recipe, or from all. Bundled profiles "
     "are full.",
 )
+@click.option(
+    "--watch/--no-watch",
+    default=True,
+    show_default=True,
+    help="With a recipe of refusals, learn a second gate that reads the answers: from those that the model gives by "
+    "itself, of which no word is kept.",
+)
 @click.option("--keep", is_flag=True, help="When interrupted (Ctrl-C), keep the best profile so far.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--layer", type=click.IntRange(1), help="Steer this layer instead of the tuned one.")
@@ -92,6 +99,7 @@ def command(
     gate: str,
     minutes: float | None,
     quality: str | None,
+    watch: bool,
     keep: bool,
     seed: int,
     layer: int | None,
@@ -136,6 +144,7 @@ def command(
             gate=gate,
             quality=quality,
             keep=keep,
+            watch=watch,
             seed=seed,
             layer=layer,
             strength=strength,
@@ -165,7 +174,7 @@ _FORMS = {
 
 
 def _tell(profile: Profile, kept: Path, model: str, chat_with: str, reference: str) -> None:
-    from finesteer_local.cli._view import steering_words
+    from finesteer_local.cli._view import answer_gate_words, steering_words
 
     figures = profile.training["figures"]
     answers = figures["answers"]
@@ -191,6 +200,8 @@ def _tell(profile: Profile, kept: Path, model: str, chat_with: str, reference: s
             click.echo(f"  {form:9} opens {told}: {_FORMS[form]}")
     else:
         click.echo("  gate      always open")
+    if fit := figures.get("answer_gate"):
+        click.echo(f"  watching  {answer_gate_words(fit)}")
     if kinds := figures.get("kinds"):
         parts = ", ".join(f"{form} {share:.0%}" for form, share in kinds["forms"].items())
         click.echo(
