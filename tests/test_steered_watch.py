@@ -1,4 +1,4 @@
-"""`SteeredLlama` with profiles that read the answer: llama.cpp's own bits until a gate opens, then what was asked for."""
+"""`SteeredLlama` with profiles that read answers: llama.cpp's own bits until a gate opens, then what was asked for."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from finesteer_local.runtime.batch.many import answers, check_of, checks, greedy
 from finesteer_local.runtime.batch.pieces import Sizes
 from finesteer_local.runtime.batch.request import (
     GREEDY,
+    WHOLE,
     Request,
     Sampling,
     active_steering,
@@ -26,6 +27,7 @@ from finesteer_local.runtime.steered_request import Steer
 
 __all__ = [
     "GREEDY",
+    "WHOLE",
     "Answer",
     "AnswerStream",
     "BatchEngine",

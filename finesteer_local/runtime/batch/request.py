@@ -148,7 +148,8 @@ def chat_request(
     """The request that `llama.create_chat_completion(messages, **options)` makes, with the steering of its own.
 
     The template's stop words and the grammar of tools or a response format are part of it. `skip_thinking` is that of
-    `llama` unless given; `variables` are the template's own, such as `enable_thinking` (`template_variables`).
+    `llama` unless given, `look_ahead` is its own; `variables` are the template's, such as `enable_thinking`
+    (`template_variables`).
 
     Raises:
         PromptError: the model's template rejects the conversation, or an option has no counterpart.
@@ -166,7 +167,9 @@ def chat_request(
         raise
     except Exception as error:  # a template is a program that came with the model
         raise PromptError(f"the model's chat template rejects this conversation: {error}") from error
-    return _request(prompt, turn, steer, arguments, unsteered=unsteered, skip_thinking=skips)
+    return _request(
+        prompt, turn, steer, arguments, unsteered=unsteered, skip_thinking=skips, look_ahead=llama.look_ahead
+    )
 
 
 def check_request(
@@ -210,7 +213,7 @@ def completion_request(
     skips = llama.skip_thinking if skip_thinking is None else skip_thinking
     unsteered = Unsteered(thinking=opened_at(tokens, token_text(llama), raw=True)) if steer and skips else NOTHING
     arguments = {**_COMPLETION_DEFAULTS, **options}
-    return _request(tokens, 0, steer, arguments, unsteered=unsteered, skip_thinking=skips)
+    return _request(tokens, 0, steer, arguments, unsteered=unsteered, skip_thinking=skips, look_ahead=llama.look_ahead)
 
 
 def active_steering(llama: SteeredLlama) -> tuple[Steer, ...]:
