@@ -53,7 +53,7 @@ class Profile:
         return dict(zip(self.kind_names, 1 / (1 + np.exp(-needed)) / (1 + np.exp(-odds)), strict=True))
 
     def watch(self, states):
-        """For the hidden states of an answer, (n_tokens, n_embd): the scores read, and the token that opens the gate."""
+        """The scores read from an answer's states, (n_tokens, n_embd), and the token that opens the gate, or None."""
         every, first, decay, bias, threshold = (
             self.keys[f"finesteer.answer_gate.{name}"] for name in ("every", "first", "decay", "bias", "threshold")
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -139,8 +139,12 @@ class Profile:
         scope: str | None = None,
         n_tokens: int = 1,
         policy: Mapping[str, str] | None = None,
+        held_open: bool = False,
     ) -> Decision:
-        """As `decide`, from the last token's state and the `summary` of the turn, which may come in pieces."""
+        """As `decide`, from the last token's state and the `summary` of the turn, which may come in pieces.
+
+        `held_open` as for `steering.decide`.
+        """
         return decide(
             self.name,
             self.gate,
@@ -154,6 +158,7 @@ class Profile:
             n_tokens=n_tokens,
             kinds=self.kinds,
             policy=policy,
+            held_open=held_open,
         )
 
     def decision_json(self, decision: Decision) -> dict[str, Any]:
@@ -173,6 +178,7 @@ class Profile:
             "gate_layer": self.gate_layer,
             "layers": self.layers,
             "experts": [{"name": name, "weight": weight} for name, weight in decision.leading_experts(_MAX_EXPERTS)],
+            "answer": asdict(decision.answer) if decision.answer else None,
         }
 
     def check_model(self, model: ModelIdentity) -> None:

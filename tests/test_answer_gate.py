@@ -140,4 +140,4 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
 
 
 def test_its_actions_have_names() -> None:
-    assert ON_ANSWER == ("steer", "rewind", "stop", "report")
+    assert ON_ANSWER == ("report", "steer", "rewind", "stop")

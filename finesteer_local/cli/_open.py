@@ -6,6 +6,7 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ import click
 
 from finesteer_local import catalog
 from finesteer_local.cli import _progress
-from finesteer_local.cli._options import ModelOptions
+from finesteer_local.cli._options import ModelOptions, WatchOptions
 from finesteer_local.errors import ProfileMismatchError, UnknownNameError
 from finesteer_local.identity import ModelIdentity, read_model_identity
 
@@ -63,7 +64,11 @@ def train_line(model: str, recipe: str) -> str:
 
 
 def open_steered(
-    model: str, options: ModelOptions, offer: Offer | None = None, policy: Mapping[str, str] | None = None
+    model: str,
+    options: ModelOptions,
+    offer: Offer | None = None,
+    policy: Mapping[str, str] | None = None,
+    watch: WatchOptions | None = None,
 ) -> SteeredLlama:
     """Open MODEL as the command line asks for it.
 
@@ -77,7 +82,8 @@ def open_steered(
     with _progress.waiting(f"opening {path.name}"):
         from finesteer_local.runtime import open_model
 
-        return open_model(path, profiles=profiles, policy=policy, identity=identity, **options.arguments())
+        found = {**options.arguments(), **(asdict(watch) if watch else {})}
+        return open_model(path, profiles=profiles, policy=policy, identity=identity, **found)
 
 
 def keep_profile(profile: Profile) -> Path:

@@ -67,7 +67,8 @@ class PromptPass:
         n_prompt: tokens of the whole prompt.
         n_layer: layers of the model.
         unsteered: the parts of the prompt that are not steered, and, for gates that pool, not read.
-        decide: profile, `h`, the gate's summary of the turn and the number of tokens in scope to decision.
+        decide: profile, `h`, the gate's summary of the turn, the number of tokens in scope and whether the gate is
+            held open to decision.
         read_from: index from which gates read: 0 where one reads the whole prompt; `turn` where none does.
         steers: False ends the pass after the last gate's layer, and each micro-batch before: what is decided is all
             that is wanted, and the cache holds nothing above.
@@ -88,7 +89,7 @@ class PromptPass:
         n_past: int,
         n_prompt: int,
         n_layer: int,
-        decide: Callable[[Profile, Array, Array, int], Decision],
+        decide: Callable[[Profile, Array, Array, int, bool], Decision],
         read_from: int | None = None,
         unsteered: Unsteered = NOTHING,
         steers: bool = True,
@@ -99,6 +100,7 @@ class PromptPass:
         self._decide = decide
         self._summaries = [[summary] for summary in known]
         self._found: dict[int, Decision] = {}  # index of the profile -> its decision
+        self._last_states: dict[int, Array] = {}  # and the state of the prompt's last token
         self._plan: list[Segment] | None = None
         gate_layers = {profile.gate_layer for profile in profiles}
         steered = {layer for profile in profiles for layer in profile.experts}
@@ -159,8 +161,16 @@ class PromptPass:
             profile = self._profiles[i]
             self._summaries[i].append(profile.summary(states))
             if last:
-                in_scope = self._unsteered.outside(self._starts[i], self._n_prompt)
-                self._found[i] = self._decide(profile, states[-1], self._summary(i), in_scope)
+                self._last_states[i] = states[-1].copy()
+                self._found[i] = self._decision(i)
+
+    def _decision(self, i: int, *, held_open: bool = False) -> Decision:
+        in_scope = self._unsteered.outside(self._starts[i], self._n_prompt)
+        return self._decide(self._profiles[i], self._last_states[i], self._summary(i), in_scope, held_open)
+
+    def held_open(self, i: int) -> Decision:
+        """What profile `i` would have decided had its gate been open."""
+        return self._decision(i, held_open=True)
 
     def _summary(self, i: int) -> Array:
         """What gate `i` keeps of the tokens that it is to read."""

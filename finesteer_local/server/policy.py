@@ -13,10 +13,10 @@ from finesteer_local.errors import ProfileError, StorageError, UnknownNameError
 from finesteer_local.identity import ModelIdentity
 from finesteer_local.profile import SCOPES, Profile
 from finesteer_local.runtime.batch import Steer
-from finesteer_local.runtime.steered_request import check_policy, shared_policy
+from finesteer_local.runtime.steered_request import check_on_answer, check_policy, shared_on_answer, shared_policy
 from finesteer_local.server.errors import ApiError
 from finesteer_local.server.schemas import ActiveProfile, Defaults, DefaultsNow, Steering, WantedProfile
-from finesteer_local.steering import ACTIONS
+from finesteer_local.steering import ACTIONS, OFF, ON_ANSWER
 
 
 class Shelf:
@@ -84,18 +84,24 @@ class Policy:
         strength: float | None,
         scope: str | None,
         kinds: Mapping[str, str] | None = None,
+        on_answer: str | None = None,
     ) -> None:
         """
         Args:
             kinds: what is done about each kind of request, by every profile that knows it.
+            on_answer: what is done once an answer shows what its prompt hid, by every profile that reads answers.
 
         Raises:
-            ProfileError: no profile knows one of the kinds.
+            ProfileError: no profile knows one of the kinds, or reads answers.
         """
         self.shelf = shelf
         self._lock = threading.RLock()
         policies = shared_policy(profiles, kinds or {})
-        self._defaults = tuple(Steer(p, strength, scope, each) for p, each in zip(profiles, policies, strict=True))
+        acts = shared_on_answer(profiles, on_answer)
+        self._defaults = tuple(
+            Steer(profile, strength, scope, each, act)
+            for profile, each, act in zip(profiles, policies, acts, strict=True)
+        )
         self._scope = scope
         self.skip_thinking = False
         self._required = {steer.profile.name: steer for steer in self._defaults if steer.profile.name in required}
@@ -157,8 +163,13 @@ class Policy:
             check_policy(found.profile, policy)
         except ProfileError as error:
             raise ApiError(400, str(error), param=f"{where}.policy", code="unknown_kind") from error
+        on_answer = found.on_answer if wanted.on_answer is None else wanted.on_answer
+        try:
+            check_on_answer(found.profile, on_answer)
+        except ProfileError as error:
+            raise ApiError(400, str(error), param=f"{where}.on_answer", code="unread_answers") from error
         strength = found.strength if wanted.strength is None else wanted.strength
-        return Steer(found.profile, strength, scope, policy)
+        return Steer(found.profile, strength, scope, policy, on_answer)
 
     def _with_required(self, found: list[Steer], scope: str | None) -> tuple[Steer, ...]:
         names = [steer.profile.name for steer in found]
@@ -191,6 +202,14 @@ class Policy:
                     code="required",
                 )
             _check_required_kinds(steer, least)
+            if _strictness(steer) < _strictness(least):
+                raise ApiError(
+                    400,
+                    f"this server requires {steer.profile.name} to {least.effective_on_answer} an answer that shows "
+                    "what its prompt hid, or more",
+                    param="steering.profiles",
+                    code="required",
+                )
         return steers
 
     def replace(self, defaults: Defaults) -> None:
@@ -207,8 +226,10 @@ class Policy:
         for i, wanted in enumerate(defaults.profiles):
             try:
                 policy = tuple(wanted.policy.items())
-                found.append(Steer(self.shelf.get(wanted.name), wanted.strength, defaults.scope, policy))
-                check_policy(found[-1].profile, policy)
+                profile = self.shelf.get(wanted.name)
+                found.append(Steer(profile, wanted.strength, defaults.scope, policy, wanted.on_answer))
+                check_policy(profile, policy)
+                check_on_answer(profile, wanted.on_answer)
             except UnknownNameError as error:
                 raise ApiError(400, str(error), param=f"profiles.{i}.name", code="unknown_profile") from error
         names = {steer.profile.name for steer in found}
@@ -227,6 +248,7 @@ class Policy:
                     name=steer.profile.name,
                     strength=effective_strength(steer),
                     policy=dict(steer.policy),  # type: ignore[arg-type]
+                    on_answer=steer.on_answer,  # type: ignore[arg-type]
                 )
                 for steer in defaults
             ],
@@ -256,6 +278,11 @@ def _check_required_kinds(steer: Steer, least: Steer) -> None:
                 param="steering.profiles",
                 code="required",
             )
+
+
+def _strictness(steer: Steer) -> int:
+    """How much is done about an answer that shows what its prompt hid."""
+    return (OFF, *ON_ANSWER).index(steer.effective_on_answer)
 
 
 def effective_strength(steer: Steer) -> float:

@@ -11,10 +11,10 @@ from finesteer_local.errors import SteeringError
 
 Array = NDArray[np.float32]
 
-STEER, REWIND, STOP, REPORT, OFF = "steer", "rewind", "stop", "report", "off"
-ON_ANSWER = (STEER, REWIND, STOP, REPORT)
-"""What is done once the gate opens: the rest of the answer is steered; so it is, and what shows the harm is taken back
-before; the answer ends; it is only told. `OFF` reads nothing."""
+OFF, REPORT, STEER, REWIND, STOP = "off", "report", "steer", "rewind", "stop"
+ON_ANSWER = (REPORT, STEER, REWIND, STOP)
+"""What is done once the gate opens, ascending: it is only told; the rest of the answer is steered; so it is, after what
+shows the harm was taken back; the answer ends. `OFF` reads nothing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +63,24 @@ class AnswerGate:
         for h in states:
             watch.read(h) if watch.due else watch.pass_by()
         return np.array(watch.scores, np.float32)
+
+
+@dataclass(frozen=True)
+class AnswerReading:
+    """What a gate on an answer has found so far.
+
+    Attributes:
+        action: what is done once it opens, or was done.
+        score: the running mean, that of the opening once it is open; None before the first reading.
+        opened_at: the tokens that the answer had, thoughts included, when the gate opened; None while it is shut.
+        taken_back: how many of these were taken back.
+    """
+
+    action: str
+    threshold: float
+    score: float | None = None
+    opened_at: int | None = None
+    taken_back: int = 0
 
 
 class AnswerWatch:
