@@ -32,7 +32,7 @@ def paced(tiny: Path, monkeypatch: pytest.MonkeyPatch):
 
     def told(pace: Pace, **options: Any) -> float:
         monkeypatch.setattr(estimate, "load_recipe", lambda name: training_data())
-        monkeypatch.setattr(Pace, "measured", lambda *_: pace)
+        monkeypatch.setattr(Pace, "measured", lambda *_, **__: pace)
         return training.estimate_seconds(tiny, **options)
 
     return told
@@ -51,6 +51,13 @@ def test_no_longer_than_it_may_take_and_no_longer_than_it_needs(paced) -> None:
     assert paced(slow_to_read, minutes=1000) == pytest.approx(paced(slow_to_read, quality="full"))
     slow = Pace(answer=10.0, read=1e-3, lesson=0)
     assert paced(slow, minutes=1) > 60  # less cannot be done
+
+
+def test_answers_that_are_watched_take_their_time(paced) -> None:
+    pace = Pace(answer=0.1, read=0.01, lesson=0)
+    watching = Pace(answer=0.1, read=0.01, lesson=0, watched=0.5)
+    more = paced(watching, quality="full") - paced(pace, quality="full")
+    assert more == pytest.approx(0.5 * EFFORTS["full"].watched)
 
 
 def test_more_is_longer(paced) -> None:
