@@ -300,10 +300,10 @@ class Int8Model:
         """
         angles = torch.from_numpy(positions).double()[:, None] * self._frequencies
         n_blocks = -(-len(sees) // BLOCK)
-        blocks = np.zeros((n_blocks * BLOCK, sees.shape[1]), np.bool_)
-        blocks[: len(sees)] = sees
-        blocks[len(sees) :, 0] = True  # something must be seen, though nobody asks what these find
-        blocks = blocks.reshape(n_blocks, BLOCK, -1)
+        rows = np.zeros((n_blocks * BLOCK, sees.shape[1]), np.bool_)
+        rows[: len(sees)] = sees
+        rows[len(sees) :, 0] = True  # something must be seen, though nobody asks what these find
+        blocks = rows.reshape(n_blocks, BLOCK, -1)
         looked_at = blocks.any(1)  # (n_blocks, n_past + n)
         n_columns = looked_at.sum(1).max()
         columns = np.argsort(~looked_at, axis=1, kind="stable")[:, :n_columns]
