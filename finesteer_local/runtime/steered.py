@@ -8,24 +8,22 @@ request itself is `steered_request`'s.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from llama_cpp import LlamaState, llama_cpp
+from llama_cpp import LlamaState
 from numpy.typing import NDArray
 
 from finesteer_local.errors import ContextLengthError, SteeringError
 from finesteer_local.identity import ModelIdentity, read_model_identity
 from finesteer_local.profile import Profile
 from finesteer_local.runtime.answer_watch import Opening, StatesOf
-from finesteer_local.runtime.chat import ChatLlama
 from finesteer_local.runtime.check import Check, asked_for, checking
-from finesteer_local.runtime.compat import asks_reset, without_reset
-from finesteer_local.runtime.constrained import ConstrainedLlama
+from finesteer_local.runtime.compat import asks_reset
 from finesteer_local.runtime.control import ControlVector
+from finesteer_local.runtime.held_answers import HeldAnswers, TakenBack
 from finesteer_local.runtime.probe import steerable_layers
 from finesteer_local.runtime.prompt import (
     NOTHING,
@@ -48,20 +46,13 @@ from finesteer_local.runtime.steered_request import (
     shared_policy,
 )
 from finesteer_local.runtime.thinking import opened_at
-from finesteer_local.runtime.tokens import vocab_of
 from finesteer_local.runtime.trainable import WholeAnswer
 from finesteer_local.steering import REPORT, REWIND, STEER, STOP, Decision
 
 _NEVER = 1 << 62  # a token index that no cache reaches
-CONTENT_FILTER = "content_filter"
-"""The finish reason of an answer that a gate has ended."""
 
 
-class _TakenBack(Exception):
-    """Some of the answer is gone: `request.tokens` has what is left."""
-
-
-class SteeredLlama(ConstrainedLlama, ChatLlama):
+class SteeredLlama(HeldAnswers):
     """A drop-in `llama_cpp.Llama` with steering profiles.
 
     Chat and text completion, streaming, stop words, tools, logprobs and sampling are llama-cpp-python's own. While
@@ -115,13 +106,7 @@ class SteeredLlama(ConstrainedLlama, ChatLlama):
         self._layers: frozenset[int] = frozenset()  # those that can be steered, once that was found out
         self._expected: Steering | None = None  # of the next prompt, where more is known of it than the settings say
         self._due: Steering | None = Steering()  # of the prompt that the next `eval` reads; None: an answer goes on
-        self._request: SteeredRequest | None = None  # the one read last
         self._steered_from = _NEVER  # first token in the KV cache that was steered
-        self._answering: object = None  # the stream whose answer goes on
-        self._stepping = False  # while it computes
-        self._n_given = 0  # of its tokens, those that were handed out
-        self._whole = False  # a completion is being made that nobody reads before its end
-        self._goes_on: list[int] | None = None  # its tokens so far, where it is made anew because some were taken back
         super().__init__(model_path, **kwargs)
         self.control = ControlVector(self.ctx, n_layer=self.n_layer, n_embd=self.n_embd())
         try:
@@ -267,30 +252,10 @@ class SteeredLlama(ConstrainedLlama, ChatLlama):
         prompt = self.without_marks(prompt)
         steering = self._expected = self._steering_of(prompt)
         try:
-            result = self._completion(prompt, args, kwargs)
+            result = self.completion(prompt, args, kwargs)
         finally:
             self._expected = None  # where it failed before `generate` took it
         return self._stream(result, steering) if isinstance(result, Iterator) else result
-
-    def _completion(self, prompt: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """As `Llama.create_completion`; begun anew, with what is left of the answer, whenever some was taken back."""
-        while True:
-            self._whole = True  # a stream begins after this
-            try:
-                return self._told(super().create_completion(prompt, *args, **kwargs))
-            except _TakenBack:
-                assert self._request is not None
-                self._goes_on = self._request.tokens[self._request.n_prompt :]
-            finally:
-                self._whole = False
-
-    def _told(self, completion: Any) -> Any:
-        """A completion, or a piece of one, that says where a gate has ended it."""
-        if isinstance(completion, dict) and self._request is not None and self._request.stopped:
-            for choice in completion["choices"]:
-                if choice["finish_reason"] is not None:
-                    choice["finish_reason"] = CONTENT_FILTER
-        return completion
 
     def _steering_of(self, prompt: str | list[int]) -> Steering:
         """How the request that is being made is steered, as far as its profiles ask."""
@@ -310,8 +275,7 @@ class SteeredLlama(ConstrainedLlama, ChatLlama):
         # The prompt is read at the first step of the stream, perhaps after other requests were made.
         self._expected = steering
         try:
-            for chunk in chunks:
-                yield self._told(chunk)
+            yield from map(self.told, chunks)
         except Exception:
             self._expected = None
             raise
@@ -324,7 +288,7 @@ class SteeredLlama(ConstrainedLlama, ChatLlama):
         """
         if self._goes_on is not None:
             begun, self._goes_on = self._goes_on, None
-            return self._answer(None, begun, args, kwargs, whole=self._whole)
+            return self.answer_tokens(None, begun, args, kwargs, whole=self._whole)
         return self._generate(list(tokens), self._next_steering(), args, kwargs, whole=self._whole)
 
     def _generate(
@@ -342,73 +306,7 @@ class SteeredLlama(ConstrainedLlama, ChatLlama):
             self._due = steering
             if steering.steer:
                 self.stale = True  # a decision needs at least the last token's hidden state
-        yield from self._answer(super().generate(tokens, *args, **kwargs), [], args, kwargs, whole=whole)
-
-    def _answer(
-        self,
-        answer: Generator[int, Sequence[int] | None, None] | None,
-        begun: list[int],
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        *,
-        whole: bool,
-    ) -> Generator[int, Sequence[int] | None, None]:
-        """The tokens of an answer, which is `begun`; `answer` gives the others, None goes on from what is read.
-
-        Raises:
-            _TakenBack: some of them were taken back, and `whole`: nobody has read them.
-        """
-        this = self._answering = object()
-        held, ended, more = deque(begun), False, None
-        self._n_given = 0
-        try:
-            while True:
-                while not ended and (not held or self._looks_ahead(len(held), whole)):
-                    if answer is None:
-                        assert self._request is not None
-                        self.accepted = self._request.tokens[self._request.n_prompt :]
-                        if self._request.stopped:
-                            held.append(self.token_eos())
-                            ended = True
-                            break
-                        given, named = without_reset(args, kwargs)
-                        answer = super().generate([], *given, **named)
-                    self._stepping = True
-                    try:
-                        held.append(answer.send(more))
-                        more = None
-                    except StopIteration:
-                        ended = True
-                    except _TakenBack:
-                        assert self._request is not None
-                        if whole:
-                            raise
-                        while len(held) > self._request.n_answer - self._n_given:
-                            held.pop()
-                        answer = None
-                    finally:
-                        self._stepping, self.accepted = False, ()
-                    if held and self._request is not None and self._request.words is not None:
-                        held = deque(self.tokenize(self._request.words.encode(), add_bos=False, special=False))
-                        held.append(self.token_eos())  # in place of the one that was chosen
-                    ended = ended or bool(held and llama_cpp.llama_vocab_is_eog(vocab_of(self), held[-1]))
-                if not held:
-                    return
-                self._n_given += not whole
-                more = yield held.popleft()
-                if more is not None and held:
-                    raise SteeringError("tokens cannot be sent into an answer that is read; set on_answer='off'")
-        finally:
-            if answer is not None:
-                answer.close()
-            if self._answering is this:
-                self._answering = None
-
-    def _looks_ahead(self, n_held: int, whole: bool) -> bool:
-        """Whether a further token is computed before the next is given."""
-        if whole or self._request is None or not self._request.look_ahead or self.n_tokens >= self.n_ctx():
-            return False
-        return n_held <= (self._request.look_ahead if self.look_ahead is None else self.look_ahead)
+        yield from self.answer_tokens(super().generate(tokens, *args, **kwargs), [], args, kwargs, whole=whole)
 
     def _turn_to(self, steering: Steering) -> None:
         """Steer the next prompt so; a request that was steered by other profiles is over."""
@@ -530,7 +428,7 @@ class SteeredLlama(ConstrainedLlama, ChatLlama):
         """Do what follows from what the answer has shown.
 
         Raises:
-            _TakenBack: the answer is shorter now.
+            TakenBack: the answer is shorter now.
         """
         action = opening.action
         if not self._stepping:  # the caller of `eval` has the tokens
@@ -545,7 +443,7 @@ class SteeredLlama(ConstrainedLlama, ChatLlama):
                 self.forget()
                 raise
         if action in (REWIND, STOP):
-            raise _TakenBack
+            raise TakenBack
 
     # --- training (trainable.TrainableModel); batch and score are built on this class
 

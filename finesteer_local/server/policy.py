@@ -227,9 +227,11 @@ class Policy:
             try:
                 policy = tuple(wanted.policy.items())
                 profile = self.shelf.get(wanted.name)
-                found.append(Steer(profile, wanted.strength, defaults.scope, policy, wanted.on_answer))
+                least = self._required.get(wanted.name)
+                on_answer = least.on_answer if least and wanted.on_answer is None else wanted.on_answer
+                found.append(Steer(profile, wanted.strength, defaults.scope, policy, on_answer))
                 check_policy(profile, policy)
-                check_on_answer(profile, wanted.on_answer)
+                check_on_answer(profile, on_answer)
             except UnknownNameError as error:
                 raise ApiError(400, str(error), param=f"profiles.{i}.name", code="unknown_profile") from error
         names = {steer.profile.name for steer in found}

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from finesteer_local.steering import Decision
 
 STOP, LENGTH, CANCELLED = "stop", "length", "cancelled"
-CONTENT_FILTER = "content_filter"
-"""A gate on the answer has ended it."""
 
 _LOOK = 0.25  # seconds after which a waiting thread looks for signals: not every system wakes it for one
 
@@ -57,7 +55,7 @@ class Showed:
 class Finished:
     """The last event."""
 
-    reason: str  # STOP, LENGTH, CONTENT_FILTER or CANCELLED
+    reason: str  # STOP, LENGTH, CANCELLED, or `CONTENT_FILTER` (held_answers)
     n_prompt: int  # tokens
     n_answer: int  # tokens
     n_cached: int  # of the prompt's tokens, those that did not have to be read
