@@ -74,7 +74,7 @@ def test_a_model_that_cannot_be_learnt_through(tiny: Path, monkeypatch: pytest.M
     monkeypatch.setattr(estimate, "load_recipe", lambda name: training_data())
     monkeypatch.setattr(estimate, "learns_by_itself", lambda llama, judge: True)
     monkeypatch.setattr(estimate, "weights_of", weights_of)
-    monkeypatch.setattr(Pace, "measured", lambda harvest, data, layer, weights: (seen.append(weights), PACE)[1])
+    monkeypatch.setattr(Pace, "measured", lambda harvest, data, layer, weights, **_: (seen.append(weights), PACE)[1])
     assert training.estimate_seconds(tiny) > 0 and seen == [None]
 
 

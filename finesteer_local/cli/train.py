@@ -202,6 +202,11 @@ def _tell(profile: Profile, kept: Path, model: str, chat_with: str, reference: s
         click.echo("  gate      always open")
     if fit := figures.get("answer_gate"):
         click.echo(f"  watching  {answer_gate_words(fit)}")
+    elif profile.training.get("watched") == 0:
+        longer = f"{3 * profile.training['minutes']:g}"
+        click.echo(f"  watching  no gate on the answers: there was no time to ask for enough; try --minutes {longer}")
+    elif profile.training.get("watched"):
+        click.echo("  watching  no gate on the answers: too few of the model's own do what should not be done")
     if kinds := figures.get("kinds"):
         parts = ", ".join(f"{form} {share:.0%}" for form, share in kinds["forms"].items())
         click.echo(

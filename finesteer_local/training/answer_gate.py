@@ -55,10 +55,16 @@ def learn_answer_gate(
 ) -> tuple[AnswerGate, AnswerGateFit] | None:
     """Let the model answer up to `n` prompts of `data`, and learn from its answers' states at `layer`.
 
-    None where too few of its answers are of either kind; arguments as of `own_answers`.
+    None where too few of its answers are of either kind, or where somebody who wants to keep what there is, without
+    this gate, interrupts before there are enough; arguments as of `own_answers`.
     """
-    asked = prompts_to_answer(data, n)
-    answers = own_answers(model_data, asked, layer, every=EVERY, deadline=deadline, keep=keep)
+    asked = [each for each in prompts_to_answer(data, n) if model_data.fits(each.prompt)]
+    try:
+        answers = own_answers(model_data, asked, layer, every=EVERY, deadline=deadline, keep=keep)
+    except KeyboardInterrupt:
+        if not keep:
+            raise
+        return None
     return fit_answer_gate(
         answers, layer, progress=lambda done, total: model_data.progress("training the answers' gate", done, total)
     )

@@ -17,7 +17,7 @@ from finesteer_local.training.gates import GateFit
 from finesteer_local.training.kinds import KindsFit
 from finesteer_local.training.learn import Learnt
 from finesteer_local.training.progress import Stopwatch
-from finesteer_local.training.run import Run
+from finesteer_local.training.run import Run, watches
 from finesteer_local.training.search import Trial, as_rows
 
 
@@ -95,6 +95,7 @@ def _provenance(run: Run, stopwatch: Stopwatch) -> dict[str, Any]:
         "quality": settings.quality,
         "minutes": None if settings.quality else settings.minutes,
         "lessons": run.effort.lessons if run.learns else 0,
+        "watched": run.effort.watched if watches(data, settings) else None,
         "optimised": run.learns,
         "seed": settings.seed,
         "seconds": round(stopwatch.seconds, 1),

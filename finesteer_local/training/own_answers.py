@@ -170,7 +170,8 @@ def _answered(
     requests = []
     for prompt, text in zip(prompts, texts, strict=True):
         before = model_data.tokens(prompt)[0]
-        answer = answer_tokens(llama, text) or [llama.turn_end]
+        room = llama.n_ctx() - len(before)  # a text may be cut into more tokens than it was written in
+        answer = answer_tokens(llama, text)[:room] or [llama.turn_end]
         requests.append(StatesRequest([*before, *answer], len(before)))
     read: dict[int, NDArray[np.float16]] = {}
     largest = float(np.finfo(np.float16).max)

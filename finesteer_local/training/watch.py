@@ -9,6 +9,7 @@ from typing import Any
 from finesteer_local.errors import DataError
 from finesteer_local.profile import Profile
 from finesteer_local.runtime.expand import open_fast
+from finesteer_local.steering import AnswerGate
 from finesteer_local.training.answer_gate import LEAST, AnswerGateFit, learn_answer_gate
 from finesteer_local.training.assemble import rounded
 from finesteer_local.training.data import TrainingData
@@ -57,7 +58,7 @@ def watch_profile(
     return with_answer_gate(profile, gate, fit), fit
 
 
-def with_answer_gate(profile: Profile, gate: Any, fit: AnswerGateFit) -> Profile:
+def with_answer_gate(profile: Profile, gate: AnswerGate, fit: AnswerGateFit) -> Profile:
     """The profile with this gate, and with what is known of it among its figures."""
     figures = {**profile.training.get("figures", {}), "answer_gate": rounded(asdict(fit))}
     return replace(profile, answer_gate=gate, training={**profile.training, "figures": figures})
