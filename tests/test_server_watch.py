@@ -121,6 +121,6 @@ def test_what_is_counted(tiny: Path, profiles: tuple[Profile, ...]) -> None:
         server.wait_until_idle()
         counted = samples(server)
         # Prometheus' client tells labels in the order of their names
-        assert counted["finesteer_answers_shown_total", "watches", "rewind"] == 2
-        assert counted["finesteer_answers_shown_total", "watches", "stop"] == 1
+        assert counted["finesteer_answers_shown_total", "rewind", "watches"] == 2
+        assert counted["finesteer_answers_shown_total", "stop", "watches"] == 1
         assert counted["finesteer_answers_total", "content_filter"] == 1

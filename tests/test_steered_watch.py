@@ -75,7 +75,9 @@ def test_until_it_opens_nothing_changes(tiny_model: Path, native_tap: bool, ever
 def test_every_family_is_read_and_left_as_it_is(name: str, tmp_path: Path) -> None:
     path = write_family(tmp_path / "model.gguf", name)
     llama, plain = steered_llama(path, profiles=[watching(path, opens=False, every=2)]), plain_llama(path)
-    assert answer(llama, PROMPT) == answer(plain, PROMPT)
+    options = {"max_tokens": 8, "temperature": 0.0}
+    said = [each.create_completion(PROMPT, **options)["choices"][0]["text"] for each in (llama, plain)]
+    assert said[0] == said[1]
     np.testing.assert_array_equal(logits(llama), logits(plain))
     [decision] = llama.last_decisions
     assert decision.answer is not None and decision.answer.score is not None

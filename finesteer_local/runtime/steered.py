@@ -437,6 +437,7 @@ class SteeredLlama(HeldAnswers):
         if action == REWIND:
             try:
                 self._read_again(request, request.plan[0].start)
+                self._due = None  # memory that cannot be cut was emptied
                 self._steered_from = min(self._steered_from, request.plan[0].start)
                 self.control.set(request.vectors)
             except BaseException:

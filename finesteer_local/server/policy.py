@@ -227,8 +227,8 @@ class Policy:
             try:
                 policy = tuple(wanted.policy.items())
                 profile = self.shelf.get(wanted.name)
-                least = self._required.get(wanted.name)
-                on_answer = least.on_answer if least and wanted.on_answer is None else wanted.on_answer
+                bound = self._required.get(wanted.name)
+                on_answer = bound.on_answer if bound and wanted.on_answer is None else wanted.on_answer
                 found.append(Steer(profile, wanted.strength, defaults.scope, policy, on_answer))
                 check_policy(profile, policy)
                 check_on_answer(profile, on_answer)

@@ -38,29 +38,32 @@ class Shown:
 
     def piece(self, n_held: int) -> Piece | None:
         """What can be shown now, all tokens but the last `n_held`, if that is anything."""
-        text = self._let_out(n_held)
+        text, n_told = self._let_out(n_held)
         if not text:
             return None
-        scores, self._scores = tuple(self._scores), []
+        scores, self._scores = tuple(self._scores[:n_told]), self._scores[n_told:]
         return Piece(text, scores)
 
     def last(self, score: TokenScore | None = None) -> Piece | None:
         """The rest, once no further token comes, if that is anything; `score` is that of the token that ends it."""
-        text = self._let_out(0) + self._text.end()
-        scores = [*self._scores, *([score] if score else ())]
-        if not text and not (scores and self._text.stopped_by is None):
-            return None
-        return Piece(text, tuple(scores))
+        text, n_told = self._let_out(0)
+        text += self._text.end()
+        scores = self._scores[:n_told]
+        if self._text.stopped_by is None:
+            scores = [*self._scores, *([score] if score else ())]
+        return Piece(text, tuple(scores)) if text or scores else None
 
-    def _let_out(self, n_held: int) -> str:
-        text = ""
+    def _let_out(self, n_held: int) -> tuple[str, int]:
+        """The text that can be shown, and how many scores belong to what was shown."""
+        text, n_told = "", 0
         while len(self._held) > n_held and self._text.stopped_by is None:
             piece, score = self._held.popleft()
             self.n_tokens += 1
-            text += self._text.add(piece)
             if score is not None:
                 self._scores.append(score)
-        return text
+            if shown := self._text.add(piece):
+                text, n_told = text + shown, len(self._scores)
+        return text, n_told
 
     def cut(self, texts: Sequence[bytes]) -> None:
         """Take back all but the tokens with these texts, at least those that have gone out."""
