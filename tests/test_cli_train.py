@@ -72,6 +72,7 @@ def quick() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+WATCHING = {"answers": 1024, "recall": 0.812, "tokens": 14.0, "openings": 0.005}
 STAGES = {"asking the model": 43.6, "tuning": 91.2, "reading prompts": 176.9, "training the gate": 0.3}
 
 
@@ -172,6 +173,33 @@ def test_how_to_go_on_where_time_was_short(tiny: Path, asked: list[dict[str, Any
     assert "  prompts   the gate learnt from 12,000 of 50,000; --minutes 6 goes on from there" in said.splitlines()
 
 
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"watched": None}, None),  # a recipe that needs none
+        ({"watched": 0, "minutes": 2.0}, "there was no time to ask for enough; try --minutes 6"),
+        ({"watched": 300}, "too few of the model's own do what should not be done"),
+        (
+            {"watched": 300, "figures": {**FIGURES, "answer_gate": WATCHING}},
+            "opens on 81.2% of held-out answers that do what should not be done, after 14 tokens in the median, "
+            "on 0.5% of those to harmless prompts (1,024 answers)",
+        ),
+    ],
+)
+def test_what_is_said_of_the_gate_on_the_answers(
+    tiny: Path, asked: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, more: dict[str, Any], said: str | None
+) -> None:
+    train = training.train_profile
+
+    def trained(*args: Any, **options: Any) -> Profile:
+        profile = train(*args, **options)
+        return replace(profile, training={**profile.training, **more})
+
+    monkeypatch.setattr(training, "train_profile", trained)
+    [*lines] = [line for line in good("train", tiny).stdout.splitlines() if line.startswith("  watching  ")]
+    assert len(lines) == (said is not None) and all(line.endswith(str(said)) for line in lines)
+
+
 BACKEND = {"backend": "llama.cpp", "gguf": None, "rpc": ()}
 
 
@@ -202,6 +230,7 @@ def test_defaults(tiny: Path, asked: list[dict[str, Any]]) -> None:
         "recipe": "safety",
         "gate": "contrastive",
         "quality": None,
+        "watch": True,
         "keep": False,
         "seed": 0,
         "optimise": None,
@@ -225,7 +254,7 @@ def test_what_is_not_asked_for(tiny: Path, asked: list[dict[str, Any]]) -> None:
 
 def test_every_option_arrives(tiny: Path, pairs: Path, contrast: Path, asked: list[dict[str, Any]]) -> None:
     options = ["--data", pairs, "--contrast", contrast, "--name", "mine", "--gate", "scs", "--seed", "7"]
-    options += ["--quality", "quick", "--keep"]
+    options += ["--quality", "quick", "--keep", "--no-watch"]
     options += ["--layer", "2", "--strength", "0.5", "--scope", "response", "--optimise", "--threads", "3"]
     good("train", tiny, *options)
     [call_] = asked
@@ -238,6 +267,7 @@ def test_every_option_arrives(tiny: Path, pairs: Path, contrast: Path, asked: li
         "name": "mine",
         "gate": "scs",
         "quality": "quick",
+        "watch": False,
         "keep": True,
         "seed": 7,
         "layer": 2,
