@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 import finesteer_local
 from finesteer_local import paths, training
@@ -27,7 +25,7 @@ from finesteer_local.profile import Profile
 from finesteer_local.runtime import open_model
 from finesteer_local.runtime.harvest import Harvester
 from finesteer_local.runtime.prompt import chat_prompt, turn_start
-from finesteer_local.training import gate_data, learn, trials
+from finesteer_local.training import gate_data, learn
 from finesteer_local.training import pairs as preparing
 from finesteer_local.training import run as beginning
 from finesteer_local.training import train as module
@@ -60,16 +58,7 @@ def pair_rows(n: int = N, **more: str) -> list[dict[str, Any]]:
     ]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick() -> Iterator[None]:
-    """Short answers and one thread; threads would wait for each other here."""
-    threads = torch.get_num_threads()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(learn, "REPLY_TOKENS", 6)
-        patch.setattr(trials, "ANSWER_TOKENS", 6)
-        patch.setattr(trials, "WHOLE_TOKENS", 6)
-        yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread", "short_answers")
 
 
 def write_files(folder: Path) -> tuple[Path, Path]:
