@@ -93,15 +93,10 @@ class Coherence:
     repeated: float = MAX_REPEATED
 
     @classmethod
-    def calibrate(cls, llama: TrainableModel, answers: Sequence[str], *, throughout: bool = False) -> Coherence:
-        """Take the surprise limit from unsteered answers: what 95 % of them stay under, and half a nat of tolerance.
-
-        Args:
-            throughout: from their worst windows, for `hold_throughout`.
-        """
+    def calibrate(cls, llama: TrainableModel, answers: Sequence[str]) -> Coherence:
+        """Take the surprise limit from unsteered answers: what 95 % of them stay under, and half a nat of tolerance."""
         llama.set_profiles([])
-        spoken = [answer for answer in answers if answer.strip()]
-        readings = Fluency.throughout(llama, spoken) if throughout else Fluency.of(llama, spoken)
+        readings = Fluency.of(llama, [answer for answer in answers if answer.strip()])
         return cls(_limit([reading.surprise for reading in readings], float("inf"), tolerance=0.5))
 
     @classmethod
@@ -125,10 +120,6 @@ class Coherence:
     def hold(self, llama: TrainableModel, answers: Sequence[str]) -> list[bool]:
         """Judge answers; the active profiles must be none."""
         return [self.accepts(reading) for reading in Fluency.of(llama, answers)]
-
-    def hold_throughout(self, llama: TrainableModel, answers: Sequence[str]) -> list[bool]:
-        """Judge whole answers by their worst windows; the active profiles must be none."""
-        return [self.accepts(reading) for reading in Fluency.throughout(llama, answers)]
 
 
 def _limit(values: Sequence[float], otherwise: float, *, tolerance: float) -> float:
