@@ -86,6 +86,8 @@ def _best_strength(trials: Trials, best: Trial) -> Trial:
             compared.append(trials.trial(best.but(strength=strength), rivals=compared))
             if compared[-1].lost or compared[-1].score < max(trial.score for trial in compared) - tolerance:
                 break
+    if trials.judge == "margin":  # pairs grow surer with every bit of strength, long after the answers have changed
+        return min(_good(compared, tolerance), key=lambda trial: trial.strength)
     return _well_inside_the_best(compared, tolerance)
 
 
@@ -117,10 +119,15 @@ def _outwards(values: Sequence[float], centre: float) -> tuple[list[float], list
     return sorted((v for v in values if v < centre), reverse=True), sorted(v for v in values if v > centre)
 
 
-def _first_of_the_best(trials: Sequence[Trial], tolerance: float) -> Trial:
+def _good(trials: Sequence[Trial], tolerance: float) -> list[Trial]:
+    """Those that chance cannot tell from the best, in their order."""
     left = [trial for trial in trials if not trial.lost]
     top = max(trial.score for trial in left)
-    return next(trial for trial in left if trial.score >= top - tolerance)
+    return [trial for trial in left if trial.score >= top - tolerance]
+
+
+def _first_of_the_best(trials: Sequence[Trial], tolerance: float) -> Trial:
+    return _good(trials, tolerance)[0]
 
 
 def _well_inside_the_best(trials: Sequence[Trial], tolerance: float) -> Trial:
@@ -130,9 +137,7 @@ def _well_inside_the_best(trials: Sequence[Trial], tolerance: float) -> Trial:
     is taken: prompts that were not tried may be harder, since those that are tried are short, and need more; answers
     that fall apart under too much are part of the score already.
     """
-    left = [trial for trial in trials if not trial.lost]
-    top = max(trial.score for trial in left)
-    good = [trial for trial in left if trial.score >= top - tolerance]
+    good = _good(trials, tolerance)
     wanted = max(trial.wanted for trial in good)
     most = sorted((trial for trial in good if trial.wanted == wanted), key=lambda trial: trial.strength)
     return most[min(2 * len(most) // 3, len(most) - 1)]
