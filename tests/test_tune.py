@@ -85,11 +85,6 @@ class FakeCoherence:
     limit: float
 
     @classmethod
-    def calibrate(cls, llama: FakeLlama, answers: list[str]) -> FakeCoherence:
-        assert answers and set(answers) == {"mine"}
-        return cls(7.5)
-
-    @classmethod
     def of_unsteered(cls, readings: list[str]) -> FakeCoherence:
         assert readings and set(readings) == {"mine"}
         return cls(7.5)
@@ -97,10 +92,6 @@ class FakeCoherence:
     def accepts(self, reading: str) -> bool:
         assert self.limit == 7.5
         return "mush" not in reading
-
-    def hold(self, llama: FakeLlama, answers: list[str]) -> list[bool]:
-        assert llama.active is None
-        return [self.accepts(answer) for answer in answers]
 
 
 @pytest.fixture(autouse=True)

@@ -188,7 +188,7 @@ def test_limits_and_judgements_by_the_worst_window(tiny: Path) -> None:
     coherence = Coherence.of_unsteered(readings)
     worst = [reading.surprise for reading in readings]
     assert coherence.limit == pytest.approx(np.quantile(worst, 0.95) + 0.5)
-    assert Coherence.calibrate(llama, answers).limit < coherence.limit
+    assert Coherence.of_unsteered(Fluency.of(llama, answers)).limit < coherence.limit
     strict = Coherence(float(np.median(worst)), 1.0)
     assert [strict.accepts(reading) for reading in readings] == [each <= strict.limit for each in worst]
 

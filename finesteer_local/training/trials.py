@@ -174,10 +174,8 @@ class Trials:
 
     def calibrate(self, own: Sequence[str]) -> None:
         def compute() -> dict[str, float]:
-            if self.judge == "refusal":
-                self.llama.set_profiles([])
-                return asdict(Coherence.of_unsteered(Fluency.throughout(self.llama, own)))
-            return asdict(Coherence.calibrate(self.llama, own))
+            self.llama.set_profiles([])
+            return asdict(Coherence.of_unsteered(Fluency.throughout(self.llama, own)))
 
         self.coherence = Coherence(**self._remembered("coherence", compute))
 
@@ -248,8 +246,8 @@ class Trials:
         answers = list(generate(self.llama, self.prompts[prompts], ANSWER_TOKENS))
         wanted = self._preferred()
         self.llama.set_profiles([])
-        fluent = self.coherence.hold(self.llama, answers)
-        coherent = float(np.mean([ok and not circles(text) for ok, text in zip(fluent, answers, strict=True)]))
+        readings = zip(Fluency.throughout(self.llama, answers), answers, strict=True)
+        coherent = float(np.mean([self.coherence.accepts(reading) and not circles(text) for reading, text in readings]))
         return {
             "wanted": wanted,
             "ended": 1.0,

@@ -17,6 +17,9 @@ from finesteer_local.training.progress import Progress
 from finesteer_local.training.search import LONG, Setting, Trial
 from finesteer_local.training.trials import ANSWERS, Trials
 
+_COHERENT = 0.9
+"""Below such a share of answers that are language less strength may mend more than it takes."""
+
 
 def tune(
     llama: TrainableModel,
@@ -78,15 +81,22 @@ def _best_scope(trials: Trials, best: Trial) -> Trial:
 
 
 def _best_strength(trials: Trials, best: Trial) -> Trial:
-    """Weaker and stronger, in either direction as long as nothing is lost."""
+    """Weaker and stronger, in either direction as long as nothing is lost; weaker also while answers fall apart.
+
+    Judged by pairs, the weakest of the best is taken: pairs grow surer with every bit of strength, long after the
+    answers have changed.
+    """
     tolerance = trials.search.tolerance
     compared = [best]
     for strengths in _outwards(trials.search.strengths, best.strength):
         for strength in strengths:
-            compared.append(trials.trial(best.but(strength=strength), rivals=compared))
-            if compared[-1].lost or compared[-1].score < max(trial.score for trial in compared) - tolerance:
+            this = trials.trial(best.but(strength=strength), rivals=compared)
+            compared.append(this)
+            mends = trials.judge == "margin" and strength < best.strength and this.coherent < _COHERENT
+            worse = this.lost or this.score < max(trial.score for trial in compared) - tolerance
+            if worse and not mends:
                 break
-    if trials.judge == "margin":  # pairs grow surer with every bit of strength, long after the answers have changed
+    if trials.judge == "margin":
         return min(_good(compared, tolerance), key=lambda trial: trial.strength)
     return _well_inside_the_best(compared, tolerance)
 
