@@ -119,6 +119,8 @@ def command(
         raise click.UsageError("--gguf goes with --backend transformers")
     if rpc and backend == "transformers":
         raise click.UsageError("--rpc goes with llama.cpp, not with --backend transformers")
+    if minutes:
+        settings["minutes"] = minutes
     check_new_profile(output, force)
     training.require_extra()
     path = Path(model) if backend == "transformers" else fetch_model(model)
@@ -136,7 +138,6 @@ def command(
             n_gpu_layers=gpu_layers,
             rpc=rpc,
             **settings,
-            **({"minutes": minutes} if minutes else {}),
         )
     kept = keep_profile(profile, output)
     chat_with = str(gguf or "MODEL.gguf") if backend == "transformers" else model
