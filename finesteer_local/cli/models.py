@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
+from typing import Any
 
 import click
 
-from finesteer_local import catalog, paths
-from finesteer_local.paths import models_dir
+from finesteer_local import catalog
+from finesteer_local.cli._options import json_option
+from finesteer_local.cli._output import echo_json
+from finesteer_local.paths import models_dir, size
 
 
 @click.group("models", short_help="List, fetch and remove models.", invoke_without_command=True)
@@ -22,12 +24,12 @@ def command(ctx: click.Context) -> None:
 
 
 @command.command("list")
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@json_option
 def list_models(as_json: bool) -> None:
     """List the catalogue and what is in the models folder."""
     installed = {model.name: model for model in catalog.installed_models()}
     entries = catalog.load_catalog()
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in [*entries, *(name for name in installed if name not in entries)]:
         entry, model = entries.get(name), installed.get(name)
         rows.append(
@@ -41,7 +43,7 @@ def list_models(as_json: bool) -> None:
             }
         )
     if as_json:
-        click.echo(json.dumps(rows, ensure_ascii=False, indent=2))
+        echo_json(rows)
         return
     from rich.table import Table
 
@@ -76,9 +78,3 @@ def pull(name: str) -> None:
 def rm(name: str) -> None:
     """Delete a model's file from the models folder."""
     click.echo(f"removed {catalog.remove_model(name)}")
-
-
-def size(n_bytes: object) -> str:
-    """`98 MB`."""
-    assert isinstance(n_bytes, int)
-    return paths.size(n_bytes)

@@ -22,7 +22,6 @@ from finesteer_local.training.progress import quiet
 from finesteer_local.training.search import search_name
 from finesteer_local.training.trials import ANSWERS, OWN_ANSWERS
 
-DEFAULT_MINUTES = 10.0
 MIN_PROMPTS = 1000
 """From so many prompts a gate learns, if a recipe has them, however little time there is."""
 FIT_SECONDS = 7e-3

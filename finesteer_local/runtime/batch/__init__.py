@@ -2,13 +2,12 @@
 
 from finesteer_local.runtime.batch.answer import Answer, AnswerStream, Decided, Finished, Piece, TokenScore
 from finesteer_local.runtime.batch.engine import BatchEngine, Load
-from finesteer_local.runtime.batch.many import answers, check_of, checks, greedy_answers, greedy_request
+from finesteer_local.runtime.batch.many import answers, check_of, checks, greedy_answers
 from finesteer_local.runtime.batch.pieces import Sizes
 from finesteer_local.runtime.batch.request import (
     GREEDY,
     Request,
     Sampling,
-    active_steering,
     chat_request,
     check_request,
     completion_request,
@@ -29,7 +28,6 @@ __all__ = [
     "Sizes",
     "Steer",
     "TokenScore",
-    "active_steering",
     "answers",
     "chat_request",
     "check_of",
@@ -37,5 +35,4 @@ __all__ = [
     "checks",
     "completion_request",
     "greedy_answers",
-    "greedy_request",
 ]
