@@ -26,9 +26,16 @@ Offer = Callable[[str, str, Path], Path]
 
 
 def fetch_model(name_or_path: str) -> Path:
-    """The model's file, fetched with a progress bar where it is of the catalogue and not there yet."""
+    """The model's file, fetched with a progress bar where it is of the catalogue or the hub and not there yet."""
     with _progress.download(f"fetching {name_or_path}") as report:
-        return catalog.resolve_model(name_or_path, report)
+        return catalog.resolve_model(name_or_path, report, note_choice)
+
+
+def note_choice(line: str) -> None:
+    """Say quietly which of several files was chosen."""
+    from finesteer_local.errors import one_line
+
+    click.secho(one_line(line), dim=True, err=True)
 
 
 def find_profile(name: str, identity: ModelIdentity, model: str, path: Path, offer: Offer | None = None) -> Path:

@@ -153,9 +153,10 @@ def rm(name: str, model: str | None) -> None:
 def _fingerprint(model: str | None) -> str | None:
     if model is None:
         return None
+    from finesteer_local.cli._open import fetch_model
     from finesteer_local.identity import read_model_identity
 
-    return read_model_identity(catalog.resolve_model(model)).fingerprint
+    return read_model_identity(fetch_model(model)).fingerprint
 
 
 def _named(name: str, model: str | None) -> list[ProfileRef]:
