@@ -110,7 +110,9 @@ class Hub:
             request.end_headers()
             return
         request.send_response(302)
-        request.send_header("Location", f"{self.server.url}/cdn/{repo}/{name}")
+        # Another host, as at the hub: the library asks redirects within a host itself, and the token stays behind.
+        elsewhere = self.server.url.replace("127.0.0.1", "localhost")
+        request.send_header("Location", f"{elsewhere}/cdn/{repo}/{name}")
         request.send_header("X-Repo-Commit", COMMIT)
         request.send_header("X-Linked-Etag", f'"{hashlib.sha256(self.repos[repo][name]).hexdigest()}"')
         request.send_header("X-Linked-Size", str(self._size(repo, name)))

@@ -142,6 +142,7 @@ def test_gated(hub: Hub, data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     )
     monkeypatch.setenv("HF_TOKEN", hub.token)
     assert catalog.resolve_model("hf:meta/gated").read_bytes() == data
+    assert set(hub.tokens) == {None}  # the other host learns no token
 
 
 def test_what_is_not_there(hub: Hub, web: Server, data: bytes) -> None:

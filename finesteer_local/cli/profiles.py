@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from finesteer_local import catalog
+from finesteer_local.cli import _profile_index
 from finesteer_local.errors import DownloadError, ProfileError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ model_option = click.option("--model", metavar="MODEL", help="For which model, w
 @click.group("profiles", short_help="List, show, add and remove profiles.", invoke_without_command=True)
 @click.pass_context
 def command(ctx: click.Context) -> None:
-    """List, show, add and remove profiles."""
+    """List, show, add and remove profiles; look for those of others, and publish your own."""
     if ctx.invoked_subcommand is None:
         ctx.invoke(list_profiles, model=None, as_json=False)
 
@@ -169,3 +170,6 @@ def _named(name: str, model: str | None) -> list[ProfileRef]:
         hint = f"; did you mean {' or '.join(near)}?" if near else "; `finesteer-local profiles` lists them"
         raise UnknownNameError(f"unknown profile {name!r}{hint}")
     return named
+
+
+_profile_index.register(command)
