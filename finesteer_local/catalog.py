@@ -178,6 +178,10 @@ def remove_model(name: str) -> Path:
         UnknownNameError: no installed model has this name.
         StorageError: it cannot be deleted.
     """
+    from finesteer_local import sources
+
+    if sources.prefix_of(name):
+        raise UnknownNameError(f"{name} is not in the models folder; remove it with the program that keeps it")
     installed = {model.name: model.path for model in installed_models()}
     leftover = downloads_dir(name) if name in load_catalog() else None
     if leftover and leftover.is_dir():

@@ -104,7 +104,7 @@ def test_a_second_profile_joins_the_first(public: Path, tmp_path: Path) -> None:
     assert "exists for several models (Other, Tiny); add --model MODEL" in error_of(
         "profiles", "get", "loud", "--index", public
     )
-    assert good("profiles", "get", "loud", "--index", public, "--model", other).output.startswith("added ")
+    assert good("profiles", "get", "loud", "--index", public, "--model", other).stdout.startswith("added ")
 
 
 def test_what_cannot_be_packed(tiny: Path, profile: Path, tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_from_a_folder(public: Path, tiny: Path) -> None:
         assert word in found
     assert json.loads(good("profiles", "search", "--index", public, "--json").output)[0]["name"] == "loud"
     said = good("profiles", "get", "loud", "--index", public)
-    kept = Path(said.output.removeprefix("added ").strip().splitlines()[0])
+    kept = Path(said.stdout.removeprefix("added ").strip())
     assert kept.parent == profiles_dir()
     for words in ("Makes it | loud", "Apache-2.0", "not signed", "auroc 0.95"):
         assert words in said.stderr

@@ -45,7 +45,8 @@ def resolve(
     rest = given.removeprefix(f"{prefix}:")
     if prefix == hub.PREFIX:
         return hub.resolve(rest, note, on_progress, fresh)
-    return _SOURCES[prefix].resolve(rest, note)
+    found: Path = _SOURCES[prefix].resolve(rest, note)
+    return found
 
 
 def found_models() -> Iterator[FoundModel]:

@@ -202,9 +202,7 @@ def _fetch_blob(hub: Any, wanted: Wanted, part: _File, commit: str, blob: Path, 
     about = hub.get_hf_file_metadata(url, timeout=_TIMEOUT)  # says clearly where access must be asked for
     if about.etag != part.sha256 or about.size != part.size:
         raise DownloadError(f"cannot fetch {wanted.given}: the hub contradicts itself about {part.name}; try again")
-    from huggingface_hub.utils import build_hf_headers
-
-    headers = {key: value for key, value in build_hf_headers().items() if key.lower() == "authorization"}
+    headers = {key: value for key, value in hub.utils.build_hf_headers().items() if key.lower() == "authorization"}
     partial = _partial(blob)
     ensure_dir(blob.parent)
     with FileLock(f"{partial}.lock"):

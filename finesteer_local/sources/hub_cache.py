@@ -32,7 +32,7 @@ def folders() -> list[Path]:
 
 def models(repo: str = "", revision: str = "") -> Iterator[FoundModel]:
     """The model files of all repositories, or of one, each in the revision that is current here, or the one named."""
-    found = {}
+    found: dict[str, FoundModel] = {}
     for cache in folders():
         for folder in _repositories(cache, repo):
             snapshot = _snapshot(folder, revision)

@@ -33,7 +33,7 @@ def folders() -> list[Path]:
 
 def models() -> Iterator[FoundModel]:
     """All model files there; vision projectors beside them are left out."""
-    found = {}
+    found: dict[str, FoundModel] = {}
     for folder in folders():
         for path in gguf_files(folder, depth=2):
             name = path.relative_to(folder).as_posix()
