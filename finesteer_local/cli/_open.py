@@ -6,6 +6,7 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ import click
 
 from finesteer_local import catalog, paths
 from finesteer_local.cli import _progress
-from finesteer_local.cli._options import ModelOptions
+from finesteer_local.cli._options import ModelOptions, WatchOptions
 from finesteer_local.errors import ProfileMismatchError, StorageError, UnknownNameError
 from finesteer_local.identity import ModelIdentity, read_model_identity
 
@@ -85,6 +86,7 @@ def open_steered(
     offer: Offer | None = None,
     policy: Mapping[str, str] | None = None,
     from_index: FromIndex | None = None,
+    watch: WatchOptions | None = None,
 ) -> SteeredLlama:
     """Open MODEL as the command line asks for it.
 
@@ -98,7 +100,8 @@ def open_steered(
     with _progress.waiting(f"opening {path.name}"):
         from finesteer_local.runtime import open_model
 
-        return open_model(path, profiles=profiles, policy=policy, identity=identity, **options.arguments())
+        found = {**options.arguments(), **(asdict(watch) if watch else {})}
+        return open_model(path, profiles=profiles, policy=policy, identity=identity, **found)
 
 
 def check_new_profile(output: Path | None, force: bool) -> None:
