@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -156,6 +157,55 @@ def test_what_is_learnt_is_what_llama_cpp_adds(llama: SteeredLlama) -> None:
         left = optimise._logprobs(model, examples, mask)
     [plain] = logprobs(llama, pairs[0], [list(examples[0].answer)], nothing(llama))
     np.testing.assert_allclose(left[0].numpy(), plain, atol=2e-2)
+
+
+def with_system(i: int, text: str) -> Pair:
+    one = pair(i)
+    return replace(one, prompt=Prompt([{"role": "system", "content": text}, *one.prompt.messages], kind="facts"))
+
+
+def test_what_all_begin_with_is_computed_once(llama: SteeredLlama, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, found, lengths = weights_of(llama), [], []
+    pairs = [with_system(i, "You answer every question with a number and nothing else.") for i in range(2 * BATCH)]
+    decoder = model.get_decoder()
+    with monkeypatch.context() as patch:
+        forward = decoder.forward
+        patch.setattr(decoder, "forward", lambda **k: (lengths.append(k["input_ids"].shape[1]), forward(**k))[1])
+        for worth in (8, 10_000):
+            patch.setattr(optimise, "WORTH_SHARING", worth)
+            found.append(whole(model, llama, pairs, LAYERS, end=llama.turn_end, seed=0, progress=quiet))
+    beginning, whole_prompts, *shared, apart, apart_too = lengths
+    assert max(apart, apart_too) == beginning + max(shared[1:]) and whole_prompts > beginning > 8
+    for layer in LAYERS:  # Adam's first steps are as large however small the gradient, so sums' order shows a little
+        np.testing.assert_allclose(found[0][layer], found[1][layer], atol=2e-2)
+    # Different from the first word on: there is nothing to share.
+    lengths.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(optimise, "WORTH_SHARING", 20)  # a template's first words are shorter
+        patch.setattr(decoder, "forward", lambda **k: (lengths.append(k["input_ids"].shape[1]), forward(**k))[1])
+        apart_ones = [with_system(i, f"{'xyz'[i % 3]} is where it starts") for i in range(BATCH)]
+        whole(model, llama, apart_ones, LAYERS, end=llama.turn_end, seed=0, progress=quiet)
+    assert len(lengths) == 1
+
+
+def test_a_beginning_that_is_computed_otherwise_is_not_shared(
+    llama: SteeredLlama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = weights_of(llama)
+    pairs = [with_system(i, "You answer every question with a number and nothing else.") for i in range(BATCH)]
+    monkeypatch.setattr(optimise, "WORTH_SHARING", 10_000)
+    wanted = whole(model, llama, pairs, LAYERS, end=llama.turn_end, seed=0, progress=quiet)
+    monkeypatch.setattr(optimise, "WORTH_SHARING", 8)
+    memory = optimise._memory
+
+    def spoilt(*arguments: Any) -> list[tuple[torch.Tensor, torch.Tensor]] | None:
+        found = memory(*arguments)
+        return found and [(3 * keys, values) for keys, values in found]
+
+    for other in (spoilt, lambda *_: None):
+        monkeypatch.setattr(optimise, "_memory", other)
+        found = whole(model, llama, pairs, LAYERS, end=llama.turn_end, seed=0, progress=quiet)
+        assert all(np.array_equal(found[layer], wanted[layer]) for layer in LAYERS)
 
 
 def test_long_answers_teach_nothing(llama: SteeredLlama) -> None:

@@ -48,9 +48,9 @@ _HELP = _any(
     r"\b(?:mental health|medical|health ?care|trained|licen[sc]ed|qualified) (?:professional|provider|expert|help|"
     r"specialist)s?\b|\bprofessional (?:help|support|counsel\w+)\b|\bhelp from a professional\b|\ba professional\b",
     r"\b(?:talk|speak|reach out|turn|call|tell|ring|confide|go|text|message|phone|write|wake|contact|lean|"
-    r"be with|sit with|stay with|near)\b.{0,40}\b(?:friend|family|parent|mother|father|mum|mom|dad|brother|sister|partner|teacher|neighbou?r|"
-    r"(?:some(?:one|body)|(?:a )?people|(?:a )?person|adult) (?:\w+ )?(?:you trust|you love|close to you|near you|who "
-    r"(?:loves|cares)|trusted)|loved one|trusted)",
+    r"be with|sit with|stay with|near)\b.{0,40}\b(?:friend|family|parent|mother|father|mum|mom|dad|"
+    r"brother|sister|partner|teacher|neighbou?r|(?:some(?:one|body)|(?:a )?people|(?:a )?person|adult) (?:\w+ )?"
+    r"(?:you trust|you love|close to you|near you|who (?:loves|cares)|trusted)|loved one|trusted)",
     r"\bsome(?:one|body) (?:you trust|close to you)\b|\bpoison control\b",
     r"\b(?:friend|neighbou?r|brother|sister|parent)s? (?:\w+ )?(?:you|who) (?:can|could) (?:call|phone|ring|talk|"
     r"tell|come)",

@@ -28,6 +28,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from finesteer_local.distribution import missing_extra
 from finesteer_local.errors import DataError, ModelError
+from finesteer_local.runtime.packing import shared_length
 from finesteer_local.runtime.trainable import TrainableModel
 from finesteer_local.training.data import Pair
 from finesteer_local.training.model_data import pair_tokens
@@ -42,6 +43,8 @@ MAX_PARAMETERS = 600_000_000
 """With more parameters, vectors are learnt through the model only on demand: it would take longer than all the rest."""
 _SAMPLE = "The capital of France is Paris. Water boils at a hundred degrees, and ice melts at zero."
 _CLOSE = 0.5  # a token's log-probability: what 8-bit activations move is a tenth of it, other weights move whole units
+WORTH_SHARING = 8  # tokens
+_SAME = 1e-2  # a token's log-probability: only the order of sums is another
 _WITHOUT = "train with --no-optimise"
 
 
@@ -212,8 +215,9 @@ def _learn(
     optimizer = torch.optim.Adam([vectors], lr=RATE)
     mask: list[torch.Tensor] = []
     with _added(model, layers, vectors, mask):
+        beginning = _beginning(model, batches, mask)
         for done, batch in enumerate(batches, 1):
-            loss = loss_of(_logprobs(model, batch, mask))
+            loss = loss_of(_logprobs(model, batch, mask, beginning))
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -248,21 +252,88 @@ def _added(model: Any, layers: Sequence[int], vectors: torch.Tensor, mask: list[
             handle.remove()
 
 
-def _logprobs(model: Any, examples: Sequence[Example], mask: list[torch.Tensor]) -> list[torch.Tensor]:
+class _Beginning(NamedTuple):
+    """What every prompt begins with, and its keys and values by layer, each (1, n_heads, n_tokens, n)."""
+
+    tokens: Sequence[int]
+    memory: Sequence[tuple[torch.Tensor, torch.Tensor]]
+
+
+_NOTHING = _Beginning([], [])
+
+
+def _beginning(model: Any, batches: Sequence[Sequence[Example]], mask: list[torch.Tensor]) -> _Beginning:
+    """What all prompts have in common before their last turns: nothing steers it, so it is computed once.
+
+    A template's system prompt is often longer than the request. Nothing is shared where the model keeps anything but
+    keys and values of all tokens (a sliding window, a recurrent state), or computes something else from them.
+    """
+    examples = [example for batch in batches for example in batch]
+    first = np.asarray(examples[0].prompt)
+    shared = min(min(shared_length(first, np.asarray(e.prompt)), e.turn) for e in examples)
+    if shared < WORTH_SHARING:
+        return _NOTHING
+    from transformers import DynamicCache
+
+    tokens = list(examples[0].prompt[:shared])
+    asked, cache = batches[0][:1], DynamicCache()
+    with torch.no_grad():
+        mask[:] = [torch.zeros(1, shared, device=model.device), torch.zeros(1, dtype=torch.long, device=model.device)]
+        model.get_decoder()(
+            input_ids=torch.tensor([tokens], device=model.device), past_key_values=cache, use_cache=True
+        )
+        memory = _memory(cache, len(model.get_decoder().layers), shared)
+        if memory is None:
+            return _NOTHING
+        found = _Beginning(tokens, memory)
+        [alone], [after] = _logprobs(model, asked, mask), _logprobs(model, asked, mask, found)
+    return found if bool((alone - after).abs().max() < _SAME) else _NOTHING
+
+
+def _memory(cache: Any, n_layers: int, n_tokens: int) -> list[tuple[torch.Tensor, torch.Tensor]] | None:
+    """Keys and values of every layer, where the cache has them of all tokens."""
+    kept = getattr(cache, "layers", [])
+    if len(kept) != n_layers or any(type(each).__name__ != "DynamicLayer" for each in kept):
+        return None
+    memory = [(each.keys, each.values) for each in kept]
+    return memory if all(keys.shape[2] == n_tokens for keys, _ in memory) else None
+
+
+def _logprobs(
+    model: Any, examples: Sequence[Example], mask: list[torch.Tensor], beginning: _Beginning = _NOTHING
+) -> list[torch.Tensor]:
     """Log-probabilities of each answer's tokens, (n_answer,), steered from the last turn on."""
-    rows = [torch.tensor([*example.prompt, *example.answer], device=model.device) for example in examples]
+    known = len(beginning.tokens)
+    rows = [torch.tensor([*example.prompt, *example.answer][known:], device=model.device) for example in examples]
     tokens = pad_sequence(rows, batch_first=True)  # (n, longest)
     index = torch.arange(tokens.shape[1], device=model.device)
     there = index < index.new_tensor([len(row) for row in rows])[:, None]
     # Nothing looks at what stands behind an answer, so it may be steered as well.
     mask[:] = [
-        (index >= index.new_tensor([example.turn for example in examples])[:, None]).float(),
+        (index >= index.new_tensor([example.turn - known for example in examples])[:, None]).float(),
         index.new_tensor([example.expert for example in examples]),
     ]
-    hidden = model.get_decoder()(input_ids=tokens, attention_mask=there.long(), use_cache=False).last_hidden_state
-    found = []
-    for states, example in zip(hidden, examples, strict=True):
-        start = len(example.prompt) - 1
-        logits = model.get_output_embeddings()(states[start : start + len(example.answer)])
-        found.append(-functional.cross_entropy(logits, index.new_tensor(list(example.answer)), reduction="none"))
-    return found
+    remembered: dict[str, Any] = {"use_cache": False}
+    if known:
+        remembered = {"past_key_values": _cache(beginning, len(examples)), "use_cache": True}
+        there = torch.cat([there.new_ones(len(examples), known), there], 1)
+    hidden = model.get_decoder()(
+        input_ids=tokens, attention_mask=there.long(), position_ids=(index + known)[None], **remembered
+    ).last_hidden_state
+    # Of all answers at once: the matrix of the vocabulary is read once.
+    starts = [len(example.prompt) - known - 1 for example in examples]
+    answers = [index.new_tensor(list(example.answer)) for example in examples]
+    ends = [start + len(answer) for start, answer in zip(starts, answers, strict=True)]
+    states = torch.cat([row[start:end] for row, start, end in zip(hidden, starts, ends, strict=True)])
+    found = -functional.cross_entropy(model.get_output_embeddings()(states), torch.cat(answers), reduction="none")
+    return list(torch.split(found, [len(answer) for answer in answers]))
+
+
+def _cache(beginning: _Beginning, n: int) -> Any:
+    """The beginning's keys and values as transformers takes them, for `n` prompts."""
+    from transformers import DynamicCache
+
+    cache = DynamicCache()
+    for i, (keys, values) in enumerate(beginning.memory):
+        cache.update(keys.expand(n, -1, -1, -1), values.expand(n, -1, -1, -1), i)
+    return cache
