@@ -96,7 +96,9 @@ def test_format(name: str) -> None:
         talk = may_be_talk and "messages" in row
         deed = {"do", "write"} & set(row) if name.startswith("deeds") else set()
         instead = deed or {"messages"} if deed or talk else {"prompt"} & keys
-        assert set(row) - {"positive_only", "expert" if name == RECIPE["chosen"] else ""} == (keys - {"prompt"} | instead), row
+        assert set(row) - {"positive_only", "expert" if name == RECIPE["chosen"] else ""} == (
+            keys - {"prompt"} | instead
+        ), row
         assert "positive_only" not in row or (name == "wrappers.jsonl" and row["positive_only"] is True), row
         if not name.startswith(("wrapped", "pages")):  # a list to go on with ends where the answer begins; code is bent
             assert text_of(row) == text_of(row).strip(), row
