@@ -78,19 +78,18 @@ def from_answers(run: Run, weights: Any) -> Learnt:
 
     vectors = _kept(run, learnt)
     groups = by_expert(run.data, run.data.pairs)
-    weights_of_all = {name: len(groups[name]) / len(run.data.pairs) for name in names}
+    total = sum(len(groups[name]) for name in names)
+    shares = {name: len(groups[name]) / total for name in names}
     return Learnt(
         experts={
-            layer: Experts.for_kinds(dict(zip(names, vector, strict=True)), weights_of_all)
-            if names
-            else Experts.fixed(vector)
+            layer: Experts.for_kinds(dict(zip(names, vector, strict=True)), shares) if names else Experts.fixed(vector)
             for layer, vector in vectors.items()
         },
         taught=[pair.prompt for pair in taught],
         held=[pairs[i] for i in held],
         own=own,
         n_pairs=len(pairs),
-        shares={layer: list(weights_of_all.values()) for layer in vectors} if names else {},
+        shares={layer: list(shares.values()) for layer in vectors} if names else {},
         figures={
             str(layer): {"length": float(np.linalg.norm(np.atleast_2d(vector), axis=1).mean())}
             for layer, vector in vectors.items()
