@@ -18,10 +18,11 @@ from finesteer_local.steering import Experts, Kind
 from finesteer_local.training.assemble import _told
 from finesteer_local.training.data import KindOf, Pair, Prompt, TrainingData
 from finesteer_local.training.learn import experts_of
-from finesteer_local.training.optimise import _added, _logprobs, weights_of, whole, whole_batches
+from finesteer_local.training.optimise import _added, _logprobs, whole, whole_batches
 from finesteer_local.training.pairs import LESSON, lesson
 from finesteer_local.training.progress import quiet
 from finesteer_local.training.recipes import load_recipe
+from finesteer_local.training.weights import weights_of
 from test_kinds import N_EMBD, profile, states
 from test_profile_vectors import reference_reader
 

@@ -27,8 +27,8 @@ torch = pytest.importorskip("torch")
 from finesteer_local.training import learn, trials  # noqa: E402
 from finesteer_local.training.data import Prompt  # noqa: E402
 from finesteer_local.training.model_data import whole_answers  # noqa: E402
-from finesteer_local.training.optimise import weights_of  # noqa: E402
 from finesteer_local.training.transformers_model import TransformersModel  # noqa: E402
+from finesteer_local.training.weights import weights_of  # noqa: E402
 from hugging_face import write_directory  # noqa: E402
 
 

@@ -395,8 +395,9 @@ def test_long_prompts_get_as_little_less_as_will_do(blank: Profile, tmp_path: Pa
         chosen, trials = tuned(model, blank, tmp_path / str(best), prompts=asked)
         assert chosen.length_decay == best and chosen.prompts == "short"
         assert chosen.score == pytest.approx(0.9, abs=0.05)  # that of the short prompts
-        assert [trial.length_decay for trial in trials if trial.prompts == "long"] == list(decays)
-    model = llama(lambda *_: (0.9, 1.0), by_length_decay=lambda d: (1.0 - 2 * d, 1.0))
+        tried = [trial.length_decay for trial in trials if trial.prompts == "long"]
+        assert tried == list(decays[: decays.index(best) + 1])  # the next could only be as good
+    model = llama(lambda *_: (0.9, 1.0), by_length_decay=lambda d: (0.8 - 2 * d, 1.0))
     chosen, trials = tuned(model, blank, tmp_path / "less", prompts=asked)
     assert chosen.length_decay == 0.0 and [t.length_decay for t in trials if t.prompts == "long"] == list(decays[:2])
 
@@ -537,3 +538,13 @@ def test_an_interruption_keeps_the_best_so_far(blank: Profile, tmp_path: Path) -
         else:
             chosen, _ = tuned(model, blank, tmp_path / str(share), keep=True)
             assert chosen.layers == (at,) and chosen.score == pytest.approx(0.9, abs=0.03)
+
+
+def test_what_cannot_be_better_is_not_tried(blank: Profile, tmp_path: Path) -> None:
+    asked = [pair.prompt for pair in PAIRS] + LONG
+    chosen, trials = tuned(
+        llama(lambda *_: (1.0, 1.0), by_length_decay=lambda _: (1.0, 1.0)), blank, tmp_path, prompts=asked
+    )
+    assert chosen.answer_strength == SEARCHES["refusal"].first_answer_strength and chosen.length_decay == 0.0
+    assert {trial.answer_strength for trial in trials} == {chosen.answer_strength}
+    assert {trial.length_decay for trial in trials} == {0.0}

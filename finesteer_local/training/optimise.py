@@ -12,12 +12,8 @@ log-probabilities, all layers together, starting at nothing (docs/experiments.md
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,74 +22,25 @@ from numpy.typing import NDArray
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
-from finesteer_local.distribution import missing_extra
-from finesteer_local.errors import DataError, ModelError
+from finesteer_local.errors import DataError
 from finesteer_local.runtime.packing import shared_length
 from finesteer_local.runtime.trainable import TrainableModel
 from finesteer_local.training.data import Pair
 from finesteer_local.training.model_data import pair_tokens
 from finesteer_local.training.progress import Progress
 from finesteer_local.training.trials import ANSWER_TOKENS
+from finesteer_local.training.weights import WITHOUT
 
-BATCH = 8  # pairs, or answers
-RATE = 0.05  # Adam's; one pass over the pairs
+PAIRS = 8  # of a step
+RATE = 0.05  # Adam's, for pairs; one pass over them
 ANSWERS = 640  # whole answers that are learnt from
+FEW = 2  # whole answers of a step
+FAST = 0.1
+"""Adam's rate for whole answers, which falls to nothing. Steps count, not answers: 120 of two reach further than 80 of
+eight at half the rate, in a third of the time (docs/experiments.md)."""
 LONGEST = 320  # tokens of a prompt and its answer; longer ones cost most and teach no more
-MAX_PARAMETERS = 600_000_000
-"""With more parameters, vectors are learnt through the model only on demand: it would take longer than all the rest."""
-_SAMPLE = "The capital of France is Paris. Water boils at a hundred degrees, and ice melts at zero."
-_CLOSE = 0.5  # a token's log-probability: what 8-bit activations move is a tenth of it, other weights move whole units
 WORTH_SHARING = 8  # tokens
 _SAME = 1e-2  # a token's log-probability: only the order of sums is another
-_WITHOUT = "train with --no-optimise"
-
-
-def learns_by_itself(llama: TrainableModel, judge: str) -> bool:
-    """Whether training learns through the model where the user does not say: for refusals of a small model.
-
-    Weak models need to be taught the end of an answer, and stronger ones decline more often so, long prompts above all
-    (docs/experiments.md).
-    """
-    installed = all(find_spec(name) for name in ("accelerate", "transformers"))
-    return judge == "refusal" and installed and llama.n_parameters <= MAX_PARAMETERS
-
-
-def weights_of(llama: TrainableModel) -> Any:
-    """The weights of `llama`, a GGUF model, as a transformers model in float32; the `TransformersModel`'s own.
-
-    Raises:
-        MissingExtraError: transformers or accelerate is not installed.
-        ModelError: transformers does not know the architecture or the quantisation, or computes something else.
-    """
-    if llama.weights is not None:
-        return llama.weights
-    try:
-        import accelerate  # noqa: F401 - transformers asks for it here
-        from transformers import AutoModelForCausalLM
-    except ImportError as error:
-        raise missing_extra("transformers", "--optimise needs transformers and accelerate") from error
-    path = Path(llama.model_path)
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):  # progress bars of its own
-            model = AutoModelForCausalLM.from_pretrained(
-                str(path.parent), gguf_file=path.name, dtype=torch.float32, local_files_only=True
-            )
-    except Exception as error:  # whatever it makes of the file
-        reason = " ".join(str(error).split())[:200]
-        raise ModelError(f"transformers cannot read {path}: {reason}; {_WITHOUT}") from error
-    _check_same(model.eval(), llama)
-    return model
-
-
-@torch.inference_mode()
-def _check_same(model: Any, llama: TrainableModel) -> None:
-    """Raise `ModelError` where transformers computes something else than llama.cpp."""
-    tokens = llama.tokenize(_SAMPLE.encode())
-    [expected] = llama.answer_logprobs(tokens[:1], [tokens[1:]])
-    logits = model(input_ids=torch.tensor([tokens])).logits[0, :-1]
-    found = -functional.cross_entropy(logits, torch.tensor(tokens[1:]), reduction="none")
-    if not np.abs(found.numpy() - expected).mean() < _CLOSE:
-        raise ModelError(f"transformers does not compute what llama.cpp does with {llama.model_path}; {_WITHOUT}")
 
 
 class Example(NamedTuple):
@@ -124,13 +71,13 @@ def likelier(
         tokens = pair_tokens(llama, pair, ANSWER_TOKENS)
         examples.append([Example(tokens.prompt, tokens.turn, answer) for answer in tokens.answers])
     order = np.random.default_rng(seed).permutation(len(examples))
-    batches = [order[i : i + BATCH] for i in range(0, len(order), BATCH)]
+    batches = [order[i : i + PAIRS] for i in range(0, len(order), PAIRS)]
 
     def loss(chosen_and_rejected: Sequence[torch.Tensor]) -> torch.Tensor:
         totals = torch.stack([each.sum() for each in chosen_and_rejected])
         return -functional.logsigmoid(totals[0::2] - totals[1::2]).mean()
 
-    return _learn(model, layers, [[e for i in batch for e in examples[i]] for batch in batches], loss, progress)
+    return _learn(model, layers, [[e for i in batch for e in examples[i]] for batch in batches], loss, RATE, progress)
 
 
 def whole(
@@ -176,12 +123,12 @@ def whole_batches(
         if len(example.prompt) + len(example.answer) <= LONGEST:
             examples.append(example)
     if not examples:
-        raise DataError(f"every prompt and its answer have more than {LONGEST} tokens; {_WITHOUT}")
+        raise DataError(f"every prompt and its answer have more than {LONGEST} tokens; {WITHOUT}")
     rng = np.random.default_rng(seed)
     examples = [examples[i] for i in rng.permutation(len(examples))[:n_answers]]
     # Of like length together: padding is computed, too.
     examples.sort(key=lambda example: len(example.prompt))
-    batches = [examples[i : i + BATCH] for i in range(0, len(examples), BATCH)]
+    batches = [examples[i : i + FEW] for i in range(0, len(examples), FEW)]
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
@@ -196,7 +143,7 @@ def learn_whole(
     def loss(answers: Sequence[torch.Tensor]) -> torch.Tensor:
         return -torch.stack([each.mean() for each in answers]).mean()
 
-    return _learn(model, layers, batches, loss, progress, n_experts)
+    return _learn(model, layers, batches, loss, FAST, progress, falling=True, n_experts=n_experts)
 
 
 def _learn(
@@ -204,7 +151,10 @@ def _learn(
     layers: Sequence[int],
     batches: Sequence[Sequence[Example]],
     loss_of: Callable[[Sequence[torch.Tensor]], torch.Tensor],
+    rate: float,
     progress: Progress,
+    *,
+    falling: bool = False,
     n_experts: int = 1,
 ) -> Vectors:
     """One pass of Adam over the batches; `loss_of` takes the log-probabilities of every answer's tokens."""
@@ -212,7 +162,9 @@ def _learn(
     width = int(model.config.hidden_size)
     # (1 + K, n_layers, n_embd): what is common, and each expert's own
     vectors = torch.zeros(n_experts + (n_experts > 1), len(layers), width, device=model.device, requires_grad=True)
-    optimizer = torch.optim.Adam([vectors], lr=RATE)
+    optimizer = torch.optim.Adam([vectors], lr=rate)
+    last = 1 / len(batches) if falling else 1.0
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, last, total_iters=len(batches))
     mask: list[torch.Tensor] = []
     with _added(model, layers, vectors, mask):
         beginning = _beginning(model, batches, mask)
@@ -221,6 +173,7 @@ def _learn(
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
+            schedule.step()
             progress("learning through the model", done, len(batches))
     found = vectors.detach().cpu().numpy().astype(np.float32)
     found = found[0] if n_experts == 1 else (found[0] + found[1:]).swapaxes(0, 1)

@@ -92,8 +92,13 @@ def _best_strength(trials: Trials, best: Trial) -> Trial:
 
 
 def _best_answer_strength(trials: Trials, best: Trial) -> Trial:
-    """The prompt is read under all of it, so the answer needs less; more makes a small model repeat itself."""
+    """The prompt is read under all of it, so the answer needs less; more makes a small model repeat itself.
+
+    Nothing else is tried where nothing can be better by more than chance.
+    """
     tolerance = trials.search.tolerance
+    if best.score + tolerance >= 1:
+        return best
     others: list[Trial] = []
     for shares in _outwards(trials.search.answer_strengths, best.answer_strength):
         for share in shares:
@@ -110,6 +115,8 @@ def _best_length_decay(trials: Trials, best: Trial) -> Trial:
     for decay in trials.search.length_decays if trials.asks_long_prompts else ():
         tried.append(trials.trial(best.but(length_decay=decay), LONG, rivals=tried))
         if tried[-1].lost or tried[-1].score < max(trial.score for trial in tried) - trials.long_tolerance:
+            break
+        if tried[-1].score + trials.long_tolerance >= 1:  # a larger one could only be as good
             break
     return replace(best, length_decay=_first_of_the_best(tried, trials.long_tolerance).length_decay) if tried else best
 
