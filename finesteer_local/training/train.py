@@ -67,6 +67,7 @@ def _tune(run: Run, learnt: Learnt) -> tuple[Trial, list[Trial]]:
         folder=run.folder,
         progress=run.progress,
         n_answers=run.effort.answers,
+        expert=run.data.expert,
         keep=run.settings.keep,
     )
     run.llama.set_profiles([])
