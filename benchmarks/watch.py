@@ -13,6 +13,7 @@ import argparse
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -41,7 +42,7 @@ def reading(profile: Profile, every: int) -> Profile:
 
 def decode(llama: PlainLlama, prompt: list[int], n_answer: int) -> float:
     """Seconds a token of a greedy answer, its first one aside."""
-    llama.reset()
+    llama.reset()  # type: ignore[no-untyped-call]
     stream = llama.generate(prompt, temp=0.0)
     next(stream)
     begun = time.perf_counter()
@@ -107,7 +108,7 @@ def main() -> None:
             return decode(llama, prompt, arguments.answer)
 
         ways: dict[str, Callable[[], float]] = {"llama-cpp-python": lambda: decode(plain, prompt, arguments.answer)}
-        ways |= {f"every {every}": lambda every=every: read(every) for every in profiles}
+        ways |= {f"every {every}": partial(read, every) for every in profiles}
         alternate(ways, arguments.rounds, "llama-cpp-python")
         plain.close()
     if "many" in arguments.what:
@@ -118,9 +119,9 @@ def main() -> None:
         for every, each in profiles.items():
             steer = (Steer(each),)
             asked[f"{len(requests)} read, every {every}"] = [replace(request, steer=steer) for request in requests]
-        unread = {"steer": (Steer(replace(closed(profile), answer_gate=None)),)}
-        asked[name] = [replace(request, **unread) for request in requests]
-        many = {name: lambda asked=asked: together(llama, asked, n_ctx) for name, asked in asked.items()}
+        unread = (Steer(replace(closed(profile), answer_gate=None)),)
+        asked[name] = [replace(request, steer=unread) for request in requests]
+        many: dict[str, Callable[[], float]] = {each: partial(together, llama, asked[each], n_ctx) for each in asked}
         alternate(many, arguments.rounds, name)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from dataclasses import asdict
@@ -12,6 +11,9 @@ from typing import TYPE_CHECKING
 import click
 
 from finesteer_local import catalog
+from finesteer_local.cli import _profile_index
+from finesteer_local.cli._options import json_option
+from finesteer_local.cli._output import echo_json
 from finesteer_local.errors import DownloadError, ProfileError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -26,19 +28,19 @@ model_option = click.option("--model", metavar="MODEL", help="For which model, w
 @click.group("profiles", short_help="List, show, add and remove profiles.", invoke_without_command=True)
 @click.pass_context
 def command(ctx: click.Context) -> None:
-    """List, show, add and remove profiles, and teach them to read answers."""
+    """List, show, add and remove profiles, teach them to read answers, and look for or publish them."""
     if ctx.invoked_subcommand is None:
         ctx.invoke(list_profiles, model=None, as_json=False)
 
 
 @command.command("list")
 @click.option("--model", metavar="MODEL", help="Only those for this model.")
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@json_option
 def list_profiles(model: str | None, as_json: bool) -> None:
     """List your own profiles and those that came with the package."""
     refs = catalog.available_profiles(_fingerprint(model))
     if as_json:
-        click.echo(json.dumps([{**asdict(ref), "path": str(ref.path)} for ref in refs], ensure_ascii=False, indent=2))
+        echo_json([{**asdict(ref), "path": str(ref.path)} for ref in refs])
         return
     if not refs:
         click.echo("No profiles yet. Train one with: finesteer-local train MODEL --recipe safety")
@@ -63,7 +65,7 @@ def list_profiles(model: str | None, as_json: bool) -> None:
 @command.command("show")
 @click.argument("name")
 @model_option
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@json_option
 def show(name: str, model: str | None, as_json: bool) -> None:
     """Show what a profile holds (as `inspect` does)."""
     from finesteer_local.cli.inspect import show_profile
@@ -121,7 +123,7 @@ def add(source: str, replace: bool, sha256: str | None) -> None:
 def _show(profile: Profile, n_bytes: int, digest: str) -> None:
     """What a profile does and for which model, on stderr: a user decides by it."""
     from finesteer_local.cli._view import gate_tokens, one_line, steering_words
-    from finesteer_local.cli.models import size
+    from finesteer_local.paths import size
 
     model = profile.model
     gate = (
@@ -212,9 +214,10 @@ def rm(name: str, model: str | None) -> None:
 def _fingerprint(model: str | None) -> str | None:
     if model is None:
         return None
+    from finesteer_local.cli._open import fetch_model
     from finesteer_local.identity import read_model_identity
 
-    return read_model_identity(catalog.resolve_model(model)).fingerprint
+    return read_model_identity(fetch_model(model)).fingerprint
 
 
 def _named(name: str, model: str | None) -> list[ProfileRef]:
@@ -227,3 +230,6 @@ def _named(name: str, model: str | None) -> list[ProfileRef]:
         hint = f"; did you mean {' or '.join(near)}?" if near else "; `finesteer-local profiles` lists them"
         raise UnknownNameError(f"unknown profile {name!r}{hint}")
     return named
+
+
+_profile_index.register(command)

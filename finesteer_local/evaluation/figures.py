@@ -11,9 +11,12 @@ from finesteer_local.evaluation.choices import Score
 from finesteer_local.evaluation.measure import Evaluation, Outcome
 from finesteer_local.evaluation.suites import LABELS, Case
 from finesteer_local.judges.statistics import Rate, auroc, excess, mean, share
+from finesteer_local.judges.warm import warm
 
 QUESTIONS = "question"
 """The label of what is scored, and neither answered nor refused."""
+SELF_HARM = frozenset({"self_harm", "self_harm_diet", "selfharm", "self-harm"})
+"""What suites call requests of people in danger of hurting themselves."""
 GREEDY, SAMPLED = "greedy", "sampled"
 """How the answers were chosen that are counted."""
 
@@ -35,6 +38,7 @@ class Figures:
         language: answers that are good language in every window.
         phrases: answers with one of the AdvBench phrases in their beginning.
         defended: answers to harmful requests that decline, end, do not go round in circles and are good language.
+        warm: answers to harmful requests about hurting oneself that are warm and name help.
         over_refusal: how much oftener harmless requests are declined than unsteered.
         identical: answers to harmless requests that are bit-identical to unsteered.
         opened: prompts for which the gate is above 0.
@@ -60,6 +64,7 @@ class Figures:
     language: Rate | None = None
     phrases: Rate | None = None
     defended: Rate | None = None
+    warm: Rate | None = None
     over_refusal: Rate | None = None
     identical: Rate | None = None
     opened: Rate | None = None
@@ -101,6 +106,7 @@ def of_outcomes(
         language=share([o.verdict.language for o in judged], repeats),
         phrases=share([o.phrases for o in judged], repeats),
         defended=share([o.verdict.defended for o in harmful], repeats),
+        warm=share([warm(o.answer.text) for o in harmful if o.case.kind in SELF_HARM], repeats),
         over_refusal=excess([o.verdict.declined for o in benign], [o.declined_unsteered for o in benign], repeats),
         identical=share([o.identical for o in benign], repeats),
         opened=share([o.answer.reading.g > 0 for o in outcomes], repeats),
@@ -158,7 +164,7 @@ def by_suite(evaluation: Evaluation) -> list[Figures]:
 
 
 def totals(evaluation: Evaluation) -> list[Figures]:
-    """One a method and decoding, over all suites; questions and the gate's scores count with the greedy answers."""
+    """A row for each method and decoding, over all suites; questions and gate scores count with the greedy answers."""
     found = []
     names = [suite.name for suite in evaluation.suites]
     for method in evaluation.methods:

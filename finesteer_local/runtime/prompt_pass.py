@@ -67,8 +67,7 @@ class PromptPass:
         n_prompt: tokens of the whole prompt.
         n_layer: layers of the model.
         unsteered: the parts of the prompt that are not steered, and, for gates that pool, not read.
-        decide: profile, `h`, the gate's summary of the turn, the number of tokens in scope and whether the gate is
-            held open to decision.
+        decide: profile, `h`, the gate's summary of the turn and the number of tokens in scope to decision.
         read_from: index from which gates read: 0 where one reads the whole prompt; `turn` where none does.
         steers: False ends the pass after the last gate's layer, and each micro-batch before: what is decided is all
             that is wanted, and the cache holds nothing above.
@@ -89,7 +88,7 @@ class PromptPass:
         n_past: int,
         n_prompt: int,
         n_layer: int,
-        decide: Callable[[Profile, Array, Array, int, bool], Decision],
+        decide: Callable[[Profile, Array, Array, int], Decision],
         read_from: int | None = None,
         unsteered: Unsteered = NOTHING,
         steers: bool = True,
@@ -162,15 +161,12 @@ class PromptPass:
             self._summaries[i].append(profile.summary(states))
             if last:
                 self._last_states[i] = states[-1].copy()
-                self._found[i] = self._decision(i)
+                self._found[i] = self._decide(profile, *self.evidence(i))
 
-    def _decision(self, i: int, *, held_open: bool = False) -> Decision:
+    def evidence(self, i: int) -> tuple[Array, Array, int]:
+        """What profile `i` decides by: `h`, its gate's summary of the turn, and the number of tokens in scope."""
         in_scope = self._unsteered.outside(self._starts[i], self._n_prompt)
-        return self._decide(self._profiles[i], self._last_states[i], self._summary(i), in_scope, held_open)
-
-    def held_open(self, i: int) -> Decision:
-        """What profile `i` would have decided had its gate been open."""
-        return self._decision(i, held_open=True)
+        return self._last_states[i], self._summary(i), in_scope
 
     def _summary(self, i: int) -> Array:
         """What gate `i` keeps of the tokens that it is to read."""

@@ -246,7 +246,7 @@ class SteeredRequest:
             steers=steers,
         )
 
-    def _decide(self, profile: Profile, h: Array, summary: Array, n_tokens: int, held_open: bool) -> Decision:
+    def _decide(self, profile: Profile, h: Array, summary: Array, n_tokens: int, held_open: bool = False) -> Decision:
         steer = next(steer for steer in self.steering.steer if steer.profile is profile)
         policy = dict(steer.policy)
         return profile.decide_from(
@@ -427,7 +427,7 @@ class SteeredRequest:
         self._watches.took_back(i, action, n_answer - keep)
         if action in (STEER, REWIND):
             assert self._reading is not None
-            held = self._reading.held_open(i)
+            held = self._decide(self._profiles[i], *self._reading.evidence(i), held_open=True)
             self._decisions = (*self._decisions[:i], held, *self._decisions[i + 1 :])
             self._vectors = summed(decision.answer_vectors for decision in self._decisions)
         else:

@@ -62,7 +62,7 @@ def assemble(
         gate_layer=chosen.layers[0],
         kinds=kinds,
         answer_gate=answer_gate,
-        experts={layer: learnt.experts[layer] for layer in chosen.layers},
+        experts={layer: _told(learnt.experts[layer], kinds) for layer in chosen.layers},
         strength=settings.strength if settings.strength is not None else chosen.strength,
         scope=settings.scope or chosen.scope,
         answer_strength=chosen.answer_strength,
@@ -82,6 +82,12 @@ def assemble(
             "trials": [rounded(row) for row in as_rows(trials)],
         },
     )
+
+
+def _told(experts: Experts, kinds: Kinds | None) -> Experts:
+    """The experts, or their mean where no kinds are told by which these go."""
+    known = {kind.expert for kind in kinds.kinds} if kinds else set()
+    return Experts.fixed(experts.mean) if experts.by_kind and not known & set(experts.labels) else experts
 
 
 def _provenance(run: Run, stopwatch: Stopwatch) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from finesteer_local.runtime.trainable import TrainableModel
 from finesteer_local.steering import AlwaysGate, AnswerGate, Gate
 from finesteer_local.training.answer_gate import AnswerGateFit, learn_answer_gate
 from finesteer_local.training.assemble import assemble, blank_profile
-from finesteer_local.training.data import TrainingData
+from finesteer_local.training.data import Prompt, TrainingData, spread
 from finesteer_local.training.effort import LAST_PART
 from finesteer_local.training.gate_data import GateData, read_for_gate
 from finesteer_local.training.gates import GateFit, fit_contrastive_gate, fit_subspace_gate
@@ -28,6 +28,7 @@ from finesteer_local.training.progress import Progress, Stopwatch, quiet
 from finesteer_local.training.run import Run, begin
 from finesteer_local.training.search import Trial
 from finesteer_local.training.settings import TrainingSettings
+from finesteer_local.training.trials import FEWEST_ANSWERS
 from finesteer_local.training.tune import tune
 
 
@@ -63,17 +64,30 @@ def _tune(run: Run, learnt: Learnt) -> tuple[Trial, list[Trial]]:
         blank_profile(run),
         learnt.experts,
         learnt.held,
-        learnt.untaught(run.data.positive),
+        _asked(run, learnt),
         learnt.own,
         judge=run.data.judge,
         learnt=run.learns,
         folder=run.folder,
         progress=run.progress,
         n_answers=run.effort.answers,
+        expert=run.data.expert,
         keep=run.settings.keep,
     )
     run.llama.set_profiles([])
     return found
+
+
+def _asked(run: Run, learnt: Learnt) -> list[Prompt]:
+    """The prompts that trials answer: those from which nothing was learnt.
+
+    Where pairs judge, the answers only tell whether they are language. A handful tells too little, and what was learnt
+    from serves as well.
+    """
+    untaught = learnt.untaught(run.data.positive)
+    if run.data.judge == "margin" and len(untaught) < FEWEST_ANSWERS:
+        return [*untaught, *spread(learnt.taught, FEWEST_ANSWERS - len(untaught))]
+    return untaught
 
 
 def learn_gate(run: Run, layer: int) -> tuple[Gate, GateFit | None, GateData | None]:
