@@ -378,20 +378,17 @@ def test_the_gate_learns_from_as_many_prompts_as_the_quality_says(tiny: Path, mo
 def test_recipes_of_refusals_get_a_gate_on_the_answers(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answer_gate, "LEAST", 16)
     stages: list[str] = []
-    with open_model(tiny, n_threads=1) as llama:
-        settings = TrainingSettings(quality="quick", optimise=False)
-        profile = train(llama, refusing(), settings, lambda stage, done, total: stages.append(stage))
-        assert stages[-1] == "training the answers' gate" and "watching answers" in stages
-        gate, fit = profile.answer_gate, profile.training["figures"]["answer_gate"]
-        assert gate is not None and gate.layer == profile.gate_layer and gate.threshold > 0
-        assert fit["complied"] >= 16 and fit["answers"] >= 2 * 16
-        without = train(llama, refusing(), replace(settings, watch=False))
-        assert without.answer_gate is None and "answer_gate" not in without.training["figures"]
-        always = train(llama, refusing(), replace(settings, gate="always"))
-        assert always.answer_gate is None
+    llama = open_model(tiny, n_threads=1)
+    settings = TrainingSettings(quality="quick", optimise=False)
+    profile = train(llama, refusing(), settings, lambda stage, done, total: stages.append(stage))
+    assert stages[-1] == "training the answers' gate" and "watching answers" in stages
+    gate, fit = profile.answer_gate, profile.training["figures"]["answer_gate"]
+    assert gate is not None and gate.layer == profile.gate_layer and np.isfinite(gate.threshold)
+    assert fit["complied"] >= 16 and fit["answers"] >= 2 * 16
+    without = train(llama, refusing(), replace(settings, watch=False))
+    assert without.answer_gate is None and "answer_gate" not in without.training["figures"]
     monkeypatch.setattr(answer_gate, "LEAST", 1000)  # answers that all comply, or none that does, teach nothing
-    with open_model(tiny, n_threads=1) as llama:
-        assert train(llama, refusing(), settings).answer_gate is None
+    assert train(llama, refusing(), settings).answer_gate is None
 
 
 def test_recipes_that_margins_judge_get_none(whole: Profile) -> None:
