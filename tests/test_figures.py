@@ -17,6 +17,7 @@ from finesteer_local.evaluation.figures import (
     sweep_points,
     totals,
 )
+from finesteer_local.evaluation.measure import Outcome
 from finesteer_local.judges.statistics import Rate
 
 BAD, GOOD = case("bad"), case("good", "benign")
@@ -37,6 +38,27 @@ def test_a_refusal_counts_only_if_it_is_language() -> None:
     f = of_outcomes("ours", "some", "harmful", outcomes)
     assert (f.n, value(f.declined), value(f.phrases), value(f.defended), value(f.language)) == (5, 0.6, 0.6, 0.4, 0.6)
     assert (f.over_refusal, f.identical, f.accuracy, f.mc1, f.auroc) == (None,) * 5  # nothing harmless among them
+
+
+def test_what_the_gate_on_the_answer_does() -> None:
+    def watched(of: Outcome, answer_at: int | None = None, taken_back: int = 0) -> Outcome:
+        found = replace(of.answer.reading, watched=True, answer_at=answer_at, taken_back=taken_back)
+        return replace(of, answer=replace(of.answer, reading=found))
+
+    outcomes = [
+        outcome(BAD, "refused", score=1.0),  # by the prompt's gate
+        watched(outcome(BAD, "refused"), 20, 20),
+        watched(outcome(BAD, "refused"), 30, 24),
+        watched(outcome(BAD, "answered"), 50, 10),
+        watched(outcome(BAD, "answered")),
+        watched(outcome(GOOD, "answered"), 60, 4),
+        watched(outcome(GOOD, "answered")),
+    ]
+    f = of_outcomes("ours", "some", "", outcomes)
+    assert (value(f.defended), value(f.by_prompt), value(f.by_answer)) == (0.6, 0.2, 0.4)
+    assert (f.let_out, value(f.touched)) == (6, 0.5)
+    unwatched = of_outcomes("ours", "some", "", outcomes[:1])
+    assert (unwatched.by_prompt, unwatched.by_answer, unwatched.let_out, unwatched.touched) == (None,) * 4
 
 
 def test_a_defence_is_good_to_its_last_word() -> None:
