@@ -11,6 +11,7 @@ from typing import Any
 
 from finesteer_local.errors import ModelError
 from finesteer_local.small_cache import SmallCache
+from finesteer_local.split_model import split_parts
 
 _identities = SmallCache("identities.json")
 _READING = "2|"  # what is checked when a file is read; what was read with fewer checks is read again
@@ -45,7 +46,7 @@ def read_model_identity(path: str | Path) -> ModelIdentity:
         ModelError: the file is missing, cut short, not GGUF, or not a language model.
     """
     path = Path(path)
-    parts = _parts(path)
+    parts = split_parts(path)
     stats = []
     for part in parts:
         try:
@@ -65,18 +66,9 @@ def read_model_identity(path: str | Path) -> ModelIdentity:
 
 def check_first_part(path: Path) -> None:
     """Raise `ModelError` for a later part of a split model: llama.cpp opens it by its first."""
-    first = _parts(path)[0]
+    first = split_parts(path)[0]
     if path != first:
         raise ModelError(f"{path} is a later part of a split model; give its first: {first}")
-
-
-def _parts(path: Path) -> list[Path]:
-    """The files of a split model (llama.cpp: `name-00001-of-00003.gguf`), or the one file."""
-    stem, _, count = path.stem.rpartition("-of-")
-    base, _, number = stem.rpartition("-")
-    if path.suffix != ".gguf" or not (count.isdigit() and number.isdigit() and len(number) == 5 and base):
-        return [path]
-    return [path.with_name(f"{base}-{i:05d}-of-{count}.gguf") for i in range(1, int(count) + 1)]
 
 
 def _read(path: Path, parts: list[Path]) -> ModelIdentity:

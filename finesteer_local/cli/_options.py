@@ -20,6 +20,7 @@ Decorator = Callable[[F], F]
 SCOPES = ("response", "turn", "prompt")
 MAX_STRENGTH = 100.0
 ACTIONS = ("leave", "report", "steer", "refuse")
+ON_ANSWER = ("report", "steer", "rewind", "stop", "off")
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,14 @@ class Sampling:
             "min_p": 0.05,
             "repeat_penalty": 1.0,
         }
+
+
+@dataclass(frozen=True)
+class WatchOptions:
+    """What is done once an answer shows what its prompt hid. None is the profile's own choice."""
+
+    on_answer: str | None = None
+    look_ahead: int | None = None
 
 
 class CommaSeparated(click.ParamType):  # type: ignore[type-arg]
@@ -229,6 +238,28 @@ def policy_option(function: F) -> F:
         callback=_policy,
         help="What is done about a kind of request: steer, refuse at once, report only, or leave alone; repeatable.",
     )(function)
+
+
+def watch_options(function: F) -> F:
+    """Add the options of `WatchOptions`; the command gets them as `watch`."""
+    return _collected(
+        function,
+        "watch",
+        WatchOptions,
+        click.option(
+            "--on-answer",
+            type=click.Choice(ON_ANSWER),
+            help="What is done once an answer shows what its prompt hid: tell, steer the rest, take it back and steer, "
+            "end it, or do not look.  [default: the profile's]",
+        ),
+        click.option(
+            "--look-ahead",
+            metavar="N",
+            type=click.IntRange(0, 4096),
+            help="Tokens that are held back while an answer is read, so that they can be taken back.  "
+            "[default: what one look needs]",
+        ),
+    )
 
 
 def checked_text(text: str, what: str = "the prompt") -> str:

@@ -53,7 +53,9 @@ def _find(file: str) -> Path:
     entry = catalog.load_catalog().get(file)
     if entry and not entry.path.is_file():
         raise UnknownNameError(f"the model {file!r} is not here yet; fetch it with: finesteer-local models pull {file}")
-    return catalog.resolve_model(file)
+    from finesteer_local.cli._open import fetch_model
+
+    return fetch_model(file)
 
 
 def _architecture(path: Path) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from finesteer_local import catalog
+from finesteer_local.cli import _profile_index
 from finesteer_local.cli._options import json_option
 from finesteer_local.cli._output import echo_json
 from finesteer_local.errors import DownloadError, ProfileError, UnknownNameError
@@ -27,7 +28,7 @@ model_option = click.option("--model", metavar="MODEL", help="For which model, w
 @click.group("profiles", short_help="List, show, add and remove profiles.", invoke_without_command=True)
 @click.pass_context
 def command(ctx: click.Context) -> None:
-    """List, show, add and remove profiles."""
+    """List, show, add and remove profiles; look for those of others, and publish your own."""
     if ctx.invoked_subcommand is None:
         ctx.invoke(list_profiles, model=None, as_json=False)
 
@@ -154,9 +155,10 @@ def rm(name: str, model: str | None) -> None:
 def _fingerprint(model: str | None) -> str | None:
     if model is None:
         return None
+    from finesteer_local.cli._open import fetch_model
     from finesteer_local.identity import read_model_identity
 
-    return read_model_identity(catalog.resolve_model(model)).fingerprint
+    return read_model_identity(fetch_model(model)).fingerprint
 
 
 def _named(name: str, model: str | None) -> list[ProfileRef]:
@@ -169,3 +171,6 @@ def _named(name: str, model: str | None) -> list[ProfileRef]:
         hint = f"; did you mean {' or '.join(near)}?" if near else "; `finesteer-local profiles` lists them"
         raise UnknownNameError(f"unknown profile {name!r}{hint}")
     return named
+
+
+_profile_index.register(command)

@@ -11,6 +11,7 @@ import click
 from finesteer_local.cli._options import (
     ModelOptions,
     Sampling,
+    WatchOptions,
     checked_text,
     model_argument,
     model_options,
@@ -19,6 +20,7 @@ from finesteer_local.cli._options import (
     skip_thinking_option,
     system_option,
     text_or_stdin,
+    watch_options,
 )
 from finesteer_local.cli._output import json_line, opened
 from finesteer_local.errors import DataError
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
 @system_option
 @skip_thinking_option
 @policy_option
+@watch_options
 @model_options
 @sampling_options(temperature=0.0, max_tokens=512)
 def command(
@@ -65,6 +68,7 @@ def command(
     system: str | None,
     skip_thinking: bool,
     policy: dict[str, str],
+    watch: WatchOptions,
     options: ModelOptions,
     sampling: Sampling,
 ) -> None:
@@ -92,7 +96,7 @@ def command(
 
     from finesteer_local.cli._open import open_steered
 
-    llama = open_steered(model, options, policy=policy)
+    llama = open_steered(model, options, policy=policy, watch=watch)
     llama.skip_thinking = skip_thinking
     _note_plain_format(llama, raw)
     if jsonl:
@@ -109,7 +113,7 @@ def _run_one(
     as_json: bool,
     explain: bool,
 ) -> None:
-    from finesteer_local.cli._answers import LENGTH, engine_of, whole_answer
+    from finesteer_local.cli._answers import FILTERED, LENGTH, engine_of, whole_answer
 
     with engine_of(llama) as engine:
         if as_json or output:
@@ -125,6 +129,8 @@ def _run_one(
             out.end()
     if explain:
         _explain(answer)
+    if answer.finish == FILTERED and not as_json:
+        click.secho("(ended: the answer showed what a profile is to prevent; --on-answer)", dim=True, err=True)
     if answer.finish == LENGTH and not as_json:
         click.secho(
             f"(stopped at {answer.n_answer} tokens; --max-tokens and --ctx raise the limit)", dim=True, err=True

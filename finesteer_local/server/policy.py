@@ -13,10 +13,10 @@ from finesteer_local.errors import ProfileError, StorageError, UnknownNameError
 from finesteer_local.identity import ModelIdentity
 from finesteer_local.profile import SCOPES, Profile
 from finesteer_local.runtime.batch import Steer
-from finesteer_local.runtime.steered_request import check_policy, shared_policy
+from finesteer_local.runtime.steered_request import check_on_answer, check_policy, shared_on_answer, shared_policy
 from finesteer_local.server.errors import ApiError
 from finesteer_local.server.schemas import ActiveProfile, Defaults, DefaultsNow, Steering, WantedProfile
-from finesteer_local.steering import ACTIONS
+from finesteer_local.steering import ACTIONS, OFF, ON_ANSWER
 
 
 class Shelf:
@@ -84,18 +84,24 @@ class Policy:
         strength: float | None,
         scope: str | None,
         kinds: Mapping[str, str] | None = None,
+        on_answer: str | None = None,
     ) -> None:
         """
         Args:
             kinds: what is done about each kind of request, by every profile that knows it.
+            on_answer: what is done once an answer shows what its prompt hid, by every profile that reads answers.
 
         Raises:
-            ProfileError: no profile knows one of the kinds.
+            ProfileError: no profile knows one of the kinds, or reads answers.
         """
         self.shelf = shelf
         self._lock = threading.RLock()
         policies = shared_policy(profiles, kinds or {})
-        self._defaults = tuple(Steer(p, strength, scope, each) for p, each in zip(profiles, policies, strict=True))
+        acts = shared_on_answer(profiles, on_answer)
+        self._defaults = tuple(
+            Steer(profile, strength, scope, each, act)
+            for profile, each, act in zip(profiles, policies, acts, strict=True)
+        )
         self._scope = scope
         self.skip_thinking = False
         self._required = {steer.profile.name: steer for steer in self._defaults if steer.profile.name in required}
@@ -137,7 +143,9 @@ class Policy:
         found = next((steer for steer in self._defaults if steer.profile.name == wanted.name), None)
         found = found or Steer(self._profile(wanted.name, where))
         strength = found.strength if wanted.strength is None else wanted.strength
-        return _steer(found.profile, strength, scope, {**dict(found.policy), **(wanted.policy or {})}, where)
+        on_answer = found.on_answer if wanted.on_answer is None else wanted.on_answer
+        policy = {**dict(found.policy), **(wanted.policy or {})}
+        return _steer(found.profile, strength, scope, policy, on_answer, where)
 
     def _profile(self, name: str, where: str) -> Profile:
         """The profile that the object at `where` of a request names."""
@@ -169,6 +177,9 @@ class Policy:
             if SCOPES.index(steer.effective_scope) < SCOPES.index(least.effective_scope):
                 raise _required(f"{name} with the scope {least.effective_scope} or a wider one", "steering.scope")
             _check_required_kinds(steer, least)
+            if _strictness(steer) < _strictness(least):
+                what = f"{name} to {least.effective_on_answer} an answer that shows what its prompt hid, or more"
+                raise _required(what, "steering.profiles")
         return steers
 
     def replace(self, defaults: Defaults) -> None:
@@ -182,7 +193,9 @@ class Policy:
             for i, wanted in enumerate(defaults.profiles):
                 where = f"profiles.{i}"
                 profile = self._profile(wanted.name, where)
-                found.append(_steer(profile, wanted.strength, defaults.scope, wanted.policy, where))
+                bound = self._required.get(wanted.name)
+                on_answer = bound.on_answer if bound and wanted.on_answer is None else wanted.on_answer
+                found.append(_steer(profile, wanted.strength, defaults.scope, wanted.policy, on_answer, where))
             for name in self._required:
                 if name not in {steer.profile.name for steer in found}:
                     raise _required(name, "profiles")
@@ -198,6 +211,7 @@ class Policy:
                     name=steer.profile.name,
                     strength=effective_strength(steer),
                     policy=dict(steer.policy),  # type: ignore[arg-type]
+                    on_answer=steer.on_answer,  # type: ignore[arg-type]
                 )
                 for steer in defaults
             ],
@@ -216,13 +230,24 @@ class Policy:
         return name in self._required
 
 
-def _steer(profile: Profile, strength: float | None, scope: str | None, policy: Mapping[str, str], where: str) -> Steer:
+def _steer(
+    profile: Profile,
+    strength: float | None,
+    scope: str | None,
+    policy: Mapping[str, str],
+    on_answer: str | None,
+    where: str,
+) -> Steer:
     """Steering as the object at `where` of a request asks for it."""
     try:
         check_policy(profile, tuple(policy.items()))
     except ProfileError as error:
         raise ApiError(400, str(error), param=f"{where}.policy", code="unknown_kind") from error
-    return Steer(profile, strength, scope, tuple(policy.items()))
+    try:
+        check_on_answer(profile, on_answer)
+    except ProfileError as error:
+        raise ApiError(400, str(error), param=f"{where}.on_answer", code="unread_answers") from error
+    return Steer(profile, strength, scope, tuple(policy.items()), on_answer)
 
 
 def _required(what: str, param: str) -> ApiError:
@@ -242,6 +267,11 @@ def _check_required_kinds(steer: Steer, least: Steer) -> None:
             raise _required(
                 f"{steer.profile.name} to {needed} requests of the kind {kind}, or more", "steering.profiles"
             )
+
+
+def _strictness(steer: Steer) -> int:
+    """How much is done about an answer that shows what its prompt hid."""
+    return (OFF, *ON_ANSWER).index(steer.effective_on_answer)
 
 
 def effective_strength(steer: Steer) -> float:

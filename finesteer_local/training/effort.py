@@ -62,8 +62,8 @@ EFFORTS = {
     "standard": Effort(16_000, 2 / 3, 320, 32),
     "full": Effort(None, 1.0, LESSONS, ANSWERS),
 }
-"""Each doubling of the prompts is worth .04 to .08 of the plain requests that a small model's gate recognises, whichever
-they are (docs/experiments.md)."""
+"""Each doubling of the prompts is worth .04 to .08 of the plain requests that a small model's gate recognises,
+whichever they are (docs/experiments.md)."""
 
 
 @dataclass(frozen=True)

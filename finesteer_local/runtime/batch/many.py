@@ -11,7 +11,7 @@ from typing import Any
 from finesteer_local.runtime.batch.answer import Answer, AnswerStream, Decided, Event
 from finesteer_local.runtime.batch.context import bytes_per_token
 from finesteer_local.runtime.batch.engine import BatchEngine, default_sizes
-from finesteer_local.runtime.batch.request import Request, chat_request
+from finesteer_local.runtime.batch.request import WHOLE, Request, chat_request
 from finesteer_local.runtime.check import Check
 from finesteer_local.runtime.prompt import Message
 from finesteer_local.runtime.steered import SteeredLlama
@@ -74,6 +74,7 @@ def answers(
     Raises:
         FineSteerError: the first request that fails; all are checked before the first is answered.
     """
+    requests = [replace(request, look_ahead=WHOLE) for request in requests]  # nobody reads them before their end
     for request in requests:
         request.check(llama, llama.n_ctx())
     if not requests:
