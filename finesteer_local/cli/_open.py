@@ -6,15 +6,16 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from finesteer_local import catalog
+from finesteer_local import catalog, paths
 from finesteer_local.cli import _progress
-from finesteer_local.cli._options import ModelOptions
-from finesteer_local.errors import ProfileMismatchError, UnknownNameError
+from finesteer_local.cli._options import ModelOptions, WatchOptions
+from finesteer_local.errors import ProfileMismatchError, StorageError, UnknownNameError
 from finesteer_local.identity import ModelIdentity, read_model_identity
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ def open_steered(
     offer: Offer | None = None,
     policy: Mapping[str, str] | None = None,
     from_index: FromIndex | None = None,
+    watch: WatchOptions | None = None,
 ) -> SteeredLlama:
     """Open MODEL as the command line asks for it.
 
@@ -98,15 +100,30 @@ def open_steered(
     with _progress.waiting(f"opening {path.name}"):
         from finesteer_local.runtime import open_model
 
-        return open_model(path, profiles=profiles, policy=policy, identity=identity, **options.arguments())
+        found = {**options.arguments(), **(asdict(watch) if watch else {})}
+        return open_model(path, profiles=profiles, policy=policy, identity=identity, **found)
 
 
-def keep_profile(profile: Profile) -> Path:
-    """Put a trained profile where its name finds it, in place of an earlier one, and return its path.
+def check_new_profile(output: Path | None, force: bool) -> None:
+    """Fail before the work where `keep_profile` would fail after it.
+
+    Raises:
+        StorageError: it cannot be written, or would replace a file without `force`.
+    """
+    if output and output.exists() and not force:
+        raise StorageError(f"{output} exists; choose another name or add --force")
+    paths.check_writable(output or paths.profiles_dir() / "new.gguf")
+
+
+def keep_profile(profile: Profile, output: Path | None = None) -> Path:
+    """Write a new profile to `output`, or where its name finds it, in place of an earlier one; gives its path.
 
     Raises:
         StorageError: it cannot be written.
     """
+    if output:
+        profile.save(output)
+        return output
     with tempfile.TemporaryDirectory(prefix="finesteer-") as folder:
         file = Path(folder) / f"{profile.name}.gguf"
         profile.save(file)

@@ -62,7 +62,7 @@ def search(model: str | None, name: str, index: str, as_json: bool) -> None:
     from rich.text import Text
 
     from finesteer_local.cli._view import output_console
-    from finesteer_local.cli.models import size
+    from finesteer_local.paths import size
 
     table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
     for column in ("NAME", "MODEL", "SIZE", "LICENSE", "FIGURES", "INDEX"):
@@ -229,7 +229,7 @@ def _add(entry: Entry, replace: bool) -> Path:
 
 def _describe(entry: Entry) -> None:
     """What an index says of a profile, on stderr: a user decides by it."""
-    from finesteer_local.cli.models import size
+    from finesteer_local.paths import size
 
     for name, value in {
         "profile": entry.name,

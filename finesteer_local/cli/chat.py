@@ -10,6 +10,7 @@ import click
 from finesteer_local.cli._options import (
     ModelOptions,
     Sampling,
+    WatchOptions,
     checked_text,
     model_argument,
     model_options,
@@ -17,6 +18,7 @@ from finesteer_local.cli._options import (
     sampling_options,
     skip_thinking_option,
     system_option,
+    watch_options,
 )
 from finesteer_local.errors import FineSteerError
 
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 @system_option
 @skip_thinking_option
 @policy_option
+@watch_options
 @model_options
 @sampling_options(temperature=0.8, max_tokens=None)
 def command(
@@ -44,6 +47,7 @@ def command(
     system: str | None,
     skip_thinking: bool,
     policy: dict[str, str],
+    watch: WatchOptions,
     options: ModelOptions,
     sampling: Sampling,
 ) -> None:
@@ -67,11 +71,18 @@ def command(
     from finesteer_local.cli._profile_index import offer_from_index
     from finesteer_local.cli._view import output_console
 
-    llama = open_steered(model, options, offer_training(yes, options), policy, offer_from_index(yes))
+    llama = open_steered(model, options, offer_training(yes, options), policy, offer_from_index(yes), watch)
     llama.skip_thinking = skip_thinking
     with engine_of(llama) as engine:
         chat = Chat(
-            engine, model, sampling, system=system, strength=options.strength, scope=options.scope, policy=policy
+            engine,
+            model,
+            sampling,
+            system=system,
+            strength=options.strength,
+            scope=options.scope,
+            policy=policy,
+            on_answer=watch.on_answer,
         )
         screen = Screen(chat, output_console(), _note, lambda start: _show_answer(screen, start))
         _talk(screen)

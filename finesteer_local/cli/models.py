@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
-
 import click
 
-from finesteer_local import catalog, paths
-from finesteer_local.paths import models_dir
+from finesteer_local import catalog
+from finesteer_local.cli._options import json_option
+from finesteer_local.cli._output import echo_json
+from finesteer_local.paths import models_dir, size
 
 
 @click.group("models", short_help="List, fetch and remove models.", invoke_without_command=True)
@@ -25,7 +25,7 @@ def command(ctx: click.Context) -> None:
 
 
 @command.command("list")
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@json_option
 def list_models(as_json: bool) -> None:
     """List all models on this machine, whoever keeps them, and those of the catalogue.
 
@@ -36,7 +36,7 @@ def list_models(as_json: bool) -> None:
 
     rows = model_rows()
     if as_json:
-        click.echo(json.dumps(rows, ensure_ascii=False, indent=2))
+        echo_json(rows)
         return
     from rich.table import Table
     from rich.text import Text
@@ -99,9 +99,3 @@ def pull(name: str) -> None:
 def rm(name: str) -> None:
     """Delete a model's file from the models folder."""
     click.echo(f"removed {catalog.remove_model(name)}")
-
-
-def size(n_bytes: object) -> str:
-    """`98 MB`."""
-    assert isinstance(n_bytes, int)
-    return paths.size(n_bytes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from dataclasses import asdict
@@ -13,6 +12,8 @@ import click
 
 from finesteer_local import catalog
 from finesteer_local.cli import _profile_index
+from finesteer_local.cli._options import json_option
+from finesteer_local.cli._output import echo_json
 from finesteer_local.errors import DownloadError, ProfileError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -34,12 +35,12 @@ def command(ctx: click.Context) -> None:
 
 @command.command("list")
 @click.option("--model", metavar="MODEL", help="Only those for this model.")
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@json_option
 def list_profiles(model: str | None, as_json: bool) -> None:
     """List your own profiles and those that came with the package."""
     refs = catalog.available_profiles(_fingerprint(model))
     if as_json:
-        click.echo(json.dumps([{**asdict(ref), "path": str(ref.path)} for ref in refs], ensure_ascii=False, indent=2))
+        echo_json([{**asdict(ref), "path": str(ref.path)} for ref in refs])
         return
     if not refs:
         click.echo("No profiles yet. Train one with: finesteer-local train MODEL --recipe safety")
@@ -64,7 +65,7 @@ def list_profiles(model: str | None, as_json: bool) -> None:
 @command.command("show")
 @click.argument("name")
 @model_option
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@json_option
 def show(name: str, model: str | None, as_json: bool) -> None:
     """Show what a profile holds (as `inspect` does)."""
     from finesteer_local.cli.inspect import show_profile
@@ -122,7 +123,7 @@ def add(source: str, replace: bool, sha256: str | None) -> None:
 def _show(profile: Profile, n_bytes: int, digest: str) -> None:
     """What a profile does and for which model, on stderr: a user decides by it."""
     from finesteer_local.cli._view import gate_tokens, one_line, steering_words
-    from finesteer_local.cli.models import size
+    from finesteer_local.paths import size
 
     model = profile.model
     gate = (

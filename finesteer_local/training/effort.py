@@ -22,7 +22,6 @@ from finesteer_local.training.progress import quiet
 from finesteer_local.training.search import search_name
 from finesteer_local.training.trials import ANSWERS, OWN_ANSWERS
 
-DEFAULT_MINUTES = 10.0
 MIN_PROMPTS = 1000
 """From so many prompts a gate learns, if a recipe has them, however little time there is."""
 FIT_SECONDS = 7e-3
@@ -63,8 +62,8 @@ EFFORTS = {
     "standard": Effort(16_000, 2 / 3, 320, 32),
     "full": Effort(None, 1.0, LESSONS, ANSWERS),
 }
-"""Each doubling of the prompts is worth .04 to .08 of the plain requests that a small model's gate recognises, whichever
-they are (docs/experiments.md)."""
+"""Each doubling of the prompts is worth .04 to .08 of the plain requests that a small model's gate recognises,
+whichever they are (docs/experiments.md)."""
 
 
 @dataclass(frozen=True)
