@@ -287,9 +287,9 @@ def test_answers_that_fit() -> None:
         texts = [row["text"] for row in rows if row["expert"] == expert]
         assert len(texts) >= 25
         assert len({re.split(r"(?<=\.) ", text, maxsplit=1)[0] for text in texts}) == 1
-        assert len({tuple(words(text)[:28]) for text in texts}) >= 25
+        assert len({tuple(words(text)) for text in texts}) >= 25
         for text in texts:
-            assert declines(text) and not re.search(r"\d", text) and len(text) <= 220, text
+            assert declines(text) and not re.search(r"\d", text) and len(text) <= 240, text
             assert warm(text) or expert != "self-harm", text
 
 
