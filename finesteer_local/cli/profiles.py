@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from finesteer_local import catalog
+from finesteer_local.cli import _profile_adapt, _profile_corrections, _profile_refit
 from finesteer_local.errors import DownloadError, ProfileError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -23,12 +24,17 @@ _MAX_DOWNLOAD = 256 << 20
 model_option = click.option("--model", metavar="MODEL", help="For which model, where several have such a profile.")
 
 
-@click.group("profiles", short_help="List, show, add and remove profiles.", invoke_without_command=True)
+@click.group("profiles", short_help="List, show, add, adapt, correct and remove profiles.", invoke_without_command=True)
 @click.pass_context
 def command(ctx: click.Context) -> None:
-    """List, show, add and remove profiles."""
+    """List, show, add, adapt, correct and remove profiles."""
     if ctx.invoked_subcommand is None:
         ctx.invoke(list_profiles, model=None, as_json=False)
+
+
+command.add_command(_profile_adapt.command)
+command.add_command(_profile_corrections.command)
+command.add_command(_profile_refit.command)
 
 
 @command.command("list")
