@@ -168,12 +168,12 @@ def adapted_gate(model_data: ModelData, profile: Profile, data: TrainingData) ->
     turns = model_data.turns(found.prompts, profile.gate_layer)
     changed: list[str] = []
     gate, scores = old, gate_scores(old, turns, found.folds)
-    best = _auroc(scores, found.needs)
-    moved = _standardised_anew(old, turns)
-    anew = gate_scores(moved, turns, found.folds)
-    if (better := _auroc(anew, found.needs)) > best + AUROC_LOSS / 3:
-        gate, scores, best = moved, anew, better
-        changed.append("standardisation of the states")
+    if _gate_problem(profile, _fit(old, scores, found)):
+        moved = _standardised_anew(old, turns)
+        anew = gate_scores(moved, turns, found.folds)
+        if _auroc(anew, found.needs) > _auroc(scores, found.needs):
+            gate, scores = moved, anew
+            changed.append("standardisation of the states")
     sent = scores[~found.needs & np.isin(found.forms, SENT)]
     sent = sent if len(sent) else scores[~found.needs]
     low = _threshold(gate, sent, graded=data.judge == "margin", held_out=found.held_out)
