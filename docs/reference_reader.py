@@ -31,7 +31,8 @@ class Profile:
         self.length_decay = key("finesteer.length_decay") or 0.0
         parts = key("finesteer.optional") or ()
         self.kind_names = key("finesteer.kinds.names") if "kinds" in parts else ()
-        if unknown := {*parts} - {"kinds"}:
+        self.watches = "answer_gate" in parts
+        if unknown := {*parts} - {"kinds", "answer_gate"}:
             print(f"left out: {unknown}", file=sys.stderr)
 
     def gate_key(self, name):
@@ -50,6 +51,19 @@ class Profile:
         odds = attention @ x[start:stop] @ self.tensors["kinds.weight"] + self.tensors["kinds.bias"]
         needed = self.keys["finesteer.kinds.slope"] * self.gate(states)[0] + self.keys["finesteer.kinds.offset"]
         return dict(zip(self.kind_names, 1 / (1 + np.exp(-needed)) / (1 + np.exp(-odds)), strict=True))
+
+    def watch(self, states):
+        """The scores read from an answer's states, (n_tokens, n_embd), and the token that opens the gate, or None."""
+        every, first, decay, bias, threshold = (
+            self.keys[f"finesteer.answer_gate.{name}"] for name in ("every", "first", "decay", "bias", "threshold")
+        )
+        d, mean, scores, opened_at = decay**every, 0.0, [], None
+        for t in range(every, len(states) + 1, every):
+            mean = d * mean + (1 - d) * (float(states[t - 1] @ self.tensors["answer_gate.weight"]) + bias)
+            scores.append(mean / (1 - d ** (t // every)))
+            if opened_at is None and t >= first and scores[-1] > threshold:
+                opened_at = t
+        return scores, opened_at
 
     def vector(self, layer, h):
         """`C'alpha + U beta`, (n_embd,), for the last token's hidden state."""

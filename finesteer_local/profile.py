@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from finesteer_local import paths
 from finesteer_local.errors import ProfileError, ProfileMismatchError
 from finesteer_local.identity import ModelIdentity, read_model_identity
-from finesteer_local.profile_checks import check_array, check_kinds, check_number, require
+from finesteer_local.profile_checks import check_answer_gate, check_array, check_kinds, check_number, require
 from finesteer_local.steering import (
     AlwaysGate,
+    AnswerGate,
     ConditionGate,
     ContrastiveGate,
     Decision,
@@ -63,6 +64,7 @@ class Profile:
         length_decay: how fast the strength falls with a prompt's length, 0 (not at all) to 1; see
             `steering.decision.length_factor`.
         kinds: tells what kind of request opened a contrastive gate; None where the profile was trained without.
+        answer_gate: reads the answer while it is written, where the gate stayed shut; None where the profile has none.
         training: where it comes from (recipe, data hash, counts, seed, versions, measured figures); JSON values.
     """
 
@@ -76,6 +78,7 @@ class Profile:
     answer_strength: float = 1.0
     length_decay: float = 0.0
     kinds: Kinds | None = None
+    answer_gate: AnswerGate | None = None
     description: str = ""
     license: str = ""
     training: Mapping[str, Any] = field(default_factory=dict)
@@ -91,7 +94,7 @@ class Profile:
     @property
     def used_layers(self) -> set[int]:
         """The layers that the profile reads or steers."""
-        return {self.gate_layer, *self.experts}
+        return {self.gate_layer, *self.experts, *([self.answer_gate.layer] if self.answer_gate else ())}
 
     def summary(self, states: Array) -> Array:
         """What the gate and the kinds keep of hidden states (n, n_embd): one row a token, so that a turn can come in
@@ -136,8 +139,12 @@ class Profile:
         scope: str | None = None,
         n_tokens: int = 1,
         policy: Mapping[str, str] | None = None,
+        held_open: bool = False,
     ) -> Decision:
-        """As `decide`, from the last token's state and the `summary` of the turn, which may come in pieces."""
+        """As `decide`, from the last token's state and the `summary` of the turn, which may come in pieces.
+
+        `held_open` as for `steering.decide`.
+        """
         return decide(
             self.name,
             self.gate,
@@ -151,6 +158,7 @@ class Profile:
             n_tokens=n_tokens,
             kinds=self.kinds,
             policy=policy,
+            held_open=held_open,
         )
 
     def decision_json(self, decision: Decision) -> dict[str, Any]:
@@ -170,6 +178,7 @@ class Profile:
             "gate_layer": self.gate_layer,
             "layers": self.layers,
             "experts": [{"name": name, "weight": weight} for name, weight in decision.leading_experts(_MAX_EXPERTS)],
+            "answer": asdict(decision.answer) if decision.answer else None,
         }
 
     def check_model(self, model: ModelIdentity) -> None:
@@ -255,6 +264,8 @@ def _validate(profile: Profile) -> None:
     if profile.kinds is not None:
         require(isinstance(profile.gate, ContrastiveGate), "kinds", "only a contrastive gate can tell them")
         check_kinds(profile.kinds, model.n_embd)
+    if profile.answer_gate is not None:
+        check_answer_gate(profile.answer_gate, model.n_embd, model.n_layer)
     for layer, experts in profile.experts.items():
         _validate_experts(layer, experts, model.n_embd)
 

@@ -8,13 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finesteer_local.errors import ProfileError
-from finesteer_local.steering import ACTIONS, Kinds
+from finesteer_local.steering import ACTIONS, ON_ANSWER, AnswerGate, Kinds
 
 Array = NDArray[np.float32]
 
 KIND = re.compile(r"[a-z0-9][a-z0-9_]{0,63}")
 _MAX_KINDS = 256
 _MAX_TEXT = 4096
+_MAX_EVERY = 64  # tokens
+_MAX_FIRST = 4096  # tokens
 
 
 def require(condition: bool, name: str, what: str) -> None:
@@ -58,3 +60,19 @@ def check_kinds(kinds: Kinds, n_embd: int) -> None:
     check_array("kinds.bias", kinds.bias, (n_kinds,))
     check_number("kinds.slope", kinds.slope, 0.0, 1e9)
     check_number("kinds.offset", kinds.offset, -1e9, 1e9)
+
+
+def check_answer_gate(gate: AnswerGate, n_embd: int, n_layer: int) -> None:
+    """Hold the gate that reads answers to its ranges."""
+    check_number("answer_gate.layer", gate.layer, 0, n_layer - 2)
+    check_array("answer_gate.weight", gate.weight, (n_embd,))
+    check_number("answer_gate.bias", gate.bias, -1e9, 1e9)
+    check_number("answer_gate.decay", gate.decay, 0.0, 0.9999)
+    check_number("answer_gate.threshold", gate.threshold, -1e9, 1e9)
+    check_number("answer_gate.first", gate.first, 1, _MAX_FIRST)
+    check_number("answer_gate.every", gate.every, 1, _MAX_EVERY)
+    for name in ("layer", "first", "every"):
+        number = getattr(gate, name)
+        require(number == int(number), f"answer_gate.{name}", f"{number} is not a whole number")
+    known = gate.action in ON_ANSWER
+    require(known, "answer_gate.action", f"{gate.action!r} is none of {', '.join(ON_ANSWER)}")

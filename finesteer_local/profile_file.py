@@ -17,6 +17,7 @@ from finesteer_local.identity import ModelIdentity
 from finesteer_local.profile import ARCHITECTURE, FORMAT_VERSION, Profile
 from finesteer_local.steering import (
     AlwaysGate,
+    AnswerGate,
     ConditionGate,
     ContrastiveGate,
     Experts,
@@ -34,7 +35,8 @@ GATE_WINDOW = "gate_window"
 FEATURES = frozenset({LENGTH_DECAY, GATE_WINDOW})
 """What this version knows of the names that `finesteer.requires` may hold: later additions that change a decision."""
 KINDS = "kinds"
-PARTS = frozenset({KINDS})
+ANSWER_GATE = "answer_gate"
+PARTS = frozenset({KINDS, ANSWER_GATE})
 """What this version knows of the names that `finesteer.optional` may hold: parts whose tensors (`NAME.*`) tell more
 than a decision needs. A reader that does not know one leaves it out, and says so."""
 
@@ -54,6 +56,7 @@ _EXPERT_TENSORS = (
 )
 _KINDS_TENSORS = ("weight", "bias")
 _KINDS_NUMBERS = ("slope", "offset")
+_ANSWER_COUNTS, _ANSWER_NUMBERS = ("layer", "first", "every"), ("bias", "decay", "threshold")
 # Tensors and float64 keys of each gate kind; both are also the gate's fields.
 _GATES: dict[str, tuple[type[Any], tuple[str, ...], tuple[str, ...]]] = {
     SubspaceGate.kind: (SubspaceGate, ("mean", "basis", "calibration"), ("eps", "gamma", "floor")),
@@ -106,14 +109,23 @@ def write_profile(profile: Profile, path: Path) -> None:
         writer.add_float64(f"finesteer.gate.{name}", getattr(profile.gate, name))
     for name in tensors:
         writer.add_tensor(f"gate.{name}", np.ascontiguousarray(getattr(profile.gate, name)))
+    has = ((KINDS, profile.kinds), (ANSWER_GATE, profile.answer_gate))
+    if optional := [name for name, part in has if part is not None]:
+        writer.add_array("finesteer.optional", optional)
     if profile.kinds is not None:
-        writer.add_array("finesteer.optional", [KINDS])
         writer.add_array("finesteer.kinds.names", list(profile.kinds.names))
         add_text("finesteer.kinds.about", _about_json(profile.kinds))
         for name in _KINDS_NUMBERS:
             writer.add_float64(f"finesteer.kinds.{name}", getattr(profile.kinds, name))
         for name in _KINDS_TENSORS:
             writer.add_tensor(f"kinds.{name}", np.ascontiguousarray(getattr(profile.kinds, name)))
+    if profile.answer_gate is not None:
+        for name in _ANSWER_COUNTS:
+            writer.add_uint32(f"finesteer.answer_gate.{name}", getattr(profile.answer_gate, name))
+        for name in _ANSWER_NUMBERS:
+            writer.add_float64(f"finesteer.answer_gate.{name}", getattr(profile.answer_gate, name))
+        add_text("finesteer.answer_gate.action", profile.answer_gate.action)
+        writer.add_tensor("answer_gate.weight", np.ascontiguousarray(profile.answer_gate.weight))
     for layer in profile.layers:
         experts = profile.experts[layer]
         if experts.labels:
@@ -263,6 +275,7 @@ class _File:
             "length_decay": self.number("finesteer.length_decay", default=0.0),
             "scope": self.text("finesteer.scope"),
             "kinds": self.kinds() if KINDS in optional else None,
+            "answer_gate": self.answer_gate() if ANSWER_GATE in optional else None,
             "training": self.json_object("finesteer.training"),
         }
         for part in sorted(set(optional) - PARTS):
@@ -331,6 +344,12 @@ class _File:
         arrays |= {name: self.number(f"finesteer.kinds.{name}") for name in _KINDS_NUMBERS}
         names = self.texts("finesteer.kinds.names")
         return Kinds(tuple(self.kind(name, about.get(name, {})) for name in names), **arrays)
+
+    def answer_gate(self) -> AnswerGate:
+        values: dict[str, Any] = {name: self.count(f"finesteer.answer_gate.{name}") for name in _ANSWER_COUNTS}
+        values |= {name: self.number(f"finesteer.answer_gate.{name}") for name in _ANSWER_NUMBERS}
+        action = self.text("finesteer.answer_gate.action")
+        return AnswerGate(weight=self.tensor("answer_gate.weight"), action=action, **values)
 
     def kind(self, name: str, about: Any) -> Kind:
         if not isinstance(about, dict):

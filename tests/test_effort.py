@@ -43,7 +43,7 @@ def test_too_little_time_is_what_is_quickest() -> None:
 
 
 def test_seconds_add_up() -> None:
-    for learns, work in ((True, 640 * 0.5), (False, 160 * 0.2 * module._PAIR)):
+    for learns, work in ((True, EFFORTS["standard"].lessons * 0.5), (False, 160 * 0.2 * module._PAIR)):
         name = "refusal, learnt" if learns else "refusal"
         answers = module.OWN_ANSWERS + module._TRIALS[name] * 32
         wanted = work + answers * 0.2

@@ -16,7 +16,7 @@ from finesteer_local import profile_file
 from finesteer_local.profile import Profile
 from finesteer_local.profile_file import _EXPERT_TENSORS, _GATES
 from finesteer_local.steering import ContrastiveGate, Experts, SubspaceGate
-from tiny import make_kinds, make_profile
+from tiny import make_answer_gate, make_kinds, make_profile
 
 HERE = Path(__file__).parent / "data" / "profiles"
 DOCS = Path(__file__).parents[1] / "docs"
@@ -86,6 +86,25 @@ def test_the_kinds_say_something() -> None:
     assert dict(whole.kinds) != pytest.approx(case["prompts"][-1]["kinds"], abs=0.01)
 
 
+def test_both_readers_watch_answers_alike() -> None:
+    vectors = json.loads((HERE / "answers.json").read_text("utf-8"))
+    ours, theirs = Profile.load(HERE / vectors["profile"]), reference_reader.Profile(HERE / vectors["profile"])
+    assert ours.answer_gate is not None and theirs.watches
+    found = []
+    for answer in vectors["answers"]:
+        states = np.array(answer["states"], np.float32)
+        watch = ours.answer_gate.start()
+        for h in states:
+            watch.read(h) if watch.due else watch.pass_by()
+        scores, opened_at = theirs.watch(states)
+        assert watch.scores == pytest.approx(answer["scores"], abs=1e-6)
+        assert scores == pytest.approx(answer["scores"], abs=1e-6)
+        assert watch.opened_at == opened_at == answer["opened_at"]
+        found.append(opened_at)
+    assert None in found and ours.answer_gate.first in found and len({*found}) >= 3
+    assert ours.answer_gate.every > 1
+
+
 def test_the_windows_say_something() -> None:
     """Turns shorter than a window, as long, and longer, where without windows the decision is another one."""
     [case] = [case for case in VECTORS["cases"] if case["profile"] == "contrastive_window.gguf"]
@@ -152,7 +171,7 @@ def test_the_reference_reader_stands_alone() -> None:
         if isinstance(node, (ast.Import, ast.ImportFrom))
     }
     assert imported == {"sys", "numpy", "gguf"}
-    assert len(source.splitlines()) < 150
+    assert len(source.splitlines()) < 170
 
 
 def test_it_refuses_what_it_does_not_know(tmp_path: Path) -> None:
@@ -181,11 +200,14 @@ def test_the_page_names_every_key_and_tensor(tiny: Path, tmp_path: Path) -> None
     for name, _ in _EXPERT_TENSORS:
         assert f"`{name.format('L')}`" in page, name
     kinds = make_kinds(64, np.random.default_rng(0))
-    profile = make_profile(tiny, gate="selective, windowed", length_decay=0.2, kinds=kinds)
+    profile = make_profile(
+        tiny, gate="selective, windowed", length_decay=0.2, kinds=kinds, answer_gate=make_answer_gate(64)
+    )
     profile.save(tmp_path / "p.gguf")
     assert {*reference_reader.Profile(tmp_path / "p.gguf").keys["finesteer.optional"]} == profile_file.PARTS
     for name in profile_file._KINDS_TENSORS:
         assert f"`kinds.{name}`" in page, name
+    assert "`answer_gate.weight`" in page
     assert {*reference_reader.Profile(tmp_path / "p.gguf").keys["finesteer.requires"]} == profile_file.FEATURES
     for feature in profile_file.FEATURES:
         assert f"`{feature}`" in page, feature

@@ -11,9 +11,11 @@ import pytest
 from finesteer_local.errors import ProfileError, SteeringError
 from finesteer_local.identity import read_model_identity
 from finesteer_local.profile import Profile
+from finesteer_local.runtime.answer_watch import Opening
 from finesteer_local.runtime.prompt import Unsteered
 from finesteer_local.runtime.steered_request import Seen, Steer, SteeredRequest, Steering, check_steer
 from finesteer_local.runtime.tap import Rows
+from finesteer_local.steering import AnswerGate
 from tiny import make_profile, write_tiny_model
 
 N_LAYER = 4
@@ -160,3 +162,66 @@ def test_what_cannot_steer_together(tiny: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(ProfileError, match=said):
             check_steer(steer, Model())
+
+
+def answered(request: SteeredRequest, *tokens: int, score: float = 0.0) -> list[object]:
+    """What came of each of some tokens of the answer, all of whose states have this score."""
+    found: list[object] = []
+    for token in tokens:
+        request.answer(token, PIECES.__getitem__)
+        rows = {layer: np.full((1, 64), score / 64, np.float32) for layer in request.answer_layers()}
+        found.append(request.answer_read(rows))
+    return found
+
+
+def test_thoughts_that_are_left_alone_stay_when_the_answer_is_taken_back(tiny: Path) -> None:
+    reads = AnswerGate(2, np.ones(64, np.float32), bias=0.0, decay=0.0, threshold=1.0, first=2)
+    profile = make_profile(tiny, gate="closed", scope="turn", answer_gate=reads, answer_strength=0.5)
+    request = new(profile, turn=8, skip_thinking=True)
+    read(request)
+    assert request.watched and request.changes and not request.vectors and request.look_ahead == 2
+    assert request.answer_layers() == {2}
+    assert answered(request, 1, 2, score=9.0) == [None, None]  # nobody reads thoughts
+    assert request.answer_layers() == set()
+    assert answered(request, 3, 4) == [None, None]  # from where they end on
+    [opening] = answered(request, 4, score=9.0)
+    assert isinstance(opening, Opening) and opening == (0, "rewind", 2)
+    request.act(opening)
+    assert request.tokens == [*PROMPT, 1, 2] and request.end == 22 and not request.watched and request.showed
+    [decision] = request.decisions
+    assert decision.g == 1.0 and decision.answer is not None
+    assert (decision.answer.opened_at, decision.answer.taken_back) == (5, 3)
+    assert [(segment.start, bool(segment.vectors)) for segment in request.plan] == [(8, True), (20, False)]
+    assert not request.vectors  # it thinks
+    request.answer(3, PIECES.__getitem__)
+    np.testing.assert_array_equal(request.vectors[2], np.float32(0.5) * decision.vectors[2])
+
+
+def test_what_is_left_of_an_answer_is_steered_as_an_answer(tiny: Path) -> None:
+    reads = AnswerGate(2, np.ones(64, np.float32), bias=0.0, decay=0.0, threshold=1.0, first=1)
+    profile = make_profile(tiny, gate="closed", scope="prompt", answer_gate=reads, answer_strength=0.5)
+    request = new(profile)
+    read(request)
+    assert answered(request, 4, 4, 4) == [None, None, None]
+    [opening] = answered(request, 4, score=9.0)
+    assert isinstance(opening, Opening) and opening.keep == 0
+    request.act(opening, at_least=2)  # so many have gone out
+    vector = request.decisions[0].vectors[2]
+    assert request.n_answer == 2
+    spans = request.additions(0, 22, all_rows=False)
+    assert [(layer, start, stop) for layer, start, stop, _ in spans] == [(2, 0, 20), (2, 20, 22)]
+    np.testing.assert_array_equal(spans[0][3], vector)
+    np.testing.assert_array_equal(spans[1][3], np.float32(0.5) * vector)
+
+
+@pytest.mark.parametrize(("strength", "action", "does"), [(0.0, "rewind", "report"), (None, "stop", "stop")])
+def test_what_a_watch_does(tiny: Path, strength: float | None, action: str, does: str) -> None:
+    reads = AnswerGate(2, np.ones(64, np.float32), bias=0.0, decay=0.0, threshold=1.0, first=1)
+    profile = make_profile(tiny, gate="closed", answer_gate=reads)
+    request = SteeredRequest(PROMPT, Steering((Steer(profile, strength, on_answer=action),)), N_LAYER)
+    read(request)
+    [opening] = answered(request, 4, score=9.0)
+    assert isinstance(opening, Opening) and opening.action == does
+    request.act(opening)
+    assert request.stopped == (does == "stop") and not request.vectors
+    assert request.decisions[0].action == "report" and request.n_answer == (0 if does == "stop" else 1)

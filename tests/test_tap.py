@@ -400,6 +400,30 @@ def test_an_addition_that_was_not_made_is_an_error(tiny: Path, native_tap: bool)
     llama.decode_rows(PROMPT, len(PROMPT))
 
 
+def test_a_handler_sees_what_was_added_as_it_sees_a_control_vector(tiny: Path, native_tap: bool) -> None:
+    llama, vector = tapped(tiny, native_tap), np.random.default_rng(4).standard_normal(64).astype(np.float32)
+    seen: dict[int, np.ndarray] = {}
+
+    def look(layer: int, rows: Rows) -> bool:
+        seen[layer] = rows.read(0, rows.n_rows)
+        return True
+
+    llama.tap.add([(1, 2, 4, vector)], {1: look, 2: look})
+    llama.decode_rows(PROMPT, 0)
+    llama.tap.disarm()
+    added, seen = seen, {}
+    llama.forget()
+    llama.tap.add([], {1: look})
+    llama.decode_rows(PROMPT, 0)
+    wanted = seen[1].copy()
+    wanted[2:4] += vector
+    np.testing.assert_array_equal(added[1], wanted)
+    assert sorted(added) == [1, 2] and sorted(seen) == [1]
+    llama.tap.disarm()
+    llama.decode_rows([5], len(PROMPT))
+    assert len(seen[1]) == len(PROMPT)  # nobody looks any more
+
+
 def test_additions_end_with_disarm(tiny: Path, native_tap: bool) -> None:
     llama = tapped(tiny, native_tap)
     llama.tap.add([(2, 0, 1, np.ones(64, np.float32))])

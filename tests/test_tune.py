@@ -85,11 +85,6 @@ class FakeCoherence:
     limit: float
 
     @classmethod
-    def calibrate(cls, llama: FakeLlama, answers: list[str]) -> FakeCoherence:
-        assert answers and set(answers) == {"mine"}
-        return cls(7.5)
-
-    @classmethod
     def of_unsteered(cls, readings: list[str]) -> FakeCoherence:
         assert readings and set(readings) == {"mine"}
         return cls(7.5)
@@ -97,10 +92,6 @@ class FakeCoherence:
     def accepts(self, reading: str) -> bool:
         assert self.limit == 7.5
         return "mush" not in reading
-
-    def hold(self, llama: FakeLlama, answers: list[str]) -> list[bool]:
-        assert llama.active is None
-        return [self.accepts(answer) for answer in answers]
 
 
 @pytest.fixture(autouse=True)
@@ -357,8 +348,9 @@ def test_long_prompts_get_as_little_less_as_will_do(blank: Profile, tmp_path: Pa
         chosen, trials = tuned(model, blank, tmp_path / str(best), prompts=asked)
         assert chosen.length_decay == best and chosen.prompts == "short"
         assert chosen.score == pytest.approx(0.9, abs=0.05)  # that of the short prompts
-        assert [trial.length_decay for trial in trials if trial.prompts == "long"] == list(decays)
-    model = llama(lambda *_: (0.9, 1.0), by_length_decay=lambda d: (1.0 - 2 * d, 1.0))
+        tried = [trial.length_decay for trial in trials if trial.prompts == "long"]
+        assert tried == list(decays[: decays.index(best) + 1])  # the next could only be as good
+    model = llama(lambda *_: (0.9, 1.0), by_length_decay=lambda d: (0.8 - 2 * d, 1.0))
     chosen, trials = tuned(model, blank, tmp_path / "less", prompts=asked)
     assert chosen.length_decay == 0.0 and [t.length_decay for t in trials if t.prompts == "long"] == list(decays[:2])
 
@@ -381,6 +373,44 @@ def test_pairs_can_judge(blank: Profile, tmp_path: Path) -> None:
     assert chosen.layers == (5,) and chosen.wanted == chosen.score == pytest.approx(share(0.5))
     assert [trial.wanted for trial in trials if trial.layers == (7,)] == [pytest.approx(share(-0.1))]
     assert set(model.scored) == {5, 7} and not model.active
+
+
+def surer(monkeypatch: pytest.MonkeyPatch, margin: Callable[[float], float]) -> None:
+    """The chosen answer's margin over the rejected one follows the strength."""
+
+    def answer_logprobs(llama: FakeLlama, prompt: str, answers: list[str], *, turn: int) -> list[np.ndarray]:
+        assert llama.active is not None
+        return [np.array([margin(llama.active[1])]), np.array([0.0])]
+
+    monkeypatch.setattr(FakeLlama, "answer_logprobs", answer_logprobs)
+
+
+def test_pairs_that_grow_surer_do_not_pay_for_language(
+    blank: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The chosen answers' probability goes on rising with the strength while every fourth answer is mush."""
+    surer(monkeypatch, lambda strength: strength)
+    model = FakeLlama(lambda _, strength, __: (0.0, 1.0 if strength <= 1 else 0.75), {})
+    chosen, trials = tuned(model, blank, tmp_path, judge="margin", layers=(5,))
+    beyond = [trial for trial in trials if trial.strength > 1]
+    assert max(trial.wanted for trial in beyond) > chosen.wanted + 0.1 and chosen.strength == 1.0
+    assert all(trial.score == pytest.approx(max(trial.wanted * 0.75 - 0.25, 0)) for trial in beyond)
+
+
+def test_of_strengths_that_are_as_sure_the_weakest(
+    blank: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    surer(monkeypatch, lambda strength: 6.0 if strength >= 1.4 else 0.0)
+    chosen, trials = tuned(FakeLlama(lambda *_: (0.0, 1.0), {}), blank, tmp_path, judge="margin", layers=(5,))
+    assert trials[0].strength == 2.0 and chosen.strength == 1.4  # of 1, 2 and 4, and then of all
+
+
+def test_going_round_in_circles_is_no_language(blank: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    surer(monkeypatch, lambda strength: 6.0)
+    told = judging.generate
+    monkeypatch.setattr(judging, "generate", lambda *args: [text + " and on and on" * 20 for text in told(*args)])
+    chosen, _ = tuned(FakeLlama(lambda *_: (0.0, 1.0), {}), blank, tmp_path, judge="margin", layers=(5,))
+    assert chosen.coherent == chosen.score == 0.0
 
 
 def test_layers_are_compared_at_the_strength_that_suits_each(
@@ -499,3 +529,13 @@ def test_an_interruption_keeps_the_best_so_far(blank: Profile, tmp_path: Path) -
         else:
             chosen, _ = tuned(model, blank, tmp_path / str(share), keep=True)
             assert chosen.layers == (at,) and chosen.score == pytest.approx(0.9, abs=0.03)
+
+
+def test_what_cannot_be_better_is_not_tried(blank: Profile, tmp_path: Path) -> None:
+    asked = [pair.prompt for pair in PAIRS] + LONG
+    chosen, trials = tuned(
+        llama(lambda *_: (1.0, 1.0), by_length_decay=lambda _: (1.0, 1.0)), blank, tmp_path, prompts=asked
+    )
+    assert chosen.answer_strength == SEARCHES["refusal"].first_answer_strength and chosen.length_decay == 0.0
+    assert {trial.answer_strength for trial in trials} == {chosen.answer_strength}
+    assert {trial.length_decay for trial in trials} == {0.0}

@@ -14,7 +14,7 @@ from gguf import GGUFWriter, TokenType
 
 from finesteer_local.identity import read_model_identity
 from finesteer_local.profile import Profile
-from finesteer_local.steering import AlwaysGate, ContrastiveGate, Experts, Gate, Kind, Kinds, SubspaceGate
+from finesteer_local.steering import AlwaysGate, AnswerGate, ContrastiveGate, Experts, Gate, Kind, Kinds, SubspaceGate
 
 ARCHITECTURES = ("llama", "qwen2", "gemma3")
 CHATML = (
@@ -215,6 +215,13 @@ def make_kinds(n_embd: int, rng: np.random.Generator, *, names: Sequence[str] = 
     )
     weight = (rng.standard_normal((n_embd, len(names))) / 4).astype(np.float32)
     return Kinds(kinds, weight, rng.standard_normal(len(names)).astype(np.float32), slope=0.7, offset=0.2)
+
+
+def make_answer_gate(n_embd: int, *, layer: int = 2, seed: int = 0, **changes: Any) -> AnswerGate:
+    """A random gate on answers, which opens sooner or later; a `threshold` of 1e6 never does, one of -1e6 at once."""
+    weight = (np.random.default_rng(seed).standard_normal(n_embd) / np.sqrt(n_embd)).astype(np.float32)
+    settings: dict[str, Any] = {"bias": 0.0, "decay": 0.7, "threshold": 0.0, "first": 4, "every": 1}
+    return AnswerGate(layer, weight, **{**settings, **changes})
 
 
 def make_experts(

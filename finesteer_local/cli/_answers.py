@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from finesteer_local.cli._options import Sampling
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Message = Mapping[str, Any]
 OnText = Callable[[str], None]
 
-LENGTH, INTERRUPTED = "length", "cancelled"  # as the engine says it
+LENGTH, INTERRUPTED, FILTERED = "length", "cancelled", "content_filter"  # as the engine says it
 _PATIENCE = 86400.0  # seconds: whoever waits at a terminal decides himself how long
 
 
@@ -37,7 +37,7 @@ class TimedAnswer:
     n_answer: int  # tokens
     prompt_seconds: float  # until the first token
     answer_seconds: float  # from the first token on
-    finish: str  # "stop", "length" or "cancelled"
+    finish: str  # "stop", "length", "content_filter" or "cancelled"
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -81,12 +81,15 @@ def answer(
     Raises:
         PromptError: the model's template rejects the conversation, or it does not fit the context.
     """
+    from finesteer_local.runtime.batch import WHOLE, Piece
     from finesteer_local.runtime.batch import Answer as Whole
-    from finesteer_local.runtime.batch import Piece
     from finesteer_local.runtime.rpc import check_workers
 
     check_workers()
-    stream = engine.submit(_request(engine.llama, prompt, sampling))
+    request = _request(engine.llama, prompt, sampling)
+    if on_text is None:
+        request = replace(request, look_ahead=WHOLE)
+    stream = engine.submit(request)
     events = []
     with _cancelling(stream):
         for event in stream:

@@ -27,7 +27,7 @@ class Chat:
     """A conversation with a model.
 
     Attributes:
-        engine: has one place (`_engine.engine_of`).
+        engine: has one place (`_answers.engine_of`).
         model: as the user named it.
         messages: questions and answers in turn, without the system prompt.
         last: the last answer, None before the first.
@@ -43,9 +43,11 @@ class Chat:
         strength: float | None = None,
         scope: str | None = None,
         policy: Mapping[str, str] | None = None,
+        on_answer: str | None = None,
     ) -> None:
         self.engine, self.model, self.system = engine, model, system
         self.strength, self.scope, self.policy = strength, scope, dict(policy or {})
+        self._on_answer = on_answer
         self.messages: list[dict[str, str]] = []
         self.last: TimedAnswer | None = None
         self._sampling = sampling
@@ -109,11 +111,12 @@ class Chat:
         self.strength = strength
 
     def _set_profiles(self, profiles: Iterable[Any], strength: float | None) -> None:
-        """Use these profiles, with what the chat's policy says about kinds that they know."""
+        """Use these profiles, with what the chat says about kinds that they know, and about answers that they read."""
         chosen = [each if isinstance(each, Profile) else Profile.load(each) for each in profiles]
         known = {name for profile in chosen if profile.kinds for name in profile.kinds.names}
         policy = {kind: action for kind, action in self.policy.items() if kind in known}
-        self.llama.set_profiles(chosen, strength=strength, scope=self.scope, policy=policy)
+        on_answer = self._on_answer if any(profile.answer_gate for profile in chosen) else None
+        self.llama.set_profiles(chosen, strength=strength, scope=self.scope, policy=policy, on_answer=on_answer)
 
     def clear(self) -> None:
         """Forget the conversation; model, profiles and system prompt stay."""

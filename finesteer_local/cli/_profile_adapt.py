@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from finesteer_local import catalog, paths
+from finesteer_local import catalog
 from finesteer_local.cli import _progress
+from finesteer_local.cli._options import gpu_layers_option, new_profile_options, threads_option
 from finesteer_local.errors import FineSteerError, ProfileError, ProfileMismatchError, StorageError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -20,13 +21,12 @@ if TYPE_CHECKING:
 @click.command("adapt")
 @click.argument("profile", metavar="PROFILE|FILE")
 @click.argument("model", metavar="MODEL")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the profile here, not to your profiles.")
-@click.option("--force", is_flag=True, help="Replace the output file if it exists.")
+@new_profile_options
 @click.option("--recipe", metavar="NAME|DIR", help="What the profile was trained on, where it cannot tell.")
 @click.option("--data", type=click.Path(path_type=Path), help="As --recipe: the pairs of `train --data`.")
 @click.option("--contrast", type=click.Path(path_type=Path), help="With --data: the prompts of `train --contrast`.")
-@click.option("--threads", type=click.IntRange(1), help="Threads.  [default: this machine's cores]")
-@click.option("--gpu-layers", type=click.IntRange(-1), default=-1, help="Layers on the GPU; -1 is all.  [default: -1]")
+@threads_option
+@gpu_layers_option
 def command(
     profile: str,
     model: str,
@@ -47,10 +47,9 @@ def command(
     from finesteer_local import training
 
     training.require_extra()
-    if output and output.exists() and not force:
-        raise StorageError(f"{output} exists; choose another name or add --force")
-    paths.check_writable(output or paths.profiles_dir() / "new.gguf")
-    from finesteer_local.cli._open import fetch_model, keep_profile
+    from finesteer_local.cli._open import check_new_profile, fetch_model, keep_profile
+
+    check_new_profile(output, force)
     from finesteer_local.identity import read_model_identity
     from finesteer_local.runtime.expand import open_fast
     from finesteer_local.training import adapt as module
@@ -83,9 +82,7 @@ def command(
             f"{identity.name} has the norm weights of {own.model.name}, so the two profiles would have one name; "
             "give -o FILE to write this one"
         )
-    if output:
-        found.profile.save(output)
-    kept = output or keep_profile(found.profile)
+    kept = keep_profile(found.profile, output)
     click.echo(f"Kept as {kept}")
     click.echo(f"Try it: finesteer-local chat {model} --profile {output or own.name}")
 

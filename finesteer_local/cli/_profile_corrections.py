@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 
 import click
 
 from finesteer_local import corrections
+from finesteer_local.cli._options import json_option
+from finesteer_local.cli._output import echo_json
 from finesteer_local.corrections import STEER
 
 
@@ -15,7 +16,7 @@ from finesteer_local.corrections import STEER
 @click.argument("profile", required=False)
 @click.option("--delete", "ids", multiple=True, metavar="ID", help="Delete this one; repeatable.")
 @click.option("--delete-all", is_flag=True, help="Delete all of them.")
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@json_option
 def command(profile: str | None, ids: tuple[str, ...], delete_all: bool, as_json: bool) -> None:
     """List or delete the corrections that /wrong in a chat keeps, of PROFILE or of all profiles.
 
@@ -35,7 +36,7 @@ def command(profile: str | None, ids: tuple[str, ...], delete_all: bool, as_json
         return
     found = corrections.kept(profile)
     if as_json:
-        click.echo(json.dumps([{"id": each.id, **asdict(each)} for each in found], ensure_ascii=False, indent=2))
+        echo_json([{"id": each.id, **asdict(each)} for each in found])
         return
     if not found:
         of = f" of {profile}" if profile else ""

@@ -11,6 +11,7 @@ import click
 
 from finesteer_local import catalog, corrections
 from finesteer_local.cli import _progress
+from finesteer_local.cli._options import threads_option
 from finesteer_local.errors import DataError, ModelError
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ _SHOWN = 5  # changed decisions
 @click.option("--recipe", metavar="NAME|DIR", help="What the profile was trained on, where it cannot tell.")
 @click.option("--data", type=click.Path(path_type=Path), help="As --recipe: the pairs of `train --data`.")
 @click.option("--contrast", type=click.Path(path_type=Path), help="With --data: the prompts of `train --contrast`.")
-@click.option("--threads", type=click.IntRange(1), help="Threads.  [default: this machine's cores]")
+@threads_option
 def command(
     name: str, model: str | None, recipe: str | None, data: Path | None, contrast: Path | None, threads: int | None
 ) -> None:

@@ -112,6 +112,21 @@ def action_words(decision: Decision) -> str:
     )
 
 
+def answer_words(decision: Decision) -> str:
+    """What the answer has shown, and what was done about it; nothing where its gate stayed shut, or does not look."""
+    found = decision.answer
+    if found is None or found.opened_at is None:
+        return ""
+    tokens = f"{found.taken_back} token{'' if found.taken_back == 1 else 's'}"
+    done = {
+        "report": "reported only",
+        "steer": "steered from there",
+        "rewind": f"{tokens} taken back, steered from there" if found.taken_back else "steered from there",
+        "stop": "ended",
+    }[found.action]
+    return f"shown by the answer at token {found.opened_at}, {done}"
+
+
 def speed(answer: TimedAnswer) -> str:
     """`41 tok/s`, or nothing for an answer too short to time."""
     rate = answer.tokens_per_second
@@ -126,7 +141,7 @@ def quiet_line(answer: TimedAnswer) -> str:
         parts.append(f"{decision.profile} · {gate_state(decision)}{'' if profile.gate.kind == 'always' else scores}")
         if decision.action and decision.kinds:
             parts.append(kinds_words(decision.kinds))
-        if words := action_words(decision):
+        if words := answer_words(decision) or action_words(decision):
             parts.append(words)
         if experts := leading(decision):
             parts.append(experts)
@@ -152,8 +167,14 @@ def why(profile: Profile, decision: Decision) -> RenderableType:
     table.add_row("read at", f"layer {profile.gate_layer} of {profile.model.n_layer}, {gate_tokens(profile)}")
     if decision.kinds:
         table.add_row("kinds", kinds_words(decision.kinds, 4) if decision.action else "none")
-    if words := action_words(decision):
+    shown = answer_words(decision)
+    if not shown and (words := action_words(decision)):
         table.add_row("policy", words)
+    if decision.answer is not None:
+        table.add_row("answer", shown or "read to its end, and nothing showed")
+        if decision.answer.score is not None:
+            values = number(decision.answer.score), number(decision.answer.threshold)
+            table.add_row("", f"score {values[0]}, {'above the' if shown else 'the'} threshold {values[1]}")
     if decision.open:
         if experts := decision.leading_experts(256):
             table.add_row("experts", expert_bars(experts))

@@ -10,6 +10,7 @@ import click
 from finesteer_local.cli._options import (
     ModelOptions,
     Sampling,
+    WatchOptions,
     checked_text,
     model_argument,
     model_options,
@@ -17,6 +18,7 @@ from finesteer_local.cli._options import (
     sampling_options,
     skip_thinking_option,
     system_option,
+    watch_options,
 )
 from finesteer_local.errors import FineSteerError
 
@@ -27,10 +29,16 @@ if TYPE_CHECKING:
 
 @click.command("chat", short_help="Chat with a model, steered question by question.")
 @model_argument
-@click.option("-y", "--yes", is_flag=True, help="Train a profile that is not there yet without asking.")
+@click.option(
+    "-y",
+    "--yes",
+    is_flag=True,
+    help="Fetch a profile that is not there yet from an index, or train it, without asking.",
+)
 @system_option
 @skip_thinking_option
 @policy_option
+@watch_options
 @model_options
 @sampling_options(temperature=0.8, max_tokens=None)
 def command(
@@ -39,14 +47,16 @@ def command(
     system: str | None,
     skip_thinking: bool,
     policy: dict[str, str],
+    watch: WatchOptions,
     options: ModelOptions,
     sampling: Sampling,
 ) -> None:
     """Chat with a model, steered question by question.
 
-    MODEL is a name that `finesteer-local models` lists, or the path of a GGUF file. A profile that this model does not
-    have yet, but that has a recipe, is trained on the way if you agree. Without a terminal every line of stdin is a
-    question or a slash command.
+    MODEL is a name that `finesteer-local models` lists (smollm2, ollama:llama3.2, ...), a repository of the Hugging
+    Face hub (hf:owner/repo), or the path of a GGUF file. A profile that this model does not have yet is fetched from an
+    index that you named (`profiles index`), or trained on the way where it has a recipe, if you agree. Without a
+    terminal every line of stdin is a question or a slash command.
 
     \b
     finesteer-local chat smollm2 --profile safety
@@ -58,13 +68,21 @@ def command(
     from finesteer_local.cli._chat import Chat
     from finesteer_local.cli._chat_commands import Screen
     from finesteer_local.cli._open import offer_training, open_steered
+    from finesteer_local.cli._profile_index import offer_from_index
     from finesteer_local.cli._view import output_console
 
-    llama = open_steered(model, options, offer_training(yes, options), policy)
+    llama = open_steered(model, options, offer_training(yes, options), policy, offer_from_index(yes), watch)
     llama.skip_thinking = skip_thinking
     with engine_of(llama) as engine:
         chat = Chat(
-            engine, model, sampling, system=system, strength=options.strength, scope=options.scope, policy=policy
+            engine,
+            model,
+            sampling,
+            system=system,
+            strength=options.strength,
+            scope=options.scope,
+            policy=policy,
+            on_answer=watch.on_answer,
         )
         screen = Screen(chat, output_console(), _note, lambda start: _show_answer(screen, start))
         _talk(screen)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from dataclasses import asdict
@@ -12,7 +11,9 @@ from typing import TYPE_CHECKING
 import click
 
 from finesteer_local import catalog
-from finesteer_local.cli import _profile_adapt, _profile_corrections, _profile_refit
+from finesteer_local.cli import _profile_adapt, _profile_corrections, _profile_index, _profile_refit
+from finesteer_local.cli._options import json_option
+from finesteer_local.cli._output import echo_json
 from finesteer_local.errors import DownloadError, ProfileError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ model_option = click.option("--model", metavar="MODEL", help="For which model, w
 @click.group("profiles", short_help="List, show, add, adapt, correct and remove profiles.", invoke_without_command=True)
 @click.pass_context
 def command(ctx: click.Context) -> None:
-    """List, show, add, adapt, correct and remove profiles."""
+    """List, show, add and remove profiles; adapt and correct them; look for those of others, and publish your own."""
     if ctx.invoked_subcommand is None:
         ctx.invoke(list_profiles, model=None, as_json=False)
 
@@ -39,12 +40,12 @@ command.add_command(_profile_refit.command)
 
 @command.command("list")
 @click.option("--model", metavar="MODEL", help="Only those for this model.")
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@json_option
 def list_profiles(model: str | None, as_json: bool) -> None:
     """List your own profiles and those that came with the package."""
     refs = catalog.available_profiles(_fingerprint(model))
     if as_json:
-        click.echo(json.dumps([{**asdict(ref), "path": str(ref.path)} for ref in refs], ensure_ascii=False, indent=2))
+        echo_json([{**asdict(ref), "path": str(ref.path)} for ref in refs])
         return
     if not refs:
         click.echo("No profiles yet. Train one with: finesteer-local train MODEL --recipe safety")
@@ -69,7 +70,7 @@ def list_profiles(model: str | None, as_json: bool) -> None:
 @command.command("show")
 @click.argument("name")
 @model_option
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@json_option
 def show(name: str, model: str | None, as_json: bool) -> None:
     """Show what a profile holds (as `inspect` does)."""
     from finesteer_local.cli.inspect import show_profile
@@ -127,7 +128,7 @@ def add(source: str, replace: bool, sha256: str | None) -> None:
 def _show(profile: Profile, n_bytes: int, digest: str) -> None:
     """What a profile does and for which model, on stderr: a user decides by it."""
     from finesteer_local.cli._view import gate_tokens, one_line, steering_words
-    from finesteer_local.cli.models import size
+    from finesteer_local.paths import size
 
     model = profile.model
     gate = (
@@ -159,9 +160,10 @@ def rm(name: str, model: str | None) -> None:
 def _fingerprint(model: str | None) -> str | None:
     if model is None:
         return None
+    from finesteer_local.cli._open import fetch_model
     from finesteer_local.identity import read_model_identity
 
-    return read_model_identity(catalog.resolve_model(model)).fingerprint
+    return read_model_identity(fetch_model(model)).fingerprint
 
 
 def _named(name: str, model: str | None) -> list[ProfileRef]:
@@ -174,3 +176,6 @@ def _named(name: str, model: str | None) -> list[ProfileRef]:
         hint = f"; did you mean {' or '.join(near)}?" if near else "; `finesteer-local profiles` lists them"
         raise UnknownNameError(f"unknown profile {name!r}{hint}")
     return named
+
+
+_profile_index.register(command)

@@ -9,10 +9,12 @@ import click
 
 from finesteer_local.cli._options import (
     ModelOptions,
+    WatchOptions,
     model_argument,
     model_options,
     policy_option,
     skip_thinking_option,
+    watch_options,
 )
 from finesteer_local.errors import FineSteerError, StalledError
 
@@ -86,6 +88,7 @@ from finesteer_local.errors import FineSteerError, StalledError
 @click.option("-v", "--verbose", is_flag=True, help="Log every request.")
 @skip_thinking_option
 @policy_option
+@watch_options
 @model_options
 def command(
     model: str,
@@ -103,12 +106,14 @@ def command(
     verbose: bool,
     skip_thinking: bool,
     policy: dict[str, str],
+    watch: WatchOptions,
     options: ModelOptions,
 ) -> None:
     """Serve a model over HTTP, steered per request, with a web page.
 
-    MODEL is a name that `finesteer-local models` lists, or the path of a GGUF file. The profiles steer requests that
-    do not say how they want to be steered. Clients of OpenAI's and of Ollama's API work unchanged; the page is at /.
+    MODEL is a name that `finesteer-local models` lists, hf:owner/repo, or the path of a GGUF file. The profiles steer
+    requests that do not say how they want to be steered. Clients of OpenAI's and of Ollama's API work unchanged; the
+    page is at /.
 
     \b
     finesteer-local serve smollm2 --profile safety
@@ -146,6 +151,8 @@ def command(
         scope=options.scope,
         kinds=policy,
         skip_thinking=skip_thinking,
+        on_answer=watch.on_answer,
+        look_ahead=watch.look_ahead,
         ctx=options.ctx,
         threads=options.threads,
         gpu_layers=options.gpu_layers,

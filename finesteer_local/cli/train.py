@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from finesteer_local import paths
+from finesteer_local import training
 from finesteer_local.cli import _progress
-from finesteer_local.cli._open import duration, fetch_model, keep_profile, short_name
-from finesteer_local.cli._options import MAX_STRENGTH, SCOPES, model_argument, rpc_option
-from finesteer_local.errors import StorageError
+from finesteer_local.cli._open import check_new_profile, duration, fetch_model, keep_profile, short_name
+from finesteer_local.cli._options import (
+    MAX_STRENGTH,
+    SCOPES,
+    gpu_layers_option,
+    model_argument,
+    new_profile_options,
+    rpc_option,
+    threads_option,
+)
 
 if TYPE_CHECKING:
     from finesteer_local.profile import Profile
@@ -41,8 +48,7 @@ if TYPE_CHECKING:
 )
 @click.option("-y", "--yes", is_flag=True, help="With --behaviour: train on what the model wrote without asking.")
 @click.option("--name", metavar="NAME", help="The profile's name.  [default: the recipe's, or the data file's]")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the profile here, not to your profiles.")
-@click.option("--force", is_flag=True, help="Replace the output file if it exists.")
+@new_profile_options
 @click.option(
     "--gate",
     type=click.Choice(["contrastive", "scs", "always"]),
@@ -53,7 +59,8 @@ if TYPE_CHECKING:
 @click.option(
     "--minutes",
     type=click.FloatRange(0, min_open=True),
-    help="How long training may take: it does what fits, and a longer run goes on from a shorter one.  [default: 10]",
+    help="How long training may take: it does what fits, and a longer run goes on from a shorter one.  "
+    f"[default: {training.DEFAULT_MINUTES:g}]",
 )
 @click.option(
     "--quality",
@@ -84,8 +91,8 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="With --backend transformers: the GGUF file that the profile is for.  [default: told by the norm weights]",
 )
-@click.option("--threads", type=click.IntRange(1), help="Threads.  [default: this machine's cores]")
-@click.option("--gpu-layers", type=click.IntRange(-1), default=-1, help="Layers on the GPU; -1 is all.  [default: -1]")
+@threads_option
+@gpu_layers_option
 @rpc_option
 def command(
     model: str,
@@ -94,23 +101,16 @@ def command(
     contrast: Path | None,
     behaviour: str | None,
     yes: bool,
-    name: str | None,
     output: Path | None,
     force: bool,
-    gate: str,
     minutes: float | None,
     quality: str | None,
-    keep: bool,
-    seed: int,
-    layer: int | None,
-    strength: float | None,
-    scope: str | None,
-    optimise: bool | None,
     backend: str,
     gguf: Path | None,
     threads: int | None,
     gpu_layers: int,
     rpc: tuple[str, ...],
+    **settings: Any,
 ) -> None:
     """Train a steering profile for MODEL, a name of the catalogue or a GGUF file.
 
@@ -131,11 +131,9 @@ def command(
         raise click.UsageError("--gguf goes with --backend transformers")
     if rpc and backend == "transformers":
         raise click.UsageError("--rpc goes with llama.cpp, not with --backend transformers")
-    if output and output.exists() and not force:
-        raise StorageError(f"{output} exists; choose another name or add --force")
-    paths.check_writable(output or paths.profiles_dir() / "new.gguf")
-    from finesteer_local import training
-
+    if minutes:
+        settings["minutes"] = minutes
+    check_new_profile(output, force)
     training.require_extra()
     path = Path(model) if backend == "transformers" else fetch_model(model)
     material = None
@@ -143,36 +141,27 @@ def command(
     if behaviour is not None:
         from finesteer_local.cli import _behaviour
 
-        name = name or _behaviour.name_of(behaviour)
-        material = _behaviour.written_material(path, behaviour, name, seed, yes, opened)
-        gate = gate if material.near_misses else "always"
+        settings["name"] = settings["name"] or _behaviour.name_of(behaviour)
+        material = _behaviour.written_material(path, behaviour, settings["name"], settings["seed"], yes, opened)
+        if not material.near_misses:
+            settings["gate"] = "always"
     with _progress.stages() as report:
         profile = training.train_profile(
             path,
             recipe=recipe or (None if data or material else "safety"),
-            data=material.data(name or "") if material else data,
+            data=material.data(settings["name"]) if material else data,
             contrast=contrast,
-            name=name,
-            gate=gate,
             quality=quality,
-            keep=keep,
-            seed=seed,
-            layer=layer,
-            strength=strength,
-            scope=scope,
-            optimise=optimise,
             progress=report,
             backend=backend,
             gguf=gguf,
             **opened,
-            **({"minutes": minutes} if minutes else {}),
+            **settings,
         )
     found = None
     if material:
         profile, found = _behaviour.shown(path, profile, material, opened)
-    if output:
-        profile.save(output)
-    kept = output or keep_profile(profile)
+    kept = keep_profile(profile, output)
     chat_with = str(gguf or "MODEL.gguf") if backend == "transformers" else model
     _tell(profile, kept, model, chat_with, str(output or profile.name))
     if found:

@@ -12,7 +12,7 @@ from finesteer_local.evaluation.interventions import UNSTEERED, Intervention, Pr
 from finesteer_local.evaluation.journal import Journal, digest
 from finesteer_local.jsonl import Messages
 from finesteer_local.runtime import SteeredLlama
-from finesteer_local.runtime.batch import active_steering, answers, chat_request
+from finesteer_local.runtime.batch import answers, chat_request
 from finesteer_local.runtime.batch.answer import STOP
 from finesteer_local.runtime.prompt import chat_prompt
 from finesteer_local.steering import Decision
@@ -167,8 +167,7 @@ def _ask_together(
 ) -> Iterator[dict[str, Any]]:
     """As `_ask`, under the active profiles, in the requests' order."""
     steered = intervention.digest != UNSTEERED.digest
-    steer = active_steering(llama)
-    asked = [chat_request(llama, request.messages, steer=steer, **request.options()) for request in requests]
+    asked = [chat_request(llama, request.messages, steer=llama.steer, **request.options()) for request in requests]
 
     def steers(decisions: Sequence[Decision]) -> bool:
         return not steered or Reading.of(decisions).steers

@@ -144,7 +144,7 @@ def by_suite(evaluation: Evaluation) -> list[Figures]:
 
 
 def totals(evaluation: Evaluation) -> list[Figures]:
-    """One a method and decoding, over all suites; questions and the gate's scores count with the greedy answers."""
+    """A row for each method and decoding, over all suites; questions and gate scores count with the greedy answers."""
     found = []
     names = [suite.name for suite in evaluation.suites]
     for method in evaluation.methods:

@@ -93,7 +93,7 @@ class Intervention(Protocol):
 
 
 def _decay(profile: Profile) -> tuple[float, ...]:
-    """Nothing without a length decay: answers that were kept before there was one hold."""
+    """The length decay, left out where it is 0: then answers that were kept before there was one are found."""
     return (profile.length_decay, SHORT_PROMPT, LONG_PROMPT) if profile.length_decay else ()
 
 

@@ -16,9 +16,7 @@ from finesteer_local.judges.fluency import Coherence, Fluency
 from finesteer_local.judges.phrases import is_refusal
 from finesteer_local.judges.whole import Verdict, circles, declines
 from finesteer_local.runtime import SteeredLlama
-
-Progress = Callable[[str, int, int], None]
-"""Called with (stage, done, total)."""
+from finesteer_local.training.progress import Progress, quiet
 
 MAX_TOKENS = 400
 TEMPERATURE = 0.8
@@ -159,7 +157,7 @@ def measure(
     seeds: Sequence[int] = SEEDS,
     judge: Judge | None = None,
     sweep: bool = False,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = quiet,
 ) -> Evaluation:
     """Run every suite through every method; what the journal holds is taken from there.
 

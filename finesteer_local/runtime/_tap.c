@@ -103,11 +103,8 @@ FINESTEER_EXPORT bool finesteer_tap_eval(void *tensor, bool ask, void *user_data
     if (ask) {
         return true;
     }
-    if ((filter->wanted[layer] & READ) && !filter->on_layer(tensor, layer)) {
-        return false;
-    }
     if (filter->wanted[layer] & ADD) {
-        add(filter, tensor, layer);
+        add(filter, tensor, layer); /* first: with llama.cpp's own control vector a reader sees the sum, too */
     }
-    return true;
+    return !(filter->wanted[layer] & READ) || filter->on_layer(tensor, layer);
 }

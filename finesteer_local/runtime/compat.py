@@ -31,7 +31,13 @@ GET_SCHEDULER = "_ZNK13llama_context9get_schedEv"
 _NAMES = {  # module of llama_cpp -> what we take from it
     "_ctypes_extensions": ("load_shared_library",),
     "_ggml": ("libggml",),
-    "_internals": ("LlamaBatch.set_batch", "LlamaContext.decode", "LlamaModel", "LlamaSampler.add_dist"),
+    "_internals": (
+        "LlamaBatch.set_batch",
+        "LlamaContext.decode",
+        "LlamaModel",
+        "LlamaSampler.accept",
+        "LlamaSampler.add_dist",
+    ),
     "_logger": ("llama_log_callback",),
     "llama_chat_format": ("Jinja2ChatFormatter.IgnoreGenerationTags", "get_chat_completion_handler", "llama_grammar"),
     "llama_cpp": ("_lib",),
@@ -204,8 +210,23 @@ def asks_reset(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     return bool(kwargs.get("reset", args[at] if len(args) > at else True))
 
 
+def without_reset(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+    """The arguments of `Llama.generate(tokens, *args, **kwargs)` that go on from what is read."""
+    at, given = _place_of_reset(), list(args)
+    if len(given) > at:
+        given[at] = False
+        return given, dict(kwargs)
+    return given, {**kwargs, "reset": False}
+
+
 class OpenLlama(PlainLlama):
-    """`llama_cpp.Llama`, with names of ours for what it keeps to itself."""
+    """`llama_cpp.Llama`, with names of ours for what it keeps to itself.
+
+    Attributes:
+        accepted: tokens that the sampler of an answer that begins is to take for its own, as of one that goes on.
+    """
+
+    accepted: Sequence[int] = ()
 
     @property
     def stale(self) -> bool:
@@ -238,7 +259,10 @@ class OpenLlama(PlainLlama):
     def _init_sampler(  # type: ignore[override]
         self, *, grammar: Any = None, logits_processor: Any = None, **options: Any
     ) -> Any:
-        return super()._init_sampler(logits_processor=self.processors(grammar, logits_processor), **options)
+        sampler = super()._init_sampler(logits_processor=self.processors(grammar, logits_processor), **options)
+        for token in self.accepted:
+            sampler.accept(token)
+        return sampler
 
 
 # --- grammars

@@ -31,6 +31,8 @@ class ConstrainedLlama(OpenLlama):
         if grammar is None:
             return processors
         self._follower = compiled(self, constraint_of(grammar)).begin()
+        for token in self.accepted:
+            self._follower.accept(token)
         return LogitsProcessorList([*(processors or ()), self._mask])
 
     def _mask(self, _: Any, logits: NDArray[np.float32]) -> NDArray[np.float32]:

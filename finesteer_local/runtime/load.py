@@ -24,6 +24,7 @@ def open_model(
     strength: float | None = None,
     scope: str | None = None,
     policy: Mapping[str, str] | None = None,
+    on_answer: str | None = None,
     n_ctx: int = 0,
     n_threads: int | None = None,
     rpc: Sequence[str] = (),
@@ -37,7 +38,8 @@ def open_model(
 
     Args:
         path: a GGUF file; `catalog.resolve_model` gives that of a name.
-        profiles, strength, scope: as for `SteeredLlama`; `catalog.resolve_profile` gives the file of a profile's name.
+        profiles, strength, scope, policy, on_answer: as for `SteeredLlama`; `catalog.resolve_profile` gives the file of
+            a profile's name.
         n_ctx: context in tokens; 0 takes the model's own, at most `DEFAULT_CONTEXT`.
         n_threads: for prefill and decode; None asks `default_threads`.
         rpc: workers, `host:port`, whose devices llama.cpp may put layers on, this model's and every later one's
@@ -75,7 +77,7 @@ def open_model(
     try:
         if uses_plain_format(llama) and "chat_format" not in kwargs and "chat_handler" not in kwargs:
             llama.chat_format = PLAIN_FORMAT
-        llama.set_profiles(profiles, strength=strength, scope=scope, policy=policy)
+        llama.set_profiles(profiles, strength=strength, scope=scope, policy=policy, on_answer=on_answer)
     except BaseException:
         llama.close()
         raise

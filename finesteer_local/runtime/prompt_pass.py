@@ -99,6 +99,7 @@ class PromptPass:
         self._decide = decide
         self._summaries = [[summary] for summary in known]
         self._found: dict[int, Decision] = {}  # index of the profile -> its decision
+        self._last_states: dict[int, Array] = {}  # and the state of the prompt's last token
         self._plan: list[Segment] | None = None
         gate_layers = {profile.gate_layer for profile in profiles}
         steered = {layer for profile in profiles for layer in profile.experts}
@@ -159,8 +160,13 @@ class PromptPass:
             profile = self._profiles[i]
             self._summaries[i].append(profile.summary(states))
             if last:
-                in_scope = self._unsteered.outside(self._starts[i], self._n_prompt)
-                self._found[i] = self._decide(profile, states[-1], self._summary(i), in_scope)
+                self._last_states[i] = states[-1].copy()
+                self._found[i] = self._decide(profile, *self.evidence(i))
+
+    def evidence(self, i: int) -> tuple[Array, Array, int]:
+        """What profile `i` decides by: `h`, its gate's summary of the turn, and the number of tokens in scope."""
+        in_scope = self._unsteered.outside(self._starts[i], self._n_prompt)
+        return self._last_states[i], self._summary(i), in_scope
 
     def _summary(self, i: int) -> Array:
         """What gate `i` keeps of the tokens that it is to read."""

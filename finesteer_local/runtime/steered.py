@@ -2,7 +2,8 @@
 
 A request goes: `generate` cuts the cache back to what may be reused; `eval` reads the prompt in one pass, in which the
 tap captures `h`, decides, and adds the vectors to the rows in scope; the answer's tokens are steered by llama.cpp's
-own control vector, with the tap unarmed. What happens to the request itself is `steered_request`'s.
+own control vector, with the tap unarmed but for the tokens that a profile reads (`answer_watch`). What happens to the
+request itself is `steered_request`'s.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from numpy.typing import NDArray
 from finesteer_local.errors import ContextLengthError, SteeringError
 from finesteer_local.identity import ModelIdentity, read_model_identity
 from finesteer_local.profile import Profile
-from finesteer_local.runtime.chat import ChatLlama
+from finesteer_local.runtime.answer_watch import Opening, StatesOf
 from finesteer_local.runtime.check import Check, asked_for, checking
 from finesteer_local.runtime.compat import asks_reset
-from finesteer_local.runtime.constrained import ConstrainedLlama
 from finesteer_local.runtime.control import ControlVector
+from finesteer_local.runtime.held_answers import HeldAnswers, TakenBack
 from finesteer_local.runtime.probe import steerable_layers
 from finesteer_local.runtime.prompt import (
     NOTHING,
@@ -41,16 +42,17 @@ from finesteer_local.runtime.steered_request import (
     Steering,
     check_range,
     check_steer,
+    shared_on_answer,
     shared_policy,
 )
 from finesteer_local.runtime.thinking import opened_at
 from finesteer_local.runtime.trainable import WholeAnswer
-from finesteer_local.steering import Decision
+from finesteer_local.steering import REPORT, REWIND, STEER, STOP, Decision
 
 _NEVER = 1 << 62  # a token index that no cache reaches
 
 
-class SteeredLlama(ConstrainedLlama, ChatLlama):
+class SteeredLlama(HeldAnswers):
     """A drop-in `llama_cpp.Llama` with steering profiles.
 
     Chat and text completion, streaming, stop words, tools, logprobs and sampling are llama-cpp-python's own. While
@@ -67,6 +69,11 @@ class SteeredLlama(ConstrainedLlama, ChatLlama):
             or `leave` alone.
         skip_thinking: leave the thoughts unsteered that a reasoning model writes before its answer, `<think>` to
             `</think>` (`thinking.TAGS`); its prompt is steered as the scope says.
+        on_answer: what is done once an answer shows what its prompt hid, of profiles that read answers: `report` it,
+            `steer` what follows, `rewind` to before it showed and steer, `stop` the answer, or `off`; None is each
+            profile's own. A caller of `eval` has the tokens in hand: there `rewind` steers, and `stop` reports.
+        look_ahead: tokens of a stream that are held back, so that they can be taken back; None is what one reading
+            needs (`AnswerGate.look_ahead`). Text that went out stays, and the answer goes on from there.
         identity: of the model; None reads it once it is needed.
         kwargs: everything that `Llama` takes.
 
@@ -88,23 +95,22 @@ class SteeredLlama(ConstrainedLlama, ChatLlama):
         scope: str | None = None,
         policy: Mapping[str, str] | None = None,
         skip_thinking: bool = False,
+        on_answer: str | None = None,
+        look_ahead: int | None = None,
         identity: ModelIdentity | None = None,
         **kwargs: Any,
     ) -> None:
         self.steer: tuple[Steer, ...] = ()
-        self.skip_thinking = skip_thinking
+        self.skip_thinking, self.look_ahead = skip_thinking, look_ahead
         self._identity = identity
         self._layers: frozenset[int] = frozenset()  # those that can be steered, once that was found out
         self._expected: Steering | None = None  # of the next prompt, where more is known of it than the settings say
         self._due: Steering | None = Steering()  # of the prompt that the next `eval` reads; None: an answer goes on
-        self._request: SteeredRequest | None = None  # the one read last
         self._steered_from = _NEVER  # first token in the KV cache that was steered
-        self._answering: object = None  # the stream whose answer goes on
-        self._stepping = False  # while it computes
         super().__init__(model_path, **kwargs)
         self.control = ControlVector(self.ctx, n_layer=self.n_layer, n_embd=self.n_embd())
         try:
-            self.set_profiles(profiles, strength=strength, scope=scope, policy=policy)
+            self.set_profiles(profiles, strength=strength, scope=scope, policy=policy, on_answer=on_answer)
         except BaseException:
             self.close()
             raise
@@ -140,6 +146,7 @@ class SteeredLlama(ConstrainedLlama, ChatLlama):
         strength: float | None = None,
         scope: str | None = None,
         policy: Mapping[str, str] | None = None,
+        on_answer: str | None = None,
     ) -> None:
         """Replace the active profiles from the next request on; without arguments, steer nothing.
 
@@ -150,7 +157,11 @@ class SteeredLlama(ConstrainedLlama, ChatLlama):
             profiles = (profiles,)
         chosen = [p if isinstance(p, Profile) else Profile.load(p) for p in profiles]
         policies = shared_policy(chosen, policy or {})
-        steer = tuple(Steer(p, strength, scope, each) for p, each in zip(chosen, policies, strict=True))
+        acts = shared_on_answer(chosen, on_answer)
+        steer = tuple(
+            Steer(profile, strength, scope, each, act)
+            for profile, each, act in zip(chosen, policies, acts, strict=True)
+        )
         check_range(strength, scope)
         check_steer(steer, self)
         if steer:
@@ -241,7 +252,7 @@ class SteeredLlama(ConstrainedLlama, ChatLlama):
         prompt = self.without_marks(prompt)
         steering = self._expected = self._steering_of(prompt)
         try:
-            result = super().create_completion(prompt, *args, **kwargs)
+            result = self.completion(prompt, args, kwargs)
         finally:
             self._expected = None  # where it failed before `generate` took it
         return self._stream(result, steering) if isinstance(result, Iterator) else result
@@ -264,17 +275,24 @@ class SteeredLlama(ConstrainedLlama, ChatLlama):
         # The prompt is read at the first step of the stream, perhaps after other requests were made.
         self._expected = steering
         try:
-            yield from chunks
+            yield from map(self.told, chunks)
         except Exception:
             self._expected = None
             raise
 
     def generate(self, tokens: Sequence[int], *args: Any, **kwargs: Any) -> Generator[int, Sequence[int] | None, None]:
-        """As `Llama.generate`. Steered tokens in the cache are never reused by another prompt."""
-        return self._generate(list(tokens), self._next_steering(), args, kwargs)
+        """As `Llama.generate`. Steered tokens in the cache are never reused by another prompt.
+
+        While profiles read the answer that may take some of it back, tokens come `look_ahead` later than they are
+        computed, and no others can be sent. With `stop` the answer ends like any other.
+        """
+        if self._goes_on is not None:
+            begun, self._goes_on = self._goes_on, None
+            return self.answer_tokens(None, begun, args, kwargs, whole=self._whole)
+        return self._generate(list(tokens), self._next_steering(), args, kwargs, whole=self._whole)
 
     def _generate(
-        self, tokens: list[int], steering: Steering, args: Sequence[Any], kwargs: Mapping[str, Any]
+        self, tokens: list[int], steering: Steering, args: Sequence[Any], kwargs: Mapping[str, Any], *, whole: bool
     ) -> Generator[int, Sequence[int] | None, None]:
         check_workers()
         if kwargs.get("grammar") is not None:
@@ -288,28 +306,7 @@ class SteeredLlama(ConstrainedLlama, ChatLlama):
             self._due = steering
             if steering.steer:
                 self.stale = True  # a decision needs at least the last token's hidden state
-        this = self._answering = object()
-        answer = super().generate(tokens, *args, **kwargs)
-        try:
-            more: Sequence[int] | None = None
-            while True:
-                self._stepping = True
-                try:
-                    token = answer.send(more)
-                except StopIteration:
-                    return
-                finally:
-                    self._stepping = False
-                if self._request is not None and self._request.words is not None:
-                    words = self.tokenize(self._request.words.encode(), add_bos=False, special=False)
-                    for token in (*words, self.token_eos()):  # in place of the one that was chosen
-                        yield token
-                    return
-                more = yield token
-        finally:
-            answer.close()
-            if self._answering is this:
-                self._answering = None
+        yield from self.answer_tokens(super().generate(tokens, *args, **kwargs), [], args, kwargs, whole=whole)
 
     def _turn_to(self, steering: Steering) -> None:
         """Steer the next prompt so; a request that was steered by other profiles is over."""
@@ -323,7 +320,7 @@ class SteeredLlama(ConstrainedLlama, ChatLlama):
 
         llama-cpp-python samples from such logits at once. Reading the last token again, alone, would round differently.
         """
-        if self._request is None or self._due or self.stale or self.n_tokens != len(tokens):
+        if self._request is None or self._due or self.stale or self.n_tokens != len(tokens) or self._request.showed:
             return False
         return self._request.tokens == tokens and self._request.steering == steering
 
@@ -390,12 +387,12 @@ class SteeredLlama(ConstrainedLlama, ChatLlama):
             raise
 
     def _read_again(self, request: SteeredRequest, start: int) -> None:
-        """Read the prompt's tokens from `start` on once more, with the control vector that each is due."""
+        """Read the request's tokens from `start` on once more, with the control vector that each is due."""
         start = self.keep(start)
         steps = [(segment.start, segment.vectors) for segment in request.plan]
         if start < steps[0][0]:
             steps.insert(0, (start, {}))
-        stops = [step for step, _ in steps[1:]] + [request.n_prompt]
+        stops = [step for step, _ in steps[1:]] + [request.end]
         for (begin, vectors), stop in zip(steps, stops, strict=True):
             self.n_tokens = begin
             self.control.set(vectors)
@@ -406,14 +403,48 @@ class SteeredLlama(ConstrainedLlama, ChatLlama):
         request, text_of = self._request, token_text(self)
         assert request is not None
         request.cut(self.n_tokens - request.n_prompt)
+        if self._stepping and request.watched:
+            tokens = tokens[:1]  # a draft model's guesses are no answer yet
         for run in [[token] for token in tokens] if request.changes else [tokens]:  # several with a draft model
             for token in run:
                 request.answer(token, text_of)
             self.control.set(request.vectors)
             if request.vectors:
                 self._steered_from = min(self._steered_from, self.n_tokens)
+            seen = StatesOf(request.answer_layers(len(run)))
+            if seen.handlers:
+                self.tap.arm(seen.handlers)
             self.tap.stand_aside(self.ctx)
-            super().eval(run)
+            try:
+                super().eval(run)
+            finally:
+                if seen.handlers:
+                    self.tap.disarm()
+            self.tap.check()
+            if opening := request.answer_read(seen.rows, len(run)):
+                self._act(request, opening)
+
+    def _act(self, request: SteeredRequest, opening: Opening) -> None:
+        """Do what follows from what the answer has shown.
+
+        Raises:
+            TakenBack: the answer is shorter now.
+        """
+        action = opening.action
+        if not self._stepping:  # the caller of `eval` has the tokens
+            action = {REWIND: STEER, STOP: REPORT}.get(action, action)
+        request.act(opening, action, at_least=self._n_given)
+        if action == REWIND:
+            try:
+                self._read_again(request, request.plan[0].start)
+                self._due = None  # memory that cannot be cut was emptied
+                self._steered_from = min(self._steered_from, request.plan[0].start)
+                self.control.set(request.vectors)
+            except BaseException:
+                self.forget()
+                raise
+        if action in (REWIND, STOP):
+            raise TakenBack
 
     # --- training (trainable.TrainableModel); batch and score are built on this class
 
@@ -463,7 +494,9 @@ class SteeredLlama(ConstrainedLlama, ChatLlama):
         strength, scope = (self.steer[0].strength, self.steer[0].scope) if self.steer else (None, None)
         policy = {kind: action for one in self.steer for kind, action in one.policy}
         settings = {"profiles": self.profiles, "strength": strength, "scope": scope, "policy": policy}
-        return {**super().__getstate__(), **settings, "skip_thinking": self.skip_thinking}
+        on_answer = next((one.on_answer for one in self.steer if one.on_answer), None)
+        settings |= {"on_answer": on_answer, "look_ahead": self.look_ahead, "skip_thinking": self.skip_thinking}
+        return {**super().__getstate__(), **settings}
 
     def save_state(self) -> LlamaState:
         """As `Llama.save_state`; the state remembers from where on it was steered."""

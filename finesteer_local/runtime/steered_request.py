@@ -14,12 +14,13 @@ import numpy as np
 from finesteer_local.errors import ProfileError, SteeringError
 from finesteer_local.identity import ModelIdentity
 from finesteer_local.profile import MAX_STRENGTH, SCOPES, Profile
+from finesteer_local.runtime.answer_watch import AnswerWatches, Opening, sentence_start
 from finesteer_local.runtime.control import Vectors
 from finesteer_local.runtime.prompt import NOTHING, Unsteered
 from finesteer_local.runtime.prompt_pass import PromptPass, Segment, first_in_scope, segments, summed
 from finesteer_local.runtime.tap import Addition, Array, Handler
 from finesteer_local.runtime.thinking import Thinking
-from finesteer_local.steering import ACTIONS, Decision
+from finesteer_local.steering import ACTIONS, OFF, ON_ANSWER, REPORT, REWIND, STEER, STOP, AnswerGate, Decision
 
 
 class Identified(Protocol):
@@ -36,12 +37,20 @@ class Steer:
     Attributes:
         strength, scope: None is the profile's own.
         policy: (kind, action): what is done about requests of a kind (`steering.ACTIONS`); the others are steered.
+        on_answer: what is done once the answer shows what its prompt hid (`steering.ON_ANSWER`, or `OFF`); None is the
+            profile's own.
     """
 
     profile: Profile
     strength: float | None = None
     scope: str | None = None
     policy: tuple[tuple[str, str], ...] = ()
+    on_answer: str | None = None
+
+    @property
+    def effective_on_answer(self) -> str:
+        gate = self.profile.answer_gate
+        return OFF if gate is None else self.on_answer or gate.action
 
     @property
     def effective_scope(self) -> str:
@@ -65,6 +74,31 @@ def check_policy(profile: Profile, policy: Iterable[tuple[str, str]]) -> None:
             raise ProfileError(f"profile {profile.name!r} knows no kind {kind!r}; {has}")
         if action not in ACTIONS:
             raise ProfileError(f"{action!r} is none of {', '.join(ACTIONS)}")
+
+
+def check_on_answer(profile: Profile, on_answer: str | None) -> None:
+    """Raise `ProfileError` for what is no action on an answer, or where `profile` cannot read answers."""
+    if on_answer is not None and on_answer not in (*ON_ANSWER, OFF):
+        raise ProfileError(f"{on_answer!r} is none of {', '.join((*ON_ANSWER, OFF))}")
+    if on_answer not in (None, OFF) and profile.answer_gate is None:
+        raise ProfileError(f"profile {profile.name!r} does not read answers; train it anew, or leave on_answer out")
+
+
+def shared_on_answer(profiles: Sequence[Profile], on_answer: str | None) -> list[str | None]:
+    """For each profile `on_answer`, where it reads answers.
+
+    Raises:
+        ProfileError: none of them does, or it is no action.
+    """
+    watching = [profile for profile in profiles if profile.answer_gate is not None]
+    if on_answer in (None, OFF) or watching:
+        for profile in watching:
+            check_on_answer(profile, on_answer)
+    else:
+        for profile in profiles:
+            check_on_answer(profile, on_answer)
+        raise ProfileError(f"there is no profile that reads answers; leave on_answer ({on_answer!r}) out")
+    return [on_answer if profile.answer_gate is not None else None for profile in profiles]
 
 
 def shared_policy(profiles: Sequence[Profile], policy: Mapping[str, str]) -> list[tuple[tuple[str, str], ...]]:
@@ -94,6 +128,7 @@ def check_steer(steer: Sequence[Steer], model: Identified) -> None:
     for one in steer:
         check_range(one.strength, one.scope)
         check_policy(one.profile, one.policy)
+        check_on_answer(one.profile, one.on_answer)
         one.profile.check_model(model.identity)
 
 
@@ -134,6 +169,10 @@ class SteeredRequest:
     reads the prompt's tokens from there on once more, steered by `plan`. It reports every token of the answer
     (`answer`), and steers it by `vectors`.
 
+    Where profiles read the answer, the driver shows the tap `answer_layers` while it computes the answer's tokens, and
+    tells what it saw (`answer_read`). What that returns it does (`act`): with `STOP` the answer ends, with `REWIND` the
+    tokens after the first `n_answer` are gone, and all tokens from `plan`'s first on are read once more, steered.
+
     Args:
         tokens: of the prompt, at least one.
         steering: how it is steered.
@@ -142,16 +181,18 @@ class SteeredRequest:
     Attributes:
         tokens: of the prompt and of the answer so far.
         turn: the first token of the last user message.
-        decisions: one a profile, in order, once they are taken.
-        plan: where the prompt's steering changes (`prompt_pass.segments`).
+        plan: where the steering changes of what is read once more: of the prompt (`prompt_pass.segments`), and of the
+            beginning of the answer that is left where some was taken back.
+        end: the tokens that are read before the next is chosen: the prompt's, and of the answer those.
         words: the answer, where a profile refuses the request at once: nothing is to be generated.
     """
 
     def __init__(self, tokens: Sequence[int], steering: Steering, n_layer: int) -> None:
         self.tokens, self.n_prompt = list(tokens), len(tokens)
         self.steering, self.turn = steering, min(steering.turn, self.n_prompt - 1)
-        self.decisions: tuple[Decision, ...] = ()
+        self._decisions: tuple[Decision, ...] = ()
         self.plan: list[Segment] = []
+        self.end = self.n_prompt
         self.words: str | None = None
         self._n_layer = n_layer
         self._profiles = [steer.profile for steer in steering.steer]
@@ -159,6 +200,8 @@ class SteeredRequest:
         self._reading: PromptPass | None = None
         self._vectors: Vectors = {}  # for the answer
         self._thinking: Thinking | None = None  # follows an answer whose thoughts are to be left alone
+        self._watches = AnswerWatches({})
+        self._texts: list[bytes] = []  # of the answer's tokens, where it is watched
 
     # --- the prompt
 
@@ -203,11 +246,17 @@ class SteeredRequest:
             steers=steers,
         )
 
-    def _decide(self, profile: Profile, h: Array, summary: Array, n_tokens: int) -> Decision:
+    def _decide(self, profile: Profile, h: Array, summary: Array, n_tokens: int, held_open: bool = False) -> Decision:
         steer = next(steer for steer in self.steering.steer if steer.profile is profile)
         policy = dict(steer.policy)
         return profile.decide_from(
-            h, summary, strength=steer.strength, scope=steer.scope, n_tokens=n_tokens, policy=policy
+            h,
+            summary,
+            strength=steer.strength,
+            scope=steer.scope,
+            n_tokens=n_tokens,
+            policy=policy,
+            held_open=held_open,
         )
 
     @property
@@ -230,13 +279,34 @@ class SteeredRequest:
             return
         if not self._reading.complete:
             raise SteeringError("llama.cpp did not show the layers that the profiles use; nothing was generated")
-        self.decisions = self._reading.decisions
-        self.words = next((decision.words for decision in self.decisions if decision.refused), None)
+        self._decisions = self._reading.decisions
+        self.words = next((decision.words for decision in self._decisions if decision.refused), None)
         unsteered = self.steering.unsteered
-        self.plan = segments(self.decisions, self._starts, unsteered)
-        self._vectors = summed(decision.answer_vectors for decision in self.decisions)
-        if self._vectors and self.steering.skip_thinking:
+        self.plan = segments(self._decisions, self._starts, unsteered)
+        self._vectors = summed(decision.answer_vectors for decision in self._decisions)
+        self._watches = AnswerWatches(self._answer_gates())
+        if (self._vectors or self.watched) and self.steering.skip_thinking:
             self._thinking = Thinking(opened=unsteered.thinking is not None)
+
+    def _answer_gates(self) -> dict[int, tuple[AnswerGate, str]]:
+        """The gates that read the answer: of the profiles that found nothing in its prompt."""
+        found = {}
+        for i, (steer, decision) in enumerate(zip(self.steering.steer, self._decisions, strict=True)):
+            gate, action = steer.profile.answer_gate, steer.effective_on_answer
+            if gate is None or action == OFF or decision.action is not None:
+                continue
+            if decision.strength == 0.0 and action in (STEER, REWIND):
+                action = REPORT
+            found[i] = gate, action
+        return found
+
+    @property
+    def decisions(self) -> tuple[Decision, ...]:
+        """One a profile, in order, once they are taken; with what has been found in the answer so far."""
+        return tuple(
+            decision if (reading := self._watches.reading(i)) is None else replace(decision, answer=reading)
+            for i, decision in enumerate(self._decisions)
+        )
 
     @property
     def seen(self) -> Seen | None:
@@ -244,13 +314,13 @@ class SteeredRequest:
         return Seen(self.tokens[: self.n_prompt], self._read_from, self._reading.summaries) if self._reading else None
 
     def additions(self, start: int, stop: int, *, all_rows: bool) -> list[Addition]:
-        """What the plan adds to the rows of the prompt's tokens [start, stop).
+        """What the plan adds to the rows of the tokens [start, stop).
 
         Args:
-            all_rows: whether the last layer shows all rows, or only the prompt's last, which has logits.
+            all_rows: whether the last layer shows all rows, or only the last that is read, which has logits.
         """
         found: list[Addition] = []
-        limits = [*(segment.start for segment in self.plan), self.n_prompt][1:]
+        limits = [*(segment.start for segment in self.plan), self.end][1:]
         for segment, limit in zip(self.plan, limits, strict=True):
             first, last = max(segment.start, start) - start, min(limit, stop) - start
             if first >= last:
@@ -258,7 +328,7 @@ class SteeredRequest:
             for layer, vector in segment.vectors.items():
                 if layer < self._n_layer - 1 or all_rows:
                     found.append((layer, first, last, vector))
-                elif last == self.n_prompt - start:
+                elif last == self.end - start:
                     found.append((layer, 0, 1, vector))
         return found
 
@@ -284,13 +354,93 @@ class SteeredRequest:
         self.tokens.append(token)
         if self._thinking is not None:
             self._thinking.add(text_of(token))
+        if self.watched:
+            self._texts.append(text_of(token))
 
     def cut(self, n_answer: int) -> None:
         """Forget all tokens of the answer but the first `n_answer`, as when guessed ones were wrong."""
         n_answer = max(n_answer, 0)
-        del self.tokens[self.n_prompt + n_answer :]
+        del self.tokens[self.n_prompt + n_answer :], self._texts[n_answer:]
+        self._watches.cut(n_answer)
         if self._thinking is not None:
             self._thinking.cut(n_answer)
+
+    # --- the gates that read it
+
+    @property
+    def watched(self) -> bool:
+        """Whether a gate still reads the answer."""
+        return bool(self._watches.shut)
+
+    @property
+    def look_ahead(self) -> int:
+        """Tokens to hold back from whoever reads the answer as it comes, so that they can still be taken back."""
+        return self._watches.look_ahead
+
+    @property
+    def showed(self) -> bool:
+        """Whether a gate on the answer has opened."""
+        return any(reading.opened_at is not None for reading in self._watches.readings)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether one has ended it."""
+        return any(reading.opened_at is not None and reading.action == STOP for reading in self._watches.readings)
+
+    def answer_layers(self, n: int = 1) -> set[int]:
+        """The layers that the pass over the answer's last `n` tokens, which were reported, is to show the tap."""
+        return set() if self._thinks else self._watches.layers(n)
+
+    @property
+    def _thinks(self) -> bool:
+        return self._thinking is not None and self._thinking.open
+
+    def answer_read(self, states: Mapping[int, Array], n: int = 1) -> Opening | None:
+        """The answer's last `n` tokens were computed; `states` are those of `answer_layers`, one row a token.
+
+        Returns what is to be done now, if anything: the strictest of what opened. Milder ones are told, no more.
+
+        Raises:
+            SteeringError: a layer was not shown, or a state is not finite.
+        """
+        if not self.watched:
+            return None
+        if self._thinks:
+            self._watches.skip(n)
+            return None
+        opened = self._watches.read(n, states, self._keep_from)
+        for opening in opened[:-1]:
+            self.act(opening, STEER if opening.action == REWIND else opening.action)
+        return opened[-1] if opened else None
+
+    def _keep_from(self, first: int, at: int) -> int:
+        return sentence_start(self._texts, first, at)
+
+    def act(self, opening: Opening, action: str | None = None, *, at_least: int = 0) -> None:
+        """Do what follows from an opening, with the `action` that the driver can do, or the opening's own.
+
+        Args:
+            at_least: tokens of the answer that cannot be taken back, because somebody has read them.
+        """
+        action, i, n_answer = action or opening.action, opening.profile, self.n_answer
+        keep = min(max(opening.keep, at_least), n_answer) if action in (REWIND, STOP) else n_answer
+        self._watches.took_back(i, action, n_answer - keep)
+        if action in (STEER, REWIND):
+            assert self._reading is not None
+            held = self._decide(self._profiles[i], *self._reading.evidence(i), held_open=True)
+            self._decisions = (*self._decisions[:i], held, *self._decisions[i + 1 :])
+            self._vectors = summed(decision.answer_vectors for decision in self._decisions)
+        else:
+            self._decisions = tuple(
+                replace(decision, action=REPORT) if j == i else decision for j, decision in enumerate(self._decisions)
+            )
+        self.cut(keep)
+        if action == REWIND:
+            self.plan = segments(self._decisions, self._starts, self.steering.unsteered)
+            self.end = len(self.tokens)
+            first, answered = self.n_prompt, self.n_prompt + self._watches.n_before
+            steps = [(first, {}), (answered, self._vectors)] if answered > first else [(first, self._vectors)]
+            self.plan += [Segment(start, vectors) for start, vectors in steps if start < self.end]
 
 
 def n_common(a: Sequence[int], b: Sequence[int]) -> int:

@@ -180,12 +180,15 @@ class Tap:
         self._filter.armed = 1
         self._come_back()
 
-    def add(self, additions: Sequence[Addition]) -> None:
+    def add(self, additions: Sequence[Addition], handlers: Mapping[int, Handler] | None = None) -> None:
         """Make these additions in every following pass, until `disarm`; Python is not called for them.
 
-        Each pass has to be followed by `check`.
+        `handlers` are called as by `arm`, after the additions to their layer. Each pass has to be followed by `check`.
         """
         self.disarm()
+        self._handlers = dict(handlers or {})
+        for layer in self._handlers:
+            self._wanted[layer] |= _READ
         self._error = None
         n_embd = self._n_embd()
         table = (_Addition * len(additions))()
@@ -194,13 +197,13 @@ class Tap:
             if not 0 <= start < stop or vector.shape != (n_embd,):
                 raise ValueError(f"rows {start} to {stop} cannot take a vector of shape {vector.shape}")
             entry.vector, entry.layer, entry.start, entry.stop = vector.ctypes.data, layer, start, stop
-            self._wanted[layer] = _ADD
+            self._wanted[layer] |= _ADD
         rows = np.empty((max((stop - start for _, start, stop, _ in additions), default=0), n_embd), np.float32)
         self._additions = list(additions)
         self._kept = (table, vectors, rows)
         self._filter.additions, self._filter.rows = table, rows.ctypes.data
         self._filter.n_additions, self._filter.n_added, self._filter.n_embd = len(additions), 0, n_embd
-        self._filter.armed = int(bool(additions))
+        self._filter.armed = int(bool(additions or handlers))
         self._come_back()
 
     def disarm(self) -> None:
@@ -261,11 +264,9 @@ class Tap:
             return not ask
         if ask:
             return True
-        if self._wanted[layer] & _READ and not self._on_layer(tensor, layer):
-            return False
         if self._wanted[layer] & _ADD:
             self._add(tensor, layer)
-        return True
+        return not self._wanted[layer] & _READ or self._on_layer(tensor, layer)
 
     def _add(self, tensor: int, layer: int) -> None:
         """The Python twin of `add` in _tap.c."""

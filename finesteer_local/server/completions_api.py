@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 
-from finesteer_local.runtime.batch import Answer, Decided, Finished, Piece, TokenScore
+from finesteer_local.runtime.batch import Answer, Decided, Finished, Piece, Showed, TokenScore
 from finesteer_local.server.completions_schemas import Completion, CompletionRequest
 from finesteer_local.server.errors import api_error
 from finesteer_local.server.logprobs import Offsets
@@ -56,7 +56,9 @@ class _Completion:
         service.check_name(wanted.model)
         texts = await prepared(service, wanted, size_of(http))
         self._requests, self._echoes = texts.requests, texts.echoes
-        return await Running(service, texts).respond(http, self._whole, self._chunks if wanted.stream else None)
+        return await Running(service, texts, streams=bool(wanted.stream)).respond(
+            http, self._whole, self._chunks if wanted.stream else None
+        )
 
     def _whole(self, answers: list[Answer]) -> dict[str, Any]:
         return {
@@ -92,6 +94,8 @@ class _Completion:
                     yield self._chunk(index, self._echoes[index], logprobs, steering=steering)
                 elif isinstance(event, Piece):
                     yield self._chunk(index, event.text, self._logprobs(offsets[index], event.scores))
+                elif isinstance(event, Showed):
+                    yield self._chunk(index, "", None, steering=self._steering(index, event.decisions))
                 else:
                     finished[index] = event
                     yield self._chunk(index, "", None, finish_reason(event))

@@ -35,6 +35,12 @@ class Metrics:
         self.decisions = Counter(
             "finesteer_gate_decisions", "Decisions of a profile's gate", ["profile", "open"], registry=registry
         )
+        self.shown = Counter(
+            "finesteer_answers_shown",
+            "Answers that showed a profile what their prompts hid, by what was done",
+            ["profile", "action"],
+            registry=registry,
+        )
         self.queue_seconds = Histogram(
             "finesteer_queue_seconds", "Until a request had a place", buckets=_SECONDS, registry=registry
         )
@@ -54,6 +60,9 @@ class Metrics:
         """Count a request that came to its end; a cancelled one is counted by who cancels it."""
         if event.reason != CANCELLED:
             self.answers.labels(event.reason).inc()
+        for decision in event.decisions:
+            if decision.answer is not None and decision.answer.opened_at is not None:
+                self.shown.labels(decision.profile, decision.answer.action).inc()
         self.tokens.labels("prompt").inc(event.n_prompt - event.n_cached)
         self.tokens.labels("cached").inc(event.n_cached)
         self.tokens.labels("answer").inc(event.n_answer)

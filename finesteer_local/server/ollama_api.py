@@ -14,7 +14,7 @@ from gguf import LlamaFileType
 from pydantic import ValidationError
 
 from finesteer_local import __version__
-from finesteer_local.runtime.batch import Answer, Decided, Finished, Piece, TokenScore
+from finesteer_local.runtime.batch import Answer, Decided, Event, Finished, Piece, Showed, TokenScore
 from finesteer_local.runtime.infill import can_infill
 from finesteer_local.server import ollama_schemas as schemas
 from finesteer_local.server.chat_schemas import ChatRequest
@@ -23,7 +23,7 @@ from finesteer_local.server.errors import ApiError, api_error
 from finesteer_local.server.logprobs import chat_logprobs
 from finesteer_local.server.ollama_answer import AnswerParts, Thoughts, ends_in_thoughts, together
 from finesteer_local.server.requests import prepared
-from finesteer_local.server.running import Event, Events, LinesOf, Running, finish_reason, size_of
+from finesteer_local.server.running import Events, LinesOf, Running, finish_reason, size_of
 from finesteer_local.server.schemas import describe
 from finesteer_local.server.service import Model, Service
 from finesteer_local.server.template_fields import thinking_effort, thinks
@@ -105,7 +105,7 @@ class _Reply:
         [self._request] = found.requests
         self._answer = AnswerParts(found.reading(), self._thoughts())
         lines = None if self._wanted.stream is False else self._lines
-        return await Running(service, found).respond(http, self._whole, lines, LinesOf)
+        return await Running(service, found, streams=lines is not None).respond(http, self._whole, lines, LinesOf)
 
     def _thoughts(self) -> Thoughts | None:
         llama = self._service.model.llama
@@ -152,7 +152,7 @@ class _Reply:
             yield json.dumps({"error": api_error(error).message}, ensure_ascii=False) + "\n"
 
     def _parts(self, event: Event) -> list[dict[str, Any]]:
-        if isinstance(event, Decided):
+        if isinstance(event, Decided | Showed):
             return [self._part({}, done=False, steering=self._steering(event.decisions))]
         if isinstance(event, Piece):
             logprobs = self._logprobs(event.scores)

@@ -11,7 +11,7 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 
-from finesteer_local.runtime.batch import Answer, Decided, Finished, Piece, TokenScore
+from finesteer_local.runtime.batch import Answer, Decided, Finished, Piece, Showed, TokenScore
 from finesteer_local.server.chat_schemas import ChatCompletion, ChatRequest
 from finesteer_local.server.errors import api_error
 from finesteer_local.server.logprobs import chat_logprobs
@@ -132,7 +132,9 @@ class _Chat:
         chat = await prepared(service, wanted, size_of(http))
         self._request = chat.requests[0]
         self._choices = [_Choice(chat.reading()) for _ in chat.requests]
-        return await Running(service, chat).respond(http, self._whole, self._chunks if wanted.stream else None)
+        return await Running(service, chat, streams=bool(wanted.stream)).respond(
+            http, self._whole, self._chunks if wanted.stream else None
+        )
 
     def _whole(self, answers: list[Answer]) -> dict[str, Any]:
         return {
@@ -182,6 +184,9 @@ class _Chat:
                         deltas = [{}]
                     for i, delta in enumerate(deltas):
                         yield self._chunk(index, delta, logprobs=None if i else logprobs)
+                elif isinstance(event, Showed):
+                    steering = describe(self._request, event.decisions, self._wanted.steering)
+                    yield self._chunk(index, {}, steering=steering)
                 else:
                     finished[index] = event
                     for delta in choice.deltas("", ends=True):

@@ -12,7 +12,8 @@ from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 from pydantic import ValidationError
 
-from finesteer_local.runtime.batch import Answer, Decided, Finished, Piece, TokenScore
+from finesteer_local.runtime.batch import Answer, Decided, Finished, Piece, Showed, TokenScore
+from finesteer_local.runtime.held_answers import CONTENT_FILTER
 from finesteer_local.server.chat_schemas import ChatRequest
 from finesteer_local.server.errors import ApiError, api_error
 from finesteer_local.server.logprobs import chat_logprobs
@@ -196,7 +197,7 @@ class _Response:
         [self._request] = chat.requests
         self._output = _Output(chat.reading())
         events = self._events if self._wanted.stream else None
-        return await Running(self._service, chat).respond(http, self._whole, events)
+        return await Running(self._service, chat, streams=bool(self._wanted.stream)).respond(http, self._whole, events)
 
     def _whole(self, answers: list[Answer]) -> dict[str, Any]:
         [answer] = answers
@@ -229,7 +230,8 @@ class _Response:
         }
         status = _status(event)
         found = {**self._head, "status": status, "output": output, "usage": usage}
-        return found if status == "completed" else {**found, "incomplete_details": {"reason": "max_output_tokens"}}
+        why = CONTENT_FILTER if event.reason == CONTENT_FILTER else "max_output_tokens"
+        return found if status == "completed" else {**found, "incomplete_details": {"reason": why}}
 
     async def _events(self, events: Events) -> AsyncIterator[bytes]:
         number = 0
@@ -253,6 +255,8 @@ class _Response:
                 elif isinstance(event, Piece):
                     for told in self._output.add(event.text, self._logprobs(event.scores)):
                         yield data(told)
+                elif isinstance(event, Showed):  # the API has no event for it: the end tells
+                    steering = {"steering": describe(self._request, event.decisions, self._wanted.steering)}
                 else:
                     status = _status(event)
                     for told in self._output.end(status):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from sse_starlette.sse import EventSourceResponse
@@ -13,14 +14,13 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from finesteer_local.errors import PromptError
-from finesteer_local.runtime.batch import Answer, AnswerStream, Decided, Finished, Piece
+from finesteer_local.runtime.batch import WHOLE, Answer, AnswerStream, Decided, Event, Finished
 from finesteer_local.runtime.batch.answer import CANCELLED, LENGTH
 from finesteer_local.server.errors import ApiError, ClientGone, prompt_error
 from finesteer_local.server.requests import Prepared
 from finesteer_local.server.service import LONG, Service
 
 T = TypeVar("T")
-Event = Decided | Piece | Finished
 Events = AsyncIterator[tuple[int, Event]]
 
 
@@ -58,14 +58,20 @@ class LinesOf(_FreesPlaces, StreamingResponse):
 class Running:
     """What was given to the engine for one HTTP request.
 
+    Args:
+        streams: the answer is read as it comes, so that little of it can be taken back.
+
     Raises:
         ApiError, ProfileError, SteeringError: the engine does not take it; nothing runs then.
     """
 
-    def __init__(self, service: Service, prepared: Prepared) -> None:
+    def __init__(self, service: Service, prepared: Prepared, *, streams: bool = False) -> None:
         self._metrics = service.metrics
+        requests = prepared.requests
+        if not streams:
+            requests = [replace(request, look_ahead=WHOLE) for request in requests]
         try:
-            self._streams = service.submit(prepared.requests)
+            self._streams = service.submit(requests)
         except PromptError as error:
             raise prompt_error(error, prepared.param) from error
         seconds = service.settings.limits.seconds
@@ -175,7 +181,7 @@ class Running:
 
 
 def finish_reason(event: Finished) -> str:
-    """`stop` or `length`; an answer whose time was up was cut like one that was too long."""
+    """`stop`, `length` or `content_filter`; an answer whose time was up was cut like one that was too long."""
     return LENGTH if event.reason == CANCELLED else event.reason
 
 

@@ -25,6 +25,7 @@ Strength = Annotated[float, Field(ge=0, le=MAX_STRENGTH)]
 Scope = Literal["response", "turn", "prompt"]
 KindName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]{0,63}$")]
 Action = Literal["leave", "report", "steer", "refuse"]
+OnAnswer = Literal["report", "steer", "rewind", "stop", "off"]
 KindPolicy = Annotated[dict[KindName, Action], Field(max_length=256)]
 
 
@@ -79,6 +80,11 @@ class WantedProfile(GivenExactly):
     policy: KindPolicy | None = Field(
         None, description="What is done about each kind of request; kinds left out are as the server has them."
     )
+    on_answer: OnAnswer | None = Field(
+        None,
+        description="What is done once the answer shows what its prompt hid, where the profile reads answers: "
+        "`report`, `steer` the rest, `rewind` to before it and steer, `stop`; left out, as the server has it.",
+    )
 
 
 class Steering(GivenExactly):
@@ -122,6 +128,16 @@ class KindOut(BaseModel):
     probability: float
 
 
+class AnswerReadingOut(BaseModel):
+    """What a profile that reads the answer has found in it so far."""
+
+    action: OnAnswer = Field(description="What is done once its gate opens, or was done.")
+    threshold: float
+    score: float | None = Field(description="Of the last token read, or of the one that opened it.")
+    opened_at: int | None = Field(description="The answer's tokens when it opened, thoughts included; null while shut.")
+    taken_back: int = Field(description="How many of these were taken back.")
+
+
 class DecisionOut(BaseModel):
     """What one profile decided for one prompt."""
 
@@ -139,6 +155,7 @@ class DecisionOut(BaseModel):
     gate_layer: int
     layers: list[int]
     experts: list[Expert] = Field(default_factory=list, description="Heaviest first; none while the gate is closed.")
+    answer: AnswerReadingOut | None = Field(None, description="Null where the answer is not read.")
 
 
 class Decisions(BaseModel):
@@ -153,6 +170,9 @@ class ActiveProfile(GivenExactly):
     name: ProfileName
     strength: Strength | None = Field(None, description="Left out in a PUT: the profile's own.")
     policy: KindPolicy = Field(default_factory=dict, description="What is done about kinds of request; else `steer`.")
+    on_answer: OnAnswer | None = Field(
+        None, description="What is done once an answer shows what its prompt hid; null is the profile's own."
+    )
 
 
 class Defaults(GivenExactly):
@@ -189,6 +209,9 @@ class ProfileOut(BaseModel):
     layers: list[int]
     experts: list[str]
     kinds: list[str] = Field(description="Kinds of request that it tells apart.")
+    on_answer: OnAnswer = Field(
+        description="What it does once an answer shows what its prompt hid; off: it reads none."
+    )
     active: bool
     required: bool
 
@@ -215,7 +238,7 @@ class ErrorBody(BaseModel):
 
 
 ERRORS: dict[int | str, dict[str, Any]] = {
-    400: {"model": ErrorBody, "description": "The request is wrong; `param` is the field."},
+    400: {"model": ErrorBody, "description": "The request is wrong."},
     401: {"model": ErrorBody, "description": "The key is missing or wrong."},
     403: {"model": ErrorBody, "description": "A page of another origin, or a Host that is not this server."},
     404: {"model": ErrorBody, "description": "No such model."},
@@ -252,6 +275,7 @@ def describe_profile(profile: Profile, *, active: bool, required: bool) -> Profi
         layers=profile.layers,
         experts=list(names),
         kinds=list(profile.kinds.names) if profile.kinds else [],
+        on_answer=profile.answer_gate.action if profile.answer_gate else "off",  # type: ignore[arg-type]
         active=active,
         required=required,
     )

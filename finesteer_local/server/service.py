@@ -255,6 +255,8 @@ def open_service_model(settings: ServerSettings) -> Model:
         settings.path,
         profiles=settings.profiles,  # checks them
         policy=settings.kinds,
+        on_answer=settings.on_answer,
+        look_ahead=settings.look_ahead,
         n_ctx=min(n_ctx, _OWN_CONTEXT),
         n_threads=settings.threads,
         n_gpu_layers=settings.gpu_layers,
@@ -272,7 +274,15 @@ def open_service_model(settings: ServerSettings) -> Model:
         llama.close()
         raise
     shelf = Shelf(identity, settings.profiles)
-    policy = Policy(shelf, settings.profiles, settings.required, settings.strength, settings.scope, settings.kinds)
+    policy = Policy(
+        shelf,
+        settings.profiles,
+        settings.required,
+        settings.strength,
+        settings.scope,
+        settings.kinds,
+        settings.on_answer,
+    )
     policy.skip_thinking = settings.skip_thinking
     return Model(llama, engine, policy)
 

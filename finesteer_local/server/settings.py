@@ -40,6 +40,8 @@ class ServerSettings:
     scope: str | None = None
     kinds: Mapping[str, str] = field(default_factory=dict)  # what is done about each kind of request
     skip_thinking: bool = False  # leave the thoughts of reasoning models unsteered
+    on_answer: str | None = None  # what is done once an answer shows what its prompt hid; None is the profiles' own
+    look_ahead: int | None = None  # tokens of a stream that are held back for it
     ctx: int = 0  # tokens of one request with its answer; 0 is the model's own, at most 4096
     threads: int | None = None
     gpu_layers: int = -1

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finesteer_local.errors import SteeringError
+from finesteer_local.steering.answer_gate import AnswerReading
 from finesteer_local.steering.experts import Experts
 from finesteer_local.steering.gate import ContrastiveGate, Gate
 from finesteer_local.steering.kinds import LEAVE, REFUSE, REPORT, STEER, Kinds, Probabilities, action, likely
@@ -40,6 +41,7 @@ class Decision:
     kinds: Probabilities = ()  # (kind of request, probability), likeliest first; nothing where the profile has no kinds
     action: str | None = None  # what is done (`kinds.ACTIONS`); None while the gate is closed, but see `Kind.alone`
     words: str = ""  # the answer, where it is `REFUSE`
+    answer: AnswerReading | None = None  # what the gate on the answer has found; None where it is not watched
 
     @property
     def flagged(self) -> bool:
@@ -103,6 +105,7 @@ def decide(
     n_tokens: int = 1,
     kinds: Kinds | None = None,
     policy: Mapping[str, str] | None = None,
+    held_open: bool = False,
 ) -> Decision:
     """`H <- H + strength * g(h) * v(h)`: everything on its right-hand side, for one prompt.
 
@@ -118,6 +121,7 @@ def decide(
         length_decay, n_tokens: how fast the strength falls with the prompt's tokens in scope; see `length_factor`.
         kinds: tells the kind of request, beside a contrastive gate.
         policy: what is done about each kind (`kinds.ACTIONS`), in place of the profile's own action.
+        held_open: steer in full, whatever the gate says of the prompt, because its answer has shown what it is.
 
     Raises:
         SteeringError: `h`, the score or a vector is not finite. A profile never fails silently.
@@ -129,7 +133,7 @@ def decide(
     score = gate.score(h, of_gate)
     if not np.isfinite(score):
         raise SteeringError(f"profile {profile!r}: the gate's score is not finite; the profile is damaged")
-    g = gate.value(score)
+    g = 1.0 if held_open else gate.value(score)
     factor = length_factor(n_tokens, length_decay)
     found: Probabilities = ()
     done: str | None = None if g == 0.0 else STEER
@@ -137,9 +141,9 @@ def decide(
     if kinds is not None and isinstance(gate, ContrastiveGate):
         found = kinds.probabilities(gate, of_gate, of_kinds, score)
         actions = kinds.actions(policy or {})
-        if g > 0.0:
+        if g > 0.0 and not held_open:
             done, kind = action(found, actions)
-        elif (noticed := kinds.noticed(found)) and actions[noticed] in (REPORT, REFUSE):
+        elif not held_open and (noticed := kinds.noticed(found)) and actions[noticed] in (REPORT, REFUSE):
             done, kind = actions[noticed], noticed
     if done == STEER and strength == 0.0:
         done = REPORT

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from finesteer_local.training.data import TrainingData
     from finesteer_local.training.progress import Progress
 
+DEFAULT_MINUTES = 10.0
+"""That a training may take where nothing else is said."""
+
 
 def require_extra() -> None:
     """Raise `MissingExtraError`, with the command that installs it, where the `train` extra is missing."""
@@ -30,7 +33,7 @@ def train_profile(
     name: str | None = None,
     gate: str = "contrastive",
     quality: str | None = None,
-    minutes: float = 10.0,
+    minutes: float = DEFAULT_MINUTES,
     keep: bool = False,
     seed: int = 0,
     layer: int | None = None,

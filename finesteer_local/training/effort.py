@@ -22,17 +22,17 @@ from finesteer_local.training.progress import quiet
 from finesteer_local.training.search import search_name
 from finesteer_local.training.trials import ANSWERS, OWN_ANSWERS
 
-DEFAULT_MINUTES = 10.0
 MIN_PROMPTS = 1000
 """From so many prompts a gate learns, if a recipe has them, however little time there is."""
-FIT_SECONDS = 4e-3
-"""That fitting a gate takes for each prompt, beside reading it."""
+FIT_SECONDS = 7e-3
+"""That fitting a gate and the kinds takes for each prompt, beside reading it."""
 _FIRST_PART = 0.5
 """At most this share of the time goes into what steers; the gate decides on everything else."""
 _ASKED = 16  # answers that tell how fast the model writes
 _READ, _LONGEST = 192, 400  # prompts that tell how fast it is read, and the letters of each
+_LESSONS = 4  # batches that tell how fast answers are learnt through the model
 _COUNTED = 400  # prompts of which the tokens are counted
-SETTING_UP = 15.0  # seconds: loading, the 8-bit layers, and what else does not grow
+SETTING_UP = 25.0  # seconds: loading, the 8-bit layers, and what else does not grow
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,12 @@ class Effort:
 
 
 EFFORTS = {
-    "quick": Effort(4_000, 1 / 3, 480, 16),
-    "standard": Effort(16_000, 2 / 3, LESSONS, 32),
+    "quick": Effort(4_000, 1 / 3, 240, 16),
+    "standard": Effort(16_000, 2 / 3, 320, 32),
     "full": Effort(None, 1.0, LESSONS, ANSWERS),
 }
-"""Each doubling of the prompts is worth some .08 of the plain requests that a small model's gate recognises
-(docs/experiments.md)."""
+"""Each doubling of the prompts is worth .04 to .08 of the plain requests that a small model's gate recognises,
+whichever they are (docs/experiments.md)."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Pace:
         return n_prompts * (self.read + FIT_SECONDS)
 
 
-_TRIALS = {"refusal, learnt": 12.0, "refusal": 16.0, "margin": 14.0}
+_TRIALS = {"refusal, learnt": 8.0, "refusal": 16.0, "margin": 14.0}
 """Settings that are tried, each with all answers of a trial, which are longer than those of the measurement; a trial on
 long prompts counts as several, one that is given up as a part."""
 _PAIR = 1.5  # answers' worth of time that a pair takes: the reply, and reading it and the chosen answer
@@ -127,10 +127,11 @@ def _lesson_seconds(llama: TrainableModel, data: TrainingData, weights: Any) -> 
     pairs = lesson(data, 0)
     layers = candidate_layers(llama.n_layer, data.judge, learns=True)
     batches = whole_batches(llama, pairs, end=llama.turn_end, seed=0)
-    batch = sorted(batches, key=_n_computed)[len(batches) // 2]
+    middling = sorted(batches, key=_n_computed)[len(batches) // 2 :][:_LESSONS]
+    learn_whole(weights, layers, middling[:1], quiet)  # the first one also pays for setting up
     started = time.monotonic()
-    learn_whole(weights, layers, [batch], quiet)
-    a_token = (time.monotonic() - started) / _n_computed(batch)
+    learn_whole(weights, layers, middling, quiet)
+    a_token = (time.monotonic() - started) / sum(map(_n_computed, middling))
     return a_token * sum(map(_n_computed, batches)) / sum(map(len, batches))
 
 

@@ -12,11 +12,12 @@ import torch
 from finesteer_local.errors import ModelError
 from finesteer_local.runtime.expand import open_fast
 from finesteer_local.runtime.trainable import TrainableModel
-from finesteer_local.training.effort import DEFAULT_MINUTES, EFFORTS, MIN_PROMPTS, SETTING_UP, Pace, fitting
+from finesteer_local.training import DEFAULT_MINUTES
+from finesteer_local.training.effort import EFFORTS, MIN_PROMPTS, SETTING_UP, Pace, fitting
 from finesteer_local.training.layers import candidate_layers
 from finesteer_local.training.model_data import ModelData
-from finesteer_local.training.optimise import learns_by_itself, weights_of
 from finesteer_local.training.recipes import load_recipe
+from finesteer_local.training.weights import learns_by_itself, weights_of
 
 
 def estimate_seconds(

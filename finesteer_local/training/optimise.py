@@ -12,12 +12,8 @@ log-probabilities, all layers together, starting at nothing (docs/experiments.md
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,71 +22,25 @@ from numpy.typing import NDArray
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
-from finesteer_local.distribution import missing_extra
-from finesteer_local.errors import DataError, ModelError
+from finesteer_local.errors import DataError
+from finesteer_local.runtime.packing import shared_length
 from finesteer_local.runtime.trainable import TrainableModel
 from finesteer_local.training.data import Pair
 from finesteer_local.training.model_data import pair_tokens
 from finesteer_local.training.progress import Progress
 from finesteer_local.training.trials import ANSWER_TOKENS
+from finesteer_local.training.weights import WITHOUT
 
-BATCH = 8  # pairs, or answers
-RATE = 0.05  # Adam's; one pass over the pairs
+PAIRS = 8  # of a step
+RATE = 0.05  # Adam's, for pairs; one pass over them
 ANSWERS = 640  # whole answers that are learnt from
+FEW = 2  # whole answers of a step
+FAST = 0.1
+"""Adam's rate for whole answers, which falls to nothing. Steps count, not answers: 120 of two reach further than 80 of
+eight at half the rate, in a third of the time (docs/experiments.md)."""
 LONGEST = 320  # tokens of a prompt and its answer; longer ones cost most and teach no more
-MAX_PARAMETERS = 600_000_000
-"""With more parameters, vectors are learnt through the model only on demand: it would take longer than all the rest."""
-_SAMPLE = "The capital of France is Paris. Water boils at a hundred degrees, and ice melts at zero."
-_CLOSE = 0.5  # a token's log-probability: what 8-bit activations move is a tenth of it, other weights move whole units
-_WITHOUT = "train with --no-optimise"
-
-
-def learns_by_itself(llama: TrainableModel, judge: str) -> bool:
-    """Whether training learns through the model where the user does not say: for refusals of a small model.
-
-    Weak models need to be taught the end of an answer, and stronger ones decline more often so, long prompts above all
-    (docs/experiments.md).
-    """
-    installed = all(find_spec(name) for name in ("accelerate", "transformers"))
-    return judge == "refusal" and installed and llama.n_parameters <= MAX_PARAMETERS
-
-
-def weights_of(llama: TrainableModel) -> Any:
-    """The weights of `llama`, a GGUF model, as a transformers model in float32; the `TransformersModel`'s own.
-
-    Raises:
-        MissingExtraError: transformers or accelerate is not installed.
-        ModelError: transformers does not know the architecture or the quantisation, or computes something else.
-    """
-    if llama.weights is not None:
-        return llama.weights
-    try:
-        import accelerate  # noqa: F401 - transformers asks for it here
-        from transformers import AutoModelForCausalLM
-    except ImportError as error:
-        raise missing_extra("transformers", "--optimise needs transformers and accelerate") from error
-    path = Path(llama.model_path)
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):  # progress bars of its own
-            model = AutoModelForCausalLM.from_pretrained(
-                str(path.parent), gguf_file=path.name, dtype=torch.float32, local_files_only=True
-            )
-    except Exception as error:  # whatever it makes of the file
-        reason = " ".join(str(error).split())[:200]
-        raise ModelError(f"transformers cannot read {path}: {reason}; {_WITHOUT}") from error
-    _check_same(model.eval(), llama)
-    return model
-
-
-@torch.inference_mode()
-def _check_same(model: Any, llama: TrainableModel) -> None:
-    """Raise `ModelError` where transformers computes something else than llama.cpp."""
-    tokens = llama.tokenize(_SAMPLE.encode())
-    [expected] = llama.answer_logprobs(tokens[:1], [tokens[1:]])
-    logits = model(input_ids=torch.tensor([tokens])).logits[0, :-1]
-    found = -functional.cross_entropy(logits, torch.tensor(tokens[1:]), reduction="none")
-    if not np.abs(found.numpy() - expected).mean() < _CLOSE:
-        raise ModelError(f"transformers does not compute what llama.cpp does with {llama.model_path}; {_WITHOUT}")
+WORTH_SHARING = 8  # tokens
+_SAME = 1e-2  # a token's log-probability: only the order of sums is another
 
 
 class Example(NamedTuple):
@@ -120,13 +70,13 @@ def likelier(
         tokens = pair_tokens(llama, pair, ANSWER_TOKENS)
         examples.append([Example(tokens.prompt, tokens.turn, answer) for answer in tokens.answers])
     order = np.random.default_rng(seed).permutation(len(examples))
-    batches = [order[i : i + BATCH] for i in range(0, len(order), BATCH)]
+    batches = [order[i : i + PAIRS] for i in range(0, len(order), PAIRS)]
 
     def loss(chosen_and_rejected: Sequence[torch.Tensor]) -> torch.Tensor:
         totals = torch.stack([each.sum() for each in chosen_and_rejected])
         return -functional.logsigmoid(totals[0::2] - totals[1::2]).mean()
 
-    return _learn(model, layers, [[e for i in batch for e in examples[i]] for batch in batches], loss, progress)
+    return _learn(model, layers, [[e for i in batch for e in examples[i]] for batch in batches], loss, RATE, progress)
 
 
 def whole(
@@ -164,12 +114,12 @@ def whole_batches(
         if len(example.prompt) + len(example.answer) <= LONGEST:
             examples.append(example)
     if not examples:
-        raise DataError(f"every prompt and its answer have more than {LONGEST} tokens; {_WITHOUT}")
+        raise DataError(f"every prompt and its answer have more than {LONGEST} tokens; {WITHOUT}")
     rng = np.random.default_rng(seed)
     examples = [examples[i] for i in rng.permutation(len(examples))[:n_answers]]
     # Of like length together: padding is computed, too.
     examples.sort(key=lambda example: len(example.prompt))
-    batches = [examples[i : i + BATCH] for i in range(0, len(examples), BATCH)]
+    batches = [examples[i : i + FEW] for i in range(0, len(examples), FEW)]
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
@@ -179,7 +129,7 @@ def learn_whole(model: Any, layers: Sequence[int], batches: Sequence[Sequence[Ex
     def loss(answers: Sequence[torch.Tensor]) -> torch.Tensor:
         return -torch.stack([each.mean() for each in answers]).mean()
 
-    return _learn(model, layers, batches, loss, progress)
+    return _learn(model, layers, batches, loss, FAST, progress, falling=True)
 
 
 def _learn(
@@ -187,20 +137,27 @@ def _learn(
     layers: Sequence[int],
     batches: Sequence[Sequence[Example]],
     loss_of: Callable[[Sequence[torch.Tensor]], torch.Tensor],
+    rate: float,
     progress: Progress,
+    *,
+    falling: bool = False,
 ) -> Vectors:
     """One pass of Adam over the batches; `loss_of` takes the log-probabilities of every answer's tokens."""
     model.requires_grad_(False)
     width = int(model.config.hidden_size)
     vectors = torch.zeros(len(layers), width, device=model.device, requires_grad=True)
-    optimizer = torch.optim.Adam([vectors], lr=RATE)
+    optimizer = torch.optim.Adam([vectors], lr=rate)
+    last = 1 / len(batches) if falling else 1.0
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, last, total_iters=len(batches))
     mask: list[torch.Tensor] = []
     with _added(model, layers, vectors, mask):
+        beginning = _beginning(model, batches, mask)
         for done, batch in enumerate(batches, 1):
-            loss = loss_of(_logprobs(model, batch, mask))
+            loss = loss_of(_logprobs(model, batch, mask, beginning))
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
+            schedule.step()
             progress("learning through the model", done, len(batches))
     found = vectors.detach().cpu().numpy().astype(np.float32)
     return {layer: np.ascontiguousarray(found[i]) for i, layer in enumerate(layers)}
@@ -227,18 +184,85 @@ def _added(model: Any, layers: Sequence[int], vectors: torch.Tensor, mask: list[
             handle.remove()
 
 
-def _logprobs(model: Any, examples: Sequence[Example], mask: list[torch.Tensor]) -> list[torch.Tensor]:
+class _Beginning(NamedTuple):
+    """What every prompt begins with, and its keys and values by layer, each (1, n_heads, n_tokens, n)."""
+
+    tokens: Sequence[int]
+    memory: Sequence[tuple[torch.Tensor, torch.Tensor]]
+
+
+_NOTHING = _Beginning([], [])
+
+
+def _beginning(model: Any, batches: Sequence[Sequence[Example]], mask: list[torch.Tensor]) -> _Beginning:
+    """What all prompts have in common before their last turns: nothing steers it, so it is computed once.
+
+    A template's system prompt is often longer than the request. Nothing is shared where the model keeps anything but
+    keys and values of all tokens (a sliding window, a recurrent state), or computes something else from them.
+    """
+    examples = [example for batch in batches for example in batch]
+    first = np.asarray(examples[0].prompt)
+    shared = min(min(shared_length(first, np.asarray(e.prompt)), e.turn) for e in examples)
+    if shared < WORTH_SHARING:
+        return _NOTHING
+    from transformers import DynamicCache
+
+    tokens = list(examples[0].prompt[:shared])
+    asked, cache = batches[0][:1], DynamicCache()
+    with torch.no_grad():
+        mask[:] = [torch.zeros(1, shared, device=model.device)]
+        model.get_decoder()(
+            input_ids=torch.tensor([tokens], device=model.device), past_key_values=cache, use_cache=True
+        )
+        memory = _memory(cache, len(model.get_decoder().layers), shared)
+        if memory is None:
+            return _NOTHING
+        found = _Beginning(tokens, memory)
+        [alone], [after] = _logprobs(model, asked, mask), _logprobs(model, asked, mask, found)
+    return found if bool((alone - after).abs().max() < _SAME) else _NOTHING
+
+
+def _memory(cache: Any, n_layers: int, n_tokens: int) -> list[tuple[torch.Tensor, torch.Tensor]] | None:
+    """Keys and values of every layer, where the cache has them of all tokens."""
+    kept = getattr(cache, "layers", [])
+    if len(kept) != n_layers or any(type(each).__name__ != "DynamicLayer" for each in kept):
+        return None
+    memory = [(each.keys, each.values) for each in kept]
+    return memory if all(keys.shape[2] == n_tokens for keys, _ in memory) else None
+
+
+def _logprobs(
+    model: Any, examples: Sequence[Example], mask: list[torch.Tensor], beginning: _Beginning = _NOTHING
+) -> list[torch.Tensor]:
     """Log-probabilities of each answer's tokens, (n_answer,), steered from the last turn on."""
-    rows = [torch.tensor([*example.prompt, *example.answer], device=model.device) for example in examples]
+    known = len(beginning.tokens)
+    rows = [torch.tensor([*example.prompt, *example.answer][known:], device=model.device) for example in examples]
     tokens = pad_sequence(rows, batch_first=True)  # (n, longest)
     index = torch.arange(tokens.shape[1], device=model.device)
     there = index < index.new_tensor([len(row) for row in rows])[:, None]
     # Nothing looks at what stands behind an answer, so it may be steered as well.
-    mask[:] = [(index >= index.new_tensor([example.turn for example in examples])[:, None]).float()]
-    hidden = model.get_decoder()(input_ids=tokens, attention_mask=there.long(), use_cache=False).last_hidden_state
-    found = []
-    for states, example in zip(hidden, examples, strict=True):
-        start = len(example.prompt) - 1
-        logits = model.get_output_embeddings()(states[start : start + len(example.answer)])
-        found.append(-functional.cross_entropy(logits, index.new_tensor(list(example.answer)), reduction="none"))
-    return found
+    mask[:] = [(index >= index.new_tensor([example.turn - known for example in examples])[:, None]).float()]
+    remembered: dict[str, Any] = {"use_cache": False}
+    if known:
+        remembered = {"past_key_values": _cache(beginning, len(examples)), "use_cache": True}
+        there = torch.cat([there.new_ones(len(examples), known), there], 1)
+    hidden = model.get_decoder()(
+        input_ids=tokens, attention_mask=there.long(), position_ids=(index + known)[None], **remembered
+    ).last_hidden_state
+    # Of all answers at once: the matrix of the vocabulary is read once.
+    starts = [len(example.prompt) - known - 1 for example in examples]
+    answers = [index.new_tensor(list(example.answer)) for example in examples]
+    ends = [start + len(answer) for start, answer in zip(starts, answers, strict=True)]
+    states = torch.cat([row[start:end] for row, start, end in zip(hidden, starts, ends, strict=True)])
+    found = -functional.cross_entropy(model.get_output_embeddings()(states), torch.cat(answers), reduction="none")
+    return list(torch.split(found, [len(answer) for answer in answers]))
+
+
+def _cache(beginning: _Beginning, n: int) -> Any:
+    """The beginning's keys and values as transformers takes them, for `n` prompts."""
+    from transformers import DynamicCache
+
+    cache = DynamicCache()
+    for i, (keys, values) in enumerate(beginning.memory):
+        cache.update(keys.expand(n, -1, -1, -1), values.expand(n, -1, -1, -1), i)
+    return cache

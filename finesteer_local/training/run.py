@@ -15,10 +15,10 @@ from finesteer_local.training.data import PAGE, Prompt, TrainingData
 from finesteer_local.training.effort import EFFORTS, Deadline, Effort, Pace, fitting
 from finesteer_local.training.layers import candidate_layers
 from finesteer_local.training.model_data import ModelData, run_folder
-from finesteer_local.training.optimise import learns_by_itself, weights_of
 from finesteer_local.training.pairs import DELTA_TOKENS, MAX_PAIRS
 from finesteer_local.training.progress import Progress
 from finesteer_local.training.settings import TrainingSettings
+from finesteer_local.training.weights import learns_by_itself, weights_of
 
 PLANS = "plans.json"
 """In the folder of all runs of these settings: by the minutes that were given, what was found to fit into them. A run

@@ -7,7 +7,8 @@ from typing import Any
 
 from finesteer_local.errors import ProfileError
 from finesteer_local.profile import MAX_STRENGTH, SCOPES
-from finesteer_local.training.effort import DEFAULT_MINUTES, EFFORTS
+from finesteer_local.training import DEFAULT_MINUTES
+from finesteer_local.training.effort import EFFORTS
 
 GATES = ("contrastive", "scs", "always")
 

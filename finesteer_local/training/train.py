@@ -16,7 +16,7 @@ from finesteer_local.runtime.expand import open_fast
 from finesteer_local.runtime.trainable import TrainableModel
 from finesteer_local.steering import AlwaysGate, Gate
 from finesteer_local.training.assemble import assemble, blank_profile
-from finesteer_local.training.data import TrainingData
+from finesteer_local.training.data import Prompt, TrainingData, spread
 from finesteer_local.training.gate_data import GateData, read_for_gate
 from finesteer_local.training.gates import GateFit, fit_contrastive_gate, fit_subspace_gate
 from finesteer_local.training.kinds import train_kinds
@@ -26,6 +26,7 @@ from finesteer_local.training.progress import Progress, Stopwatch, quiet
 from finesteer_local.training.run import Run, begin
 from finesteer_local.training.search import Trial
 from finesteer_local.training.settings import TrainingSettings
+from finesteer_local.training.trials import FEWEST_ANSWERS
 from finesteer_local.training.tune import tune
 
 
@@ -59,7 +60,7 @@ def _tune(run: Run, learnt: Learnt) -> tuple[Trial, list[Trial]]:
         blank_profile(run),
         learnt.experts,
         learnt.held,
-        learnt.untaught(run.data.positive),
+        _asked(run, learnt),
         learnt.own,
         judge=run.data.judge,
         learnt=run.learns,
@@ -70,6 +71,18 @@ def _tune(run: Run, learnt: Learnt) -> tuple[Trial, list[Trial]]:
     )
     run.llama.set_profiles([])
     return found
+
+
+def _asked(run: Run, learnt: Learnt) -> list[Prompt]:
+    """The prompts that trials answer: those from which nothing was learnt.
+
+    Where pairs judge, the answers only tell whether they are language. A handful tells too little, and what was learnt
+    from serves as well.
+    """
+    untaught = learnt.untaught(run.data.positive)
+    if run.data.judge == "margin" and len(untaught) < FEWEST_ANSWERS:
+        return [*untaught, *spread(learnt.taught, FEWEST_ANSWERS - len(untaught))]
+    return untaught
 
 
 def learn_gate(run: Run, layer: int) -> tuple[Gate, GateFit | None, GateData | None]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from finesteer_local import paths
 from finesteer_local.judges.fluency import Coherence, Fluency
-from finesteer_local.judges.whole import Verdict
+from finesteer_local.judges.whole import Verdict, circles
 from finesteer_local.profile import Profile
 from finesteer_local.runtime.trainable import TrainableModel
 from finesteer_local.steering import LONG_PROMPT, SHORT_PROMPT, AlwaysGate, Experts
@@ -34,6 +34,8 @@ MARGIN_TOKENS = 10
 PREFERENCES = 64
 """Pairs whose two answers are compared in a trial, where the recipe is judged by margins."""
 ANSWERS = 48  # of a trial, at most
+FEWEST_ANSWERS = 24
+"""From so many on answers tell whether they still are language."""
 BLOCK = 16
 """Answers between two looks at whether a trial is behind the best: what loses is not answered to the end."""
 BEHIND = 4
@@ -114,9 +116,14 @@ class Trials:
                 return [self._first(self.candidates[0], wide[0])]
             ranked = sorted(self.candidates, key=lambda layers: -self.margin(layers))
             return [self._first(layers, wide[0]) for layers in ranked[:CONTENDERS]]
-        best = {layers: max(wide, key=lambda strength: self.preference(layers, strength)) for layers in self.candidates}
-        ranked = sorted(best, key=lambda layers: -self.preference(layers, best[layers]))
-        return [self._first(layers, best[layers]) for layers in ranked[:CONTENDERS]]
+        enough = {layers: self._enough(layers) for layers in self.candidates}
+        ranked = sorted(enough, key=lambda layers: -self.preference(layers, enough[layers]))
+        return [self._first(layers, enough[layers]) for layers in ranked[:CONTENDERS]]
+
+    def _enough(self, layers: Layers) -> float:
+        """The weakest of the first strengths that is as good as any."""
+        found = {strength: self.preference(layers, strength) for strength in self.search.first_strengths}
+        return min(strength for strength in found if found[strength] >= max(found.values()) - self.search.tolerance)
 
     def _first(self, layers: Layers, strength: float) -> Setting:
         """What a candidate is tried with before anything else was chosen."""
@@ -167,10 +174,8 @@ class Trials:
 
     def calibrate(self, own: Sequence[str]) -> None:
         def compute() -> dict[str, float]:
-            if self.judge == "refusal":
-                self.llama.set_profiles([])
-                return asdict(Coherence.of_unsteered(Fluency.throughout(self.llama, own)))
-            return asdict(Coherence.calibrate(self.llama, own))
+            self.llama.set_profiles([])
+            return asdict(Coherence.of_unsteered(Fluency.throughout(self.llama, own)))
 
         self.coherence = Coherence(**self._remembered("coherence", compute))
 
@@ -241,12 +246,14 @@ class Trials:
         answers = list(generate(self.llama, self.prompts[prompts], ANSWER_TOKENS))
         wanted = self._preferred()
         self.llama.set_profiles([])
-        coherent = float(np.mean(self.coherence.hold(self.llama, answers)))
+        readings = zip(Fluency.throughout(self.llama, answers), answers, strict=True)
+        coherent = float(np.mean([self.coherence.accepts(reading) and not circles(text) for reading, text in readings]))
         return {
             "wanted": wanted,
             "ended": 1.0,
             "coherent": coherent,
-            "score": wanted * coherent,
+            # An answer that is no language is worse than an unsteered one, not only as bad: it counts as one lost.
+            "score": max(wanted * coherent - (1 - coherent), 0.0),
             "n_answers": len(answers),
         }
 

@@ -1,14 +1,23 @@
 """Many requests at once over one llama.cpp context, each with its own decision and steering."""
 
-from finesteer_local.runtime.batch.answer import Answer, AnswerStream, Decided, Finished, Piece, TokenScore
+from finesteer_local.runtime.batch.answer import (
+    Answer,
+    AnswerStream,
+    Decided,
+    Event,
+    Finished,
+    Piece,
+    Showed,
+    TokenScore,
+)
 from finesteer_local.runtime.batch.engine import BatchEngine, Load
-from finesteer_local.runtime.batch.many import answers, check_of, checks, greedy_answers, greedy_request
+from finesteer_local.runtime.batch.many import answers, check_of, checks, greedy_answers
 from finesteer_local.runtime.batch.pieces import Sizes
 from finesteer_local.runtime.batch.request import (
     GREEDY,
+    WHOLE,
     Request,
     Sampling,
-    active_steering,
     chat_request,
     check_request,
     completion_request,
@@ -17,19 +26,21 @@ from finesteer_local.runtime.steered_request import Steer
 
 __all__ = [
     "GREEDY",
+    "WHOLE",
     "Answer",
     "AnswerStream",
     "BatchEngine",
     "Decided",
+    "Event",
     "Finished",
     "Load",
     "Piece",
     "Request",
     "Sampling",
+    "Showed",
     "Sizes",
     "Steer",
     "TokenScore",
-    "active_steering",
     "answers",
     "chat_request",
     "check_of",
@@ -37,5 +48,4 @@ __all__ = [
     "checks",
     "completion_request",
     "greedy_answers",
-    "greedy_request",
 ]

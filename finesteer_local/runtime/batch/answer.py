@@ -45,10 +45,17 @@ class Piece:
 
 
 @dataclass(frozen=True)
+class Showed:
+    """A gate on the answer has opened: what the profiles say now, in the request's order."""
+
+    decisions: tuple[Decision, ...]
+
+
+@dataclass(frozen=True)
 class Finished:
     """The last event."""
 
-    reason: str  # STOP, LENGTH or CANCELLED
+    reason: str  # STOP, LENGTH, CANCELLED, or `CONTENT_FILTER` (held_answers)
     n_prompt: int  # tokens
     n_answer: int  # tokens
     n_cached: int  # of the prompt's tokens, those that did not have to be read
@@ -56,9 +63,10 @@ class Finished:
     queue_seconds: float  # from submission until a place was free
     prompt_seconds: float  # until the first token
     answer_seconds: float  # from the first token on
+    decisions: tuple[Decision, ...] = ()  # as of `Decided`, with what was found in the answer
 
 
-Event = Decided | Piece | Finished
+Event = Decided | Piece | Showed | Finished
 
 
 @dataclass(frozen=True)
@@ -81,15 +89,17 @@ class Answer:
                 decided = event
             elif isinstance(event, Piece):
                 pieces.append(event)
-            else:
+            elif isinstance(event, Finished):
                 text = "".join(piece.text for piece in pieces)
                 scores = tuple(score for piece in pieces for score in piece.scores)
-                return cls(text, decided.decisions, scores, decided.prompt_scores, event)
+                return cls(text, event.decisions or decided.decisions, scores, decided.prompt_scores, event)
         raise RuntimeError("the stream was read before")
 
 
 class AnswerStream:
-    """The events of one request, in order: `Decided`, `Piece`s, `Finished`. Read it once, with `for` or `async for`.
+    """The events of one request, in order: `Decided`, `Piece`s, perhaps a `Showed` among them, `Finished`.
+
+    Read it once, with `for` or `async for`.
 
     An error of this request is raised where its events are read. Leaving early does not stop the request: `cancel`.
     """

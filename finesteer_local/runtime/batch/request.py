@@ -62,6 +62,8 @@ class Sampling:
 
 
 GREEDY = Sampling(temperature=0.0)
+WHOLE = 1 << 30
+"""Tokens; longer than any answer."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,8 @@ class Request:
         stop: the answer ends before the first of these.
         logprobs: log-probabilities of the answer's tokens, with this many alternatives each; None for none.
         prompt_logprobs: log-probabilities of the prompt's tokens too, with as many alternatives.
+        look_ahead: tokens that are held back while profiles read the answer that may take some of it back; None is what
+            one reading needs, `WHOLE` all, for answers that nobody reads before their end.
         checks: only decides: the pass stops after the last gate's layer, nothing is generated, and what was read serves
             no other request.
     """
@@ -89,6 +93,7 @@ class Request:
     prompt_logprobs: bool = False
     unsteered: Unsteered = NOTHING
     skip_thinking: bool = False
+    look_ahead: int | None = None
     checks: bool = False
 
     def check(self, llama: SteeredLlama, n_ctx: int) -> None:
@@ -111,6 +116,8 @@ class Request:
             raise OptionError(unknown, "logit_bias")
         if not 0 <= self.turn < len(self.prompt):
             raise PromptError("the last user message starts outside of the prompt")
+        if (self.look_ahead or 0) < 0:
+            raise OptionError("look_ahead must not be negative", "look_ahead")
         if (self.max_tokens or 0) < 0 or (self.logprobs or 0) < 0:
             name = "max_tokens" if (self.max_tokens or 0) < 0 else "logprobs"
             raise OptionError("max_tokens and logprobs must not be negative", name)
@@ -141,7 +148,8 @@ def chat_request(
     """The request that `llama.create_chat_completion(messages, **options)` makes, with the steering of its own.
 
     The template's stop words and the grammar of tools or a response format are part of it. `skip_thinking` is that of
-    `llama` unless given; `variables` are the template's own, such as `enable_thinking` (`template_variables`).
+    `llama` unless given, `look_ahead` is its own; `variables` are the template's, such as `enable_thinking`
+    (`template_variables`).
 
     Raises:
         PromptError: the model's template rejects the conversation, or an option has no counterpart.
@@ -159,7 +167,9 @@ def chat_request(
         raise
     except Exception as error:  # a template is a program that came with the model
         raise PromptError(f"the model's chat template rejects this conversation: {error}") from error
-    return _request(prompt, turn, steer, arguments, unsteered=unsteered, skip_thinking=skips)
+    return _request(
+        prompt, turn, steer, arguments, unsteered=unsteered, skip_thinking=skips, look_ahead=llama.look_ahead
+    )
 
 
 def check_request(
@@ -169,7 +179,7 @@ def check_request(
     steer: Sequence[Steer],
     variables: Mapping[str, Any] | None = None,
 ) -> Request:
-    """What asks only what a text or a conversation is: `llama.check(prompt)` in a batch.
+    """A request that only finds out what kind of request a prompt is: `llama.check(prompt)` in a batch.
 
     Raises:
         PromptError: the model's template rejects the conversation.
@@ -203,12 +213,7 @@ def completion_request(
     skips = llama.skip_thinking if skip_thinking is None else skip_thinking
     unsteered = Unsteered(thinking=opened_at(tokens, token_text(llama), raw=True)) if steer and skips else NOTHING
     arguments = {**_COMPLETION_DEFAULTS, **options}
-    return _request(tokens, 0, steer, arguments, unsteered=unsteered, skip_thinking=skips)
-
-
-def active_steering(llama: SteeredLlama) -> tuple[Steer, ...]:
-    """The active profiles of `llama` with the strength and the scope that it was given."""
-    return llama.steer
+    return _request(tokens, 0, steer, arguments, unsteered=unsteered, skip_thinking=skips, look_ahead=llama.look_ahead)
 
 
 def _raw_tokens(llama: SteeredLlama, text: str) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,8 @@ class Sampler:
         self._choose = new_sampler()
         if not self._greedy:
             _add_choice(self._choose, sampling, seed, self._n_vocab)
-        self._constraint = None if sampling.grammar is None else compiled(llama, sampling.grammar).begin()
+        self._grammar = None if sampling.grammar is None else compiled(llama, sampling.grammar)
+        self._constraint = None if self._grammar is None else self._grammar.begin()
 
     def sample(self, logits: Logits) -> int:
         """Choose a token and remember it.
@@ -65,6 +67,15 @@ class Sampler:
         if self._constraint is not None:
             self._constraint.accept(token)
         return token
+
+    def go_back(self, tokens: Sequence[int]) -> None:
+        """Go on as after `tokens`, those of the answer that are left; what is drawn next is as random as before."""
+        self._weigh.reset()
+        self._constraint = None if self._grammar is None else self._grammar.begin()
+        for token in tokens:
+            self._weigh.accept(token)
+            if self._constraint is not None:
+                self._constraint.accept(token)
 
     def _from(self, logits: Logits) -> int:
         candidates = _Candidates(logits)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -12,18 +12,31 @@ from itertools import pairwise
 from llama_cpp import llama_cpp
 
 from finesteer_local.errors import PromptError
-from finesteer_local.runtime.batch.answer import CANCELLED, LENGTH, STOP, Decided, Finished, Piece
+from finesteer_local.runtime.answer_watch import StatesOf
+from finesteer_local.runtime.batch.answer import (
+    CANCELLED,
+    LENGTH,
+    STOP,
+    Decided,
+    Finished,
+    Piece,
+    Showed,
+    TokenScore,
+)
 from finesteer_local.runtime.batch.context import Streams, Token
 from finesteer_local.runtime.batch.pieces import Sizes, common_cut
 from finesteer_local.runtime.batch.prefix import PrefixStore
 from finesteer_local.runtime.batch.score import token_score
 from finesteer_local.runtime.batch.sequence import Sequence, Waiting
 from finesteer_local.runtime.control import Vectors, same_vectors
+from finesteer_local.runtime.held_answers import CONTENT_FILTER
 from finesteer_local.runtime.prompt import token_text
 from finesteer_local.runtime.steered import SteeredLlama
 from finesteer_local.runtime.steered_request import n_common
-from finesteer_local.runtime.tap import Addition
+from finesteer_local.runtime.tap import Addition, Array
 from finesteer_local.runtime.tokens import vocab_of
+from finesteer_local.steering import REWIND
+from finesteer_local.steering import STOP as STOP_ANSWER
 
 STEADY = 32
 """After so many steps in which all answers were steered alike, the control vector takes over from the tap."""
@@ -204,12 +217,12 @@ class Scheduler:
             slot.tokens = sequence.unsteered()
         sequence.sampler.close()
 
-    def _finish(self, sequence: Sequence, reason: str) -> None:
+    def _finish(self, sequence: Sequence, reason: str, score: TokenScore | None = None) -> None:
+        """End a request; `score` is that of the token that ends its answer."""
         now = time.perf_counter()
         first = sequence.first_token or now
-        rest = sequence.text.end()
-        if rest or (sequence.scores and sequence.text.stopped_by is None):
-            sequence.stream.put(Piece(rest, tuple(sequence.scores)))
+        if piece := sequence.shown.last(score):
+            sequence.stream.put(piece)
         self._release(sequence)
         sequence.stream.put(
             Finished(
@@ -221,6 +234,7 @@ class Scheduler:
                 queue_seconds=sequence.started - sequence.waiting.submitted,
                 prompt_seconds=first - sequence.started,
                 answer_seconds=now - first,
+                decisions=sequence.decisions,
             )
         )
 
@@ -253,14 +267,14 @@ class Scheduler:
         request, last, second = sequence.request, stop == sequence.n_prompt, sequence.reads_again
         self._steady = 0
         self.streams.control.set({})
-        wants_all = request.prompt_logprobs
+        wants_all = sequence.scores_prompt
         if second:
             self.streams.tap.add(sequence.additions(start, stop, all_rows=wants_all))
         elif sequence.handlers:
             self.streams.tap.arm(sequence.handlers)
         self.streams.decode(
             [
-                Token(sequence.tokens[i], i, sequence.slot, wants_all or i == sequence.n_prompt - 1)
+                Token(sequence.tokens[i], i, sequence.slot, wants_all or i == sequence.end - 1)
                 for i in range(start, stop)
             ]
         )
@@ -331,18 +345,21 @@ class Scheduler:
     def _decode_run(self, run: Items[Sequence], uniform: bool) -> None:
         """Compute one token for each sequence of a run of neighbours."""
         additions: list[Addition] = []
+        seen = StatesOf({layer for sequence in run for layer in sequence.answer_layers()})
         if not uniform:
             for row, sequence in enumerate(run):
                 additions += [(layer, row, row + 1, vector) for layer, vector in sequence.vectors.items()]
-        self.streams.tap.add(additions)
+        self.streams.tap.add(additions, seen.handlers)
         try:
             self.streams.decode([Token(s.tokens[-1], len(s.tokens) - 1, s.slot, True) for s in run])
         finally:
             self.streams.tap.disarm()
+        states = seen.rows
         for row, sequence in enumerate(run):
             sequence.n_past = len(sequence.tokens)
             try:
-                self._accept(sequence, row)
+                if self._goes_on_after(sequence, {layer: rows[row : row + 1] for layer, rows in states.items()}):
+                    self._accept(sequence, row)
             except Exception as error:
                 self._fail(sequence, error)
 
@@ -361,6 +378,22 @@ class Scheduler:
             except Exception as own:
                 self._fail(sequence, own)
 
+    def _goes_on_after(self, sequence: Sequence, states: Mapping[int, Array]) -> bool:
+        """Let the profiles read the answer's last token; returns whether the next one may be chosen after it."""
+        opening = sequence.answer_read(states)
+        if opening is None:
+            return True
+        sequence.act(opening, at_least=sequence.shown.n_tokens)
+        sequence.stream.put(Showed(sequence.decisions))
+        if opening.action not in (REWIND, STOP_ANSWER):
+            return True
+        sequence.go_back(self._text)
+        if opening.action == REWIND:
+            sequence.begin_again(self.streams.keep(sequence.slot, sequence.plan[0].start))
+        else:
+            self._finish(sequence, CONTENT_FILTER)
+        return False
+
     def _accept(self, sequence: Sequence, row: int) -> None:
         """Choose the next token from the logits of `row`, and add it to the stream of events."""
         request, logits = sequence.request, self.streams.logits(row)
@@ -370,16 +403,17 @@ class Scheduler:
             sequence.first_token = time.perf_counter()
         ends = self._ends(token)
         # Who has the prompt scored counts on a score for the token after it, and cuts it off (vLLM, lm-eval).
+        score = None
         if request.logprobs is not None and (not ends or request.prompt_logprobs):
-            sequence.scores.append(token_score(token, logits, request.logprobs, self._text))
+            score = token_score(token, logits, request.logprobs, self._text)
         if ends:
-            self._finish(sequence, STOP)
+            self._finish(sequence, STOP, score)
             return
         sequence.answer(token, token_text(self.llama))
-        if shown := sequence.text.add(self._text(token)):
-            sequence.stream.put(Piece(shown, tuple(sequence.scores)))
-            sequence.scores.clear()
-        if sequence.text.stopped_by is not None:
+        sequence.shown.add(self._text(token), score)
+        if piece := sequence.shown.piece(0 if sequence.shown.stopped else sequence.n_held):
+            sequence.stream.put(piece)
+        if sequence.shown.stopped:
             self._finish(sequence, STOP)
         elif sequence.n_answer >= self._longest(sequence):
             self._finish(sequence, LENGTH)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from finesteer_local.runtime.batch.answer import AnswerStream, TokenScore
 from finesteer_local.runtime.batch.pieces import Sizes, cuts, cuts_from
 from finesteer_local.runtime.batch.request import Request
 from finesteer_local.runtime.batch.sampler import Sampler
-from finesteer_local.runtime.batch.text import AnswerText
+from finesteer_local.runtime.batch.shown import Shown
 from finesteer_local.runtime.steered_request import Seen, SteeredRequest
 
 
@@ -41,9 +42,8 @@ class Sequence(SteeredRequest):
         self.ends = cuts(self.n_prompt, self.turn, sizes=sizes, shares=shares)
         self.n_past = self.n_cached = 0
         self.clean: list[int] = []  # cuts up to which the cache holds what any request would put there
-        self.text = AnswerText(self.request.stop)
+        self.shown = Shown(self.request.stop)
         self.prompt_scores: dict[int, TokenScore] = {}  # by the token's place
-        self.scores: list[TokenScore] = []  # of the answer's tokens that no piece has told yet
         self.started = time.perf_counter()
         self.first_token: float | None = None
         self._again: list[int] | None = None  # ends of the pieces of the second reading
@@ -70,8 +70,8 @@ class Sequence(SteeredRequest):
 
     @property
     def n_left(self) -> int:
-        """Tokens of the prompt that are still to be read."""
-        return max(self.n_prompt - self.n_past, 0)
+        """Tokens that are still to be read before the answer goes on."""
+        return max(self.end - self.n_past, 0)
 
     @property
     def reads_again(self) -> bool:
@@ -89,7 +89,7 @@ class Sequence(SteeredRequest):
         Raises:
             SteeringError: llama.cpp did not show what the profiles need.
         """
-        self.n_past, done = stop, stop == self.n_prompt
+        self.n_past, done = stop, stop == self.end
         if self.reads_again:
             self._again = None if done else self._again
             return False
@@ -103,7 +103,24 @@ class Sequence(SteeredRequest):
         """Read the tokens from `n_past` on once more, steered."""
         self.n_past = n_past
         self.clean = [end for end in self.clean if end <= n_past]
-        self._again = cuts_from(n_past, self.n_prompt, sizes=self._sizes)
+        self._again = cuts_from(n_past, self.end, sizes=self._sizes)
+
+    @property
+    def n_held(self) -> int:
+        """Tokens of the answer to hold back now."""
+        wanted = self.look_ahead
+        return wanted if self.request.look_ahead is None or not wanted else self.request.look_ahead
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether the prompt's tokens are still to be scored."""
+        return self.request.prompt_logprobs and not self.showed
+
+    def go_back(self, text_of: Callable[[int], bytes]) -> None:
+        """The answer has become shorter: forget what was not shown of the rest."""
+        answer = self.tokens[self.n_prompt :]
+        self.shown.cut([text_of(token) for token in answer])
+        self.sampler.go_back(answer)
 
     def unsteered(self) -> list[int]:
         """The tokens in the cache, of the prompt and the answer, up to the first that was steered."""

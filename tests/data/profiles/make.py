@@ -22,7 +22,7 @@ N_EMBD, N_LAYER = 16, 6
 def main() -> None:
     from finesteer_local.profile import ModelIdentity, Profile
     from finesteer_local.steering import ConditionGate
-    from tiny import make_experts, make_gate, make_kinds
+    from tiny import make_answer_gate, make_experts, make_gate, make_kinds
 
     model = ModelIdentity("0123456789abcdef" * 4, "Small", "llama", N_EMBD, N_LAYER, 100, "")
     rng = np.random.default_rng(0)
@@ -74,6 +74,22 @@ def main() -> None:
         cases.append({"profile": f"{name}.gguf", "prompts": prompts})
     text = json.dumps({"format_version": 1, "tolerance": 1e-6, "cases": cases}, indent=None)
     (HERE / "decisions.json").write_text(text.replace('{"n_tokens"', '\n{"n_tokens"') + "\n", encoding="utf-8")
+
+    rng = np.random.default_rng(4)
+    gate = make_answer_gate(N_EMBD, threshold=1.0, first=4, every=2, decay=0.8, bias=0.1)
+    experts = {2: make_experts(N_EMBD, rng)}
+    profile = Profile("vectors", model, make_gate("closed", N_EMBD, rng), 1, experts, answer_gate=gate)
+    profile.save(HERE / "answer_gate.gguf")
+    answers = []
+    for n_tokens in (1, 3, 4, 7, 12, 20, 20, 20):
+        states = (2 * rng.standard_normal((n_tokens, N_EMBD))).astype(np.float32)
+        watch = gate.start()
+        for h in states:
+            watch.read(h) if watch.due else watch.pass_by()
+        rows = [[float(x) for x in row] for row in states]
+        answers.append({"scores": watch.scores, "opened_at": watch.opened_at, "states": rows})
+    text = json.dumps({"profile": "answer_gate.gguf", "tolerance": 1e-6, "answers": answers})
+    (HERE / "answers.json").write_text(text.replace('{"scores"', '\n{"scores"') + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
