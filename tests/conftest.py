@@ -125,12 +125,13 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def short_answers() -> Iterator[None]:
     """Training asks the model for a few tokens at a time: a random model ends no answer."""
-    from finesteer_local.training import learn, trials
+    from finesteer_local.training import learn, own_answers, trials
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(learn, "REPLY_TOKENS", 6)
         patch.setattr(trials, "ANSWER_TOKENS", 6)
         patch.setattr(trials, "WHOLE_TOKENS", 6)
+        patch.setattr(own_answers, "TOKENS", 6)
         yield
 
 

@@ -137,7 +137,7 @@ def test_what_is_learnt_is_what_llama_cpp_adds(llama: SteeredLlama) -> None:
         )
     assert 0 < examples[1].turn < len(examples[1].prompt) - 20
     mask: list[torch.Tensor] = []
-    stacked = torch.from_numpy(np.stack([*vectors.values()]))
+    stacked = torch.from_numpy(np.stack([*vectors.values()]))[None]  # what all experts have in common, and there is one
     with torch.no_grad(), optimise._added(model, LAYERS, stacked, mask):
         found = optimise._logprobs(model, examples, mask)
     for one, example, got in zip(pairs, examples, found, strict=True):

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 
 from finesteer_local.profile import Profile
+from finesteer_local.steering import Experts
 from finesteer_local.training import model_data
 from finesteer_local.training import trials as judging
 from finesteer_local.training.data import Pair, Prompt
 from finesteer_local.training.model_data import WholeAnswer
-from finesteer_local.training.search import SEARCHES, Trial, as_rows
-from finesteer_local.training.trials import ANSWERS, BLOCK, TEMPERATURE, WHOLE_TOKENS
+from finesteer_local.training.search import SEARCHES, Setting, Trial, as_rows
+from finesteer_local.training.trials import ANSWERS, BLOCK, TEMPERATURE, WHOLE_TOKENS, Trials
 from finesteer_local.training.tune import tune
 from tiny import make_experts, make_profile, write_tiny_model
 
@@ -251,6 +252,43 @@ def test_what_was_learnt_together_is_steered_together(blank: Profile, tmp_path: 
     assert {trial.scope for trial in trials} == {"turn"}
     assert {trial.answer_strength for trial in trials} == set(search.answer_strengths)
     assert [*json.loads((tmp_path / "trials.json").read_text("utf-8"))][1] == "3,5,7,9 1.0 turn 1.0 0.0 short"
+
+
+def test_experts_that_go_by_kind_answer_their_own(
+    blank: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No head tells kinds while answers are tried: each prompt is steered by the expert that its recipe names."""
+    answered: list[tuple[float, str]] = []
+
+    def whole_answers(model: Any, block: list[Prompt], *_: Any, seed: int) -> list[WholeAnswer]:
+        [experts] = model.profile.experts.values()
+        answered.extend((float(experts.prototypes[0, 0]), prompt.text) for prompt in block)
+        return [WholeAnswer(prompt.text, True) for prompt in block]
+
+    model = llama(lambda layer, strength, scope: (1.0, 1.0))
+    monkeypatch.setattr(
+        model, "set_profiles", lambda profiles, **_: setattr(model, "profile", next(iter(profiles), None))
+    )
+    monkeypatch.setattr(judging, "whole_answers", whole_answers)
+    vectors = {name: np.full(64, value, np.float32) for name, value in (("odd", 1.0), ("even", 2.0))}
+    experts = {3: Experts.for_kinds(vectors, {"odd": 0.5, "even": 0.5})}
+    prompts = [pair.prompt for pair in PAIRS]
+    trials = Trials(
+        model,  # type: ignore[arg-type]
+        blank,
+        experts,
+        PAIRS,
+        prompts,
+        "refusal",
+        True,
+        tmp_path,
+        lambda *_: None,
+        expert=lambda prompt: ("even", "odd")[prompts.index(prompt) % 2],
+    )
+    block = prompts[:7]
+    setting = Setting((3,), 1.0, "turn", 1.0, 0.0)
+    assert [answer.text for answer in trials._answers(setting, block, seed=0)] == [prompt.text for prompt in block]
+    assert sorted(answered) == sorted((2.0 - i % 2, prompt.text) for i, prompt in enumerate(block))
 
 
 def test_what_was_learnt_from_pairs_is_judged_by_pairs(blank: Profile, tmp_path: Path) -> None:

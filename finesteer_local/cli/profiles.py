@@ -28,7 +28,7 @@ model_option = click.option("--model", metavar="MODEL", help="For which model, w
 @click.group("profiles", short_help="List, show, add, adapt, correct and remove profiles.", invoke_without_command=True)
 @click.pass_context
 def command(ctx: click.Context) -> None:
-    """List, show, add and remove profiles; adapt and correct them; look for those of others, and publish your own."""
+    """List, show, add and remove profiles, adapt, correct and teach them, and look for or publish them."""
     if ctx.invoked_subcommand is None:
         ctx.invoke(list_profiles, model=None, as_json=False)
 
@@ -147,6 +147,65 @@ def _show(profile: Profile, n_bytes: int, digest: str) -> None:
     }.items():
         if value:
             click.echo(f"  {name:<8} {value}", err=True)
+
+
+@command.command("watch")
+@click.argument("profile")
+@click.argument("model")
+@click.option("--recipe", metavar="NAME|DIR", help="Whose prompts the model answers.  [default: the profile's own]")
+@click.option("--answers", type=click.IntRange(1), help="From so many of the model's own answers.  [default: 1024]")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the profile here, not to your profiles.")
+@click.option("--force", is_flag=True, help="Replace the output file if it exists.")
+@click.option("--threads", type=click.IntRange(1), help="Threads.  [default: this machine's cores]")
+@click.option("--gpu-layers", type=click.IntRange(-1), default=-1, help="Layers on the GPU; -1 is all.  [default: -1]")
+def watch(
+    profile: str,
+    model: str,
+    recipe: str | None,
+    answers: int | None,
+    output: Path | None,
+    force: bool,
+    threads: int | None,
+    gpu_layers: int,
+) -> None:
+    """Teach a profile to read the answers, too: what its gate misses shows in the model's own words.
+
+    PROFILE is a name or a file; MODEL answers prompts of the recipe by itself, and a gate learns which of its answers
+    do what should not be done. No word of them is kept. Everything else of the profile stays as it is. An interrupted
+    run goes on where it stopped.
+    """
+    from finesteer_local import paths, training
+    from finesteer_local.cli import _progress
+    from finesteer_local.cli._open import fetch_model, find_profile, keep_profile, short_name
+    from finesteer_local.cli._view import answer_gate_words
+    from finesteer_local.errors import StorageError
+    from finesteer_local.identity import read_model_identity
+    from finesteer_local.profile import Profile
+
+    if output and output.exists() and not force:
+        raise StorageError(f"{output} exists; choose another name or add --force")
+    paths.check_writable(output or paths.profiles_dir() / "new.gguf")
+    training.require_extra()
+    from finesteer_local.training.watch import ANSWERS, watch_profile
+
+    path = fetch_model(model)
+    read = Profile.load(find_profile(profile, read_model_identity(path), model, path))
+    with _progress.stages() as report:
+        watching, fit = watch_profile(
+            path,
+            read,
+            recipe=recipe,
+            n_answers=answers or ANSWERS,
+            n_threads=threads,
+            progress=report,
+            n_gpu_layers=gpu_layers,
+        )
+    if output:
+        watching.save(output)
+    kept = output or keep_profile(watching)
+    click.echo(f"{watching.name} for {short_name(model)} reads answers now.")
+    click.echo(f"  profile   {kept}")
+    click.echo(f"  watching  {answer_gate_words(asdict(fit))}")
 
 
 @command.command("rm")

@@ -68,6 +68,13 @@ if TYPE_CHECKING:
     help="Instead of a time: the gate learns from 4,000 or 16,000 prompts of a recipe, or from all. Bundled profiles "
     "are full.",
 )
+@click.option(
+    "--watch/--no-watch",
+    default=True,
+    show_default=True,
+    help="With a recipe of refusals, learn a second gate that reads the answers: from those that the model gives by "
+    "itself, of which no word is kept.",
+)
 @click.option("--keep", is_flag=True, help="When interrupted (Ctrl-C), keep the best profile so far.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--layer", type=click.IntRange(1), help="Steer this layer instead of the tuned one.")
@@ -177,7 +184,7 @@ _FORMS = {
 
 
 def _tell(profile: Profile, kept: Path, model: str, chat_with: str, reference: str) -> None:
-    from finesteer_local.cli._view import steering_words
+    from finesteer_local.cli._view import answer_gate_words, steering_words
 
     figures = profile.training["figures"]
     answers = figures["answers"]
@@ -203,6 +210,13 @@ def _tell(profile: Profile, kept: Path, model: str, chat_with: str, reference: s
             click.echo(f"  {form:9} opens {told}: {_FORMS[form]}")
     else:
         click.echo("  gate      always open")
+    if fit := figures.get("answer_gate"):
+        click.echo(f"  watching  {answer_gate_words(fit)}")
+    elif profile.training.get("watched") == 0:
+        longer = f"{3 * profile.training['minutes']:g}"
+        click.echo(f"  watching  no gate on the answers: there was no time to ask for enough; try --minutes {longer}")
+    elif profile.training.get("watched"):
+        click.echo("  watching  no gate on the answers: too few of the model's own do what should not be done")
     if kinds := figures.get("kinds"):
         parts = ", ".join(f"{form} {share:.0%}" for form, share in kinds["forms"].items())
         click.echo(

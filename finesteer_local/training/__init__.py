@@ -35,6 +35,7 @@ def train_profile(
     quality: str | None = None,
     minutes: float = DEFAULT_MINUTES,
     keep: bool = False,
+    watch: bool = True,
     seed: int = 0,
     layer: int | None = None,
     strength: float | None = None,
@@ -59,6 +60,7 @@ def train_profile(
             4,000 (`quick`), 16,000 (`standard`) or all (`full`). None: as much as fits into
         minutes: the time that training may take.
         keep: an interruption (`KeyboardInterrupt`) leaves the best profile so far, where there is one.
+        watch: where the recipe is one of refusals, learn a second gate that reads the answers, from the model's own.
         seed: of everything that is drawn; the same seed on the same machine gives the same profile.
         layer, strength, scope: instead of the tuned ones.
         optimise: learn what steers through the model (`training.optimise`); None: where that is the better way.
@@ -99,6 +101,7 @@ def train_profile(
             quality=quality,
             minutes=minutes,
             keep=keep,
+            watch=watch,
         ),
         n_threads=n_threads,
         backend=backend,

@@ -22,7 +22,7 @@ from finesteer_local.identity import ModelIdentity
 from finesteer_local.judges.statistics import auroc
 from finesteer_local.profile import Profile
 from finesteer_local.runtime.trainable import TrainableModel
-from finesteer_local.steering import AlwaysGate, ContrastiveGate, Gate, Kinds
+from finesteer_local.steering import AlwaysGate, ContrastiveGate, Experts, Gate, Kinds
 from finesteer_local.training.data import FORMS, Pair, Prompt, TrainingData, in_drawn_order, spread
 from finesteer_local.training.gates import OPENINGS, SENT, GateFit, log_odds
 from finesteer_local.training.known import Sample, fitting, gate_scores, sample
@@ -119,7 +119,11 @@ def adapt(llama: TrainableModel, profile: Profile, data: TrainingData, *, progre
         changed.append(f"strength {profile.strength:g} -> {answers.strength:g}")
     kinds, kinds_first = (None, None) if found is None or problem else _kinds(profile, data, found)
     if profile.kinds is not None and kinds is None and not problem:
+        if any(experts.by_kind for experts in profile.experts.values()):
+            problem = "its experts go by the kind of request, and the kinds are not told here"
         changed.append("the kinds of request do not hold and are left out")
+    if profile.answer_gate is not None and not problem:
+        changed.append("the gate that reads the answer is left out: `profiles watch` trains it")
     result = Adapted(
         profile=None,
         problem=problem,
@@ -139,6 +143,7 @@ def adapt(llama: TrainableModel, profile: Profile, data: TrainingData, *, progre
         gate=found.gate if found else profile.gate,
         strength=answers.strength,
         kinds=kinds,
+        answer_gate=None,
         training=_provenance(profile, llama, result, kinds_first),
     )
     return replace(result, profile=adapted)
@@ -278,7 +283,7 @@ def _answers(model_data: ModelData, profile: Profile, data: TrainingData, folder
     prompts, pairs = _untaught(model_data, profile, data)
     trials = Trials(
         llama,
-        replace(profile, model=llama.identity, gate=AlwaysGate(), gate_layer=profile.layers[0], kinds=None),
+        _blank(profile, llama),
         profile.experts,
         pairs,
         prompts,
@@ -287,6 +292,7 @@ def _answers(model_data: ModelData, profile: Profile, data: TrainingData, folder
         folder,
         progress,
         ANSWERS,
+        expert=data.expert,
     )
     own = model_data.replies(spread(pairs, min(OWN_ANSWERS, 2 * ANSWERS)), OWN_TOKENS)
     trials.calibrate(own)
@@ -297,6 +303,18 @@ def _answers(model_data: ModelData, profile: Profile, data: TrainingData, folder
         tried.append(trials.trial(_setting(profile, strength), rivals=tried))
     llama.set_profiles([])
     return max(tried, key=lambda trial: (not _answers_problem(profile, trial), trial.score))
+
+
+def _blank(profile: Profile, llama: TrainableModel) -> Profile:
+    """Open for everything, and steering nothing: a trial puts in the experts."""
+    layer = profile.layers[0]
+    return Profile(
+        name=profile.name,
+        model=llama.identity,
+        gate=AlwaysGate(),
+        gate_layer=layer,
+        experts={layer: Experts.fixed(np.zeros(llama.n_embd(), np.float32))},
+    )
 
 
 def _near(strengths: Sequence[float], own: float) -> list[float]:

@@ -44,15 +44,16 @@ _SAME = 1e-2  # a token's log-probability: only the order of sums is another
 
 
 class Example(NamedTuple):
-    """Tokens of a prompt, the index at which its last user turn starts, and an answer's tokens."""
+    """Tokens of a prompt, the index at which its last user turn starts, an answer's tokens, and which expert learns."""
 
     prompt: Sequence[int]
     turn: int
     answer: Sequence[int]
+    expert: int = 0
 
 
 Vectors = dict[int, NDArray[np.float32]]
-"""By layer, each (n_embd,)."""
+"""By layer, each (n_embd,), or (K, n_embd) where K experts are learnt."""
 
 
 def likelier(
@@ -89,28 +90,36 @@ def whole(
     seed: int,
     progress: Progress,
     n_answers: int = ANSWERS,
+    experts: Sequence[int] = (),
 ) -> Vectors:
     """Vectors that make the pairs' chosen answers likely, and that they end there; as `likelier` otherwise.
 
     Args:
         end: the token with which the model ends its turn.
         n_answers: of so many of the pairs at most.
+        experts: for every pair the number of the expert that answers it, where there are several.
 
     Raises:
         DataError: no prompt and answer are short enough.
     """
-    batches = whole_batches(llama, pairs, end=end, seed=seed, n_answers=n_answers)
-    return learn_whole(model, layers, batches, progress)
+    batches = whole_batches(llama, pairs, end=end, seed=seed, n_answers=n_answers, experts=experts)
+    return learn_whole(model, layers, batches, progress, n_experts=len(set(experts)) or 1)
 
 
 def whole_batches(
-    llama: TrainableModel, pairs: Sequence[Pair], *, end: int, seed: int, n_answers: int = ANSWERS
+    llama: TrainableModel,
+    pairs: Sequence[Pair],
+    *,
+    end: int,
+    seed: int,
+    n_answers: int = ANSWERS,
+    experts: Sequence[int] = (),
 ) -> list[list[Example]]:
     """The examples of `whole`, as they are learnt from; arguments and errors are those of `whole`."""
     examples = []
-    for pair in pairs:
+    for pair, expert in zip(pairs, experts or [0] * len(pairs), strict=True):
         tokens = pair_tokens(llama, pair)
-        example = Example(tokens.prompt, tokens.turn, [*tokens.answers[0], end])
+        example = Example(tokens.prompt, tokens.turn, [*tokens.answers[0], end], expert)
         if len(example.prompt) + len(example.answer) <= LONGEST:
             examples.append(example)
     if not examples:
@@ -123,13 +132,18 @@ def whole_batches(
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
-def learn_whole(model: Any, layers: Sequence[int], batches: Sequence[Sequence[Example]], progress: Progress) -> Vectors:
-    """Vectors that make the answers of the examples likely, learnt in one pass over the batches."""
+def learn_whole(
+    model: Any, layers: Sequence[int], batches: Sequence[Sequence[Example]], progress: Progress, n_experts: int = 1
+) -> Vectors:
+    """Vectors that make the answers of the examples likely, learnt in one pass over the batches.
+
+    Several experts have what all need in common, and each what its own answers need beside it.
+    """
 
     def loss(answers: Sequence[torch.Tensor]) -> torch.Tensor:
         return -torch.stack([each.mean() for each in answers]).mean()
 
-    return _learn(model, layers, batches, loss, FAST, progress, falling=True)
+    return _learn(model, layers, batches, loss, FAST, progress, falling=True, n_experts=n_experts)
 
 
 def _learn(
@@ -141,11 +155,13 @@ def _learn(
     progress: Progress,
     *,
     falling: bool = False,
+    n_experts: int = 1,
 ) -> Vectors:
     """One pass of Adam over the batches; `loss_of` takes the log-probabilities of every answer's tokens."""
     model.requires_grad_(False)
     width = int(model.config.hidden_size)
-    vectors = torch.zeros(len(layers), width, device=model.device, requires_grad=True)
+    # (1 + K, n_layers, n_embd): what is common, and each expert's own
+    vectors = torch.zeros(n_experts + (n_experts > 1), len(layers), width, device=model.device, requires_grad=True)
     optimizer = torch.optim.Adam([vectors], lr=rate)
     last = 1 / len(batches) if falling else 1.0
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, last, total_iters=len(batches))
@@ -160,17 +176,22 @@ def _learn(
             schedule.step()
             progress("learning through the model", done, len(batches))
     found = vectors.detach().cpu().numpy().astype(np.float32)
+    found = found[0] if n_experts == 1 else (found[0] + found[1:]).swapaxes(0, 1)
     return {layer: np.ascontiguousarray(found[i]) for i, layer in enumerate(layers)}
 
 
 @contextmanager
 def _added(model: Any, layers: Sequence[int], vectors: torch.Tensor, mask: list[torch.Tensor]) -> Iterator[None]:
-    """While it lasts every layer's vector is added to the rows that the mask, (n, n_tokens), has."""
+    """While it lasts every layer's vector is added to the rows that the mask, (n, n_tokens), has.
+
+    Behind the mask stand the experts of its rows, (n,).
+    """
 
     def hook(i: int) -> Any:
         def add(_: Any, __: Any, output: Any) -> Any:
             hidden = output[0] if isinstance(output, tuple) else output
-            hidden = hidden + (mask[0][..., None] * vectors[i]).to(hidden)
+            rows = vectors[0, i] if len(vectors) == 1 else (vectors[0, i] + vectors[1:, i][mask[1]])[:, None]
+            hidden = hidden + (mask[0][..., None] * rows).to(hidden)
             return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
         return add
@@ -210,7 +231,7 @@ def _beginning(model: Any, batches: Sequence[Sequence[Example]], mask: list[torc
     tokens = list(examples[0].prompt[:shared])
     asked, cache = batches[0][:1], DynamicCache()
     with torch.no_grad():
-        mask[:] = [torch.zeros(1, shared, device=model.device)]
+        mask[:] = [torch.zeros(1, shared, device=model.device), torch.zeros(1, dtype=torch.long, device=model.device)]
         model.get_decoder()(
             input_ids=torch.tensor([tokens], device=model.device), past_key_values=cache, use_cache=True
         )
@@ -241,7 +262,10 @@ def _logprobs(
     index = torch.arange(tokens.shape[1], device=model.device)
     there = index < index.new_tensor([len(row) for row in rows])[:, None]
     # Nothing looks at what stands behind an answer, so it may be steered as well.
-    mask[:] = [(index >= index.new_tensor([example.turn - known for example in examples])[:, None]).float()]
+    mask[:] = [
+        (index >= index.new_tensor([example.turn - known for example in examples])[:, None]).float(),
+        index.new_tensor([example.expert for example in examples]),
+    ]
     remembered: dict[str, Any] = {"use_cache": False}
     if known:
         remembered = {"past_key_values": _cache(beginning, len(examples)), "use_cache": True}

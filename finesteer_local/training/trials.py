@@ -20,7 +20,7 @@ from finesteer_local import paths
 from finesteer_local.judges.fluency import Coherence, Fluency
 from finesteer_local.judges.whole import Verdict, circles
 from finesteer_local.profile import Profile
-from finesteer_local.runtime.trainable import TrainableModel
+from finesteer_local.runtime.trainable import TrainableModel, WholeAnswer
 from finesteer_local.steering import LONG_PROMPT, SHORT_PROMPT, AlwaysGate, Experts
 from finesteer_local.training.data import Pair, Prompt, spread
 from finesteer_local.training.model_data import answer_tokens, generate, pair_tokens, whole_answers
@@ -67,8 +67,9 @@ class Trials:
         folder: Path,
         progress: Progress,
         n_answers: int = ANSWERS,
+        expert: Callable[[Prompt], str] = lambda prompt: "",
     ) -> None:
-        self.llama, self.blank, self.experts, self.judge = llama, blank, experts, judge
+        self.llama, self.blank, self.experts, self.judge, self.expert = llama, blank, experts, judge, expert
         self.candidates: list[Layers] = [tuple(sorted(experts))] if learnt else [(layer,) for layer in experts]
         self.search = SEARCHES[search_name(judge, learnt)]
         # Only a length decay asks how long prompts are.
@@ -129,12 +130,15 @@ class Trials:
         """What a candidate is tried with before anything else was chosen."""
         return Setting(layers, strength, self.search.scopes[0], self.search.first_answer_strength, 0.0)
 
-    def _activate(self, setting: Setting) -> None:
+    def _activate(self, setting: Setting, expert: str = "") -> None:
         profile = replace(
             self.blank,
             gate=AlwaysGate(),
             gate_layer=setting.layers[0],
-            experts={layer: self.experts[layer] for layer in setting.layers},
+            experts={
+                layer: self.experts[layer].alone(expert) if self.experts[layer].by_kind else self.experts[layer]
+                for layer in setting.layers
+            },
             scope=setting.scope,
             answer_strength=setting.answer_strength,
             length_decay=setting.length_decay,
@@ -229,9 +233,8 @@ class Trials:
 
     def _verdicts(self, setting: Setting, prompts: str, first: int) -> list[list[bool]]:
         """Of a block of answers, whether each declines, whether it ends and not in circles, whether it is language."""
-        self._activate(setting)
         block = self.prompts[prompts][first : first + BLOCK]
-        answers = list(whole_answers(self.llama, block, WHOLE_TOKENS, TEMPERATURE, seed=first))
+        answers = self._answers(setting, block, seed=first)
         self.llama.set_profiles([])
         readings = Fluency.throughout(self.llama, [answer.text for answer in answers])
         verdicts = [
@@ -239,6 +242,18 @@ class Trials:
             for answer, reading in zip(answers, readings, strict=True)
         ]
         return [[bool(each.declined), each.ends and not each.circles, bool(each.language)] for each in verdicts]
+
+    def _answers(self, setting: Setting, block: Sequence[Prompt], *, seed: int) -> list[WholeAnswer]:
+        """To prompts whose kinds are known: no head tells them yet."""
+        by_kind = any(self.experts[layer].by_kind for layer in setting.layers)
+        experts = [self.expert(prompt) if by_kind else "" for prompt in block]
+        found: dict[int, WholeAnswer] = {}
+        for expert in sorted(set(experts)):
+            self._activate(setting, expert)
+            places = [i for i, each in enumerate(experts) if each == expert]
+            own = whole_answers(self.llama, [block[i] for i in places], WHOLE_TOKENS, TEMPERATURE, seed=seed)
+            found.update(zip(places, own, strict=True))
+        return [found[i] for i in range(len(block))]
 
     def _preferences(self, setting: Setting, prompts: str) -> dict[str, float]:
         """What is said of a recipe that is judged by its pairs."""

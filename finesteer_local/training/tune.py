@@ -5,7 +5,7 @@ Each is chosen in turn, with what was chosen before it. What is tried is in `sea
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,6 +34,7 @@ def tune(
     folder: Path,
     progress: Progress,
     n_answers: int = ANSWERS,
+    expert: Callable[[Prompt], str] = lambda prompt: "",
     keep: bool = False,
 ) -> tuple[Trial, list[Trial]]:
     """Choose layers, strength, scope, answer strength and length decay with the gate held open.
@@ -48,12 +49,13 @@ def tune(
         learnt: whether the experts were learnt through the model.
         folder: trials are kept there, so that an interrupted run goes on.
         n_answers: of a trial, at most.
+        expert: the name of a prompt's expert, where these go by kind.
         keep: an interruption ends the tuning with the best so far, once anything was tried.
 
     Returns:
         The chosen trial and all trials.
     """
-    trials = Trials(llama, blank, experts, pairs, prompts, judge, learnt, folder, progress, n_answers)
+    trials = Trials(llama, blank, experts, pairs, prompts, judge, learnt, folder, progress, n_answers, expert)
     contenders = trials.contenders()
     trials.calibrate(own)
     chosen: Trial | None = None
