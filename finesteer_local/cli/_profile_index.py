@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -13,6 +12,8 @@ from typing import TYPE_CHECKING
 import click
 
 from finesteer_local import catalog
+from finesteer_local.cli._options import json_option
+from finesteer_local.cli._output import echo_json
 from finesteer_local.errors import ProfileMismatchError, UnknownNameError, one_line
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def register(profiles: click.Group) -> None:
 @click.argument("model", required=False)
 @click.option("--name", default="", metavar="NAME", help="Only profiles of this name.")
 @_index_option
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@json_option
 def search(model: str | None, name: str, index: str, as_json: bool) -> None:
     """Look for profiles for MODEL in the indexes, or list all that these have.
 
@@ -52,7 +53,7 @@ def search(model: str | None, name: str, index: str, as_json: bool) -> None:
 
     found = profile_index.search(name, _identity(model).fingerprint if model else "", only=index)
     if as_json:
-        click.echo(json.dumps([asdict(entry) for entry in found], ensure_ascii=False, indent=2))
+        echo_json([asdict(entry) for entry in found])
         return
     if not found:
         what = f"profile for {model}" if model else "profile"
@@ -116,8 +117,9 @@ def get(name: str, model: str | None, index: str, replace: bool) -> None:
     "-o", "--output", "folder", metavar="FOLDER", default="profiles", show_default=True, type=click.Path(path_type=Path)
 )
 @click.option("--not-for", multiple=True, metavar="TEXT", help="What it must not be used for; repeatable.")
+@click.option("--license", default="", metavar="NAME", help="Instead of the profile's own, such as Apache-2.0.")
 @click.option("--key", metavar="FILE", type=click.Path(path_type=Path), help="Sign with this secret key of minisign's.")
-def pack(profile: str, model: str | None, folder: Path, not_for: Sequence[str], key: Path | None) -> None:
+def pack(profile: str, model: str | None, folder: Path, not_for: Sequence[str], license: str, key: Path | None) -> None:
     """Write what the publisher of a profile uploads into FOLDER.
 
     That is the profile, its card (figures, data, what it must not be used for), its SHA-256, its signature, and its
@@ -135,7 +137,7 @@ def pack(profile: str, model: str | None, folder: Path, not_for: Sequence[str], 
         path = _own(profile, model)
     key = key.expanduser() if key else None
     password = click.prompt("Password of the key", hide_input=True, err=True) if key and is_encrypted(key) else None
-    packed = pack_profile(path, folder, not_for=not_for, key_file=key, password=password)
+    packed = pack_profile(path, folder, not_for=not_for, license=license, key_file=key, password=password)
     for file, what in ((packed.profile, "the profile"), (packed.card, "its card"), (packed.index, "the index")):
         click.echo(f"{file}: {what}")
     click.echo(f"SHA-256 {packed.sha256}", err=True)
