@@ -23,7 +23,6 @@ from finesteer_local.runtime.answer_watch import Opening, StatesOf
 from finesteer_local.runtime.check import Check, asked_for, checking
 from finesteer_local.runtime.compat import asks_reset
 from finesteer_local.runtime.control import ControlVector
-from finesteer_local.runtime.held_answers import HeldAnswers, TakenBack
 from finesteer_local.runtime.probe import steerable_layers
 from finesteer_local.runtime.prompt import (
     NOTHING,
@@ -34,6 +33,7 @@ from finesteer_local.runtime.prompt import (
     turn_start,
     unsteered_parts,
 )
+from finesteer_local.runtime.rewindable import RewindableLlama, TakenBack
 from finesteer_local.runtime.rpc import check_workers
 from finesteer_local.runtime.steered_request import (
     Seen,
@@ -52,7 +52,7 @@ from finesteer_local.steering import REPORT, REWIND, STEER, STOP, Decision
 _NEVER = 1 << 62  # a token index that no cache reaches
 
 
-class SteeredLlama(HeldAnswers):
+class SteeredLlama(RewindableLlama):
     """A drop-in `llama_cpp.Llama` with steering profiles.
 
     Chat and text completion, streaming, stop words, tools, logprobs and sampling are llama-cpp-python's own. While
