@@ -23,12 +23,13 @@ class Profile:
         key = self.keys.get
         if key("general.architecture") != "finesteer" or key("finesteer.format_version") != 1:
             raise ValueError("not a profile of format version 1")
-        if unknown := {*(key("finesteer.requires") or ())} - {"length_decay", "gate_window"}:
+        if unknown := {*(key("finesteer.requires") or ())} - {"length_decay", "gate_window", "experts_by_kind"}:
             raise ValueError(f"it requires {unknown}, which this reader does not know")
         self.kind = key("finesteer.gate.kind")
         self.layers = sorted(key("finesteer.layers"))
         self.strength = key("finesteer.strength")
         self.length_decay = key("finesteer.length_decay") or 0.0
+        self.by_kind = "experts_by_kind" in (key("finesteer.requires") or ())
         parts = key("finesteer.optional") or ()
         self.kind_names = key("finesteer.kinds.names") if "kinds" in parts else ()
         self.watches = "answer_gate" in parts
@@ -65,11 +66,17 @@ class Profile:
                 opened_at = t
         return scores, opened_at
 
-    def vector(self, layer, h):
-        """`C'alpha + U beta`, (n_embd,), for the last token's hidden state."""
+    def vector(self, layer, h, kinds):
+        """`C'alpha + U beta`, (n_embd,), for the last token's hidden state, or for the prompt's kinds."""
         at = {name: self.tensors.get(name) for name in expert_tensors(layer)}
         prototypes, weight, bias, basis, w0, b0, w2, b2 = at.values()
-        v = softmax(h @ weight + bias) @ prototypes
+        alpha = softmax(h @ weight + bias)
+        if self.by_kind and kinds:
+            of_kinds = zip(self.keys["finesteer.kinds.experts"], kinds.values(), strict=True)
+            labels = self.keys[f"finesteer.experts.{layer}.labels"]
+            shares = np.array([[p * (expert == label) for label in labels] for expert, p in of_kinds]).sum(axis=0)
+            alpha = shares / shares.sum() if shares.any() else alpha
+        v = alpha @ prototypes
         if basis is not None:
             v = v + basis @ (np.maximum(h @ w0 + b0, 0) @ w2 + b2)
         return v
@@ -80,8 +87,8 @@ class Profile:
         if g == 0 or self.strength == 0:
             return score, g, {}
         factor = (64 / min(max(n_tokens, 64), 512)) ** self.length_decay
-        h, scale = states[-1], np.float32(self.strength * factor * g)
-        return score, g, {layer: scale * self.vector(layer, h) for layer in self.layers}
+        h, kinds, scale = states[-1], self.kinds(states), np.float32(self.strength * factor * g)
+        return score, g, {layer: scale * self.vector(layer, h, kinds) for layer in self.layers}
 
 
 def expert_tensors(layer):

@@ -10,7 +10,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -95,34 +96,53 @@ def load_catalog() -> Mapping[str, ModelEntry]:
     )
 
 
-def pull_model(name: str, on_progress: Progress | None = None) -> Path:
-    """Fetch a model of the catalogue, unless its file is there already with the right SHA-256.
+def pull_model(name: str, on_progress: Progress | None = None, on_choice: Callable[[str], None] | None = None) -> Path:
+    """Fetch a model of the catalogue, unless its file is there already with the right SHA-256, or `hf:owner/repo`.
 
     Raises:
-        UnknownNameError: no such name in the catalogue.
+        UnknownNameError: no such name in the catalogue, or on the hub.
         DownloadError: the download failed, or is not the file it should be.
         StorageError: it cannot be written.
     """
+    from finesteer_local import sources
+
+    if sources.prefix_of(name) == "hf":
+        return sources.resolve(name, on_progress, on_choice, fresh=True)
     entry = load_catalog().get(name)
     if entry is None:
-        raise _unknown("model", name, load_catalog())
+        raise _unknown("model", name, load_catalog(), "or give hf:owner/repo")
     if _is_whole(entry) and sha256_of(entry.path) == entry.sha256:
         return entry.path
     return fetch(name, entry.parts, entry.size, entry.sha256, entry.path, on_progress)
 
 
-def resolve_model(name_or_path: str | os.PathLike[str], on_progress: Progress | None = None) -> Path:
-    """Turn a path, a name of the catalogue (pulled where needed) or the name of a file in `models_dir()` into a path.
+def resolve_model(
+    name_or_path: str | os.PathLike[str],
+    on_progress: Progress | None = None,
+    on_choice: Callable[[str], None] | None = None,
+) -> Path:
+    """Turn what names a model into a path.
+
+    That is a path, a name of the catalogue (pulled where needed), the name of a file in `models_dir()`, or a name of
+    `sources`: `hf:owner/repo` (fetched where needed), `ollama:NAME` and so on.
+
+    Args:
+        on_choice: called with one line where one of several quantisations was chosen.
 
     Raises:
-        ModelError: it looks like a path, and there is no such file.
+        ModelError: it looks like a path, and there is no such file; or another program's model cannot be opened.
         UnknownNameError: it looks like a name, and nothing has it.
         DownloadError, StorageError: see `pull_model`.
+        MissingExtraError: `hf:` without huggingface_hub.
     """
+    from finesteer_local import sources
+
     given = os.fspath(name_or_path)
     path = os.path.expanduser(given)
     if os.path.isfile(path):
         return Path(path)
+    if sources.prefix_of(given):
+        return sources.resolve(given, on_progress, on_choice)
     if entry := load_catalog().get(given):
         # The hash was checked when the file was pulled; the size shows a copy that was cut short since.
         return entry.path if _is_whole(entry) else pull_model(given, on_progress)
@@ -134,8 +154,10 @@ def resolve_model(name_or_path: str | os.PathLike[str], on_progress: Progress | 
         raise ModelError(f"{given!r} is a folder, not a model file")
     if _looks_like_path(given):
         raise ModelError(f"no such file: {given!r}")
+    if elsewhere := sources.similar(given):
+        raise UnknownNameError(f"unknown model {given!r}; did you mean {' or '.join(elsewhere[:3])}?")
     names = {*load_catalog(), *(model.name for model in installed)}
-    raise _unknown("model", given, names, "or give the path of a .gguf file")
+    raise _unknown("model", given, names, f"or give the path of a .gguf file, or {sources.FORMS}")
 
 
 def installed_models() -> list[InstalledModel]:
@@ -156,6 +178,10 @@ def remove_model(name: str) -> Path:
         UnknownNameError: no installed model has this name.
         StorageError: it cannot be deleted.
     """
+    from finesteer_local import sources
+
+    if sources.prefix_of(name):
+        raise UnknownNameError(f"{name} is not in the models folder; remove it with the program that keeps it")
     installed = {model.name: model.path for model in installed_models()}
     leftover = downloads_dir(name) if name in load_catalog() else None
     if leftover and leftover.is_dir():
@@ -192,6 +218,21 @@ def profile_paths(fingerprint: str) -> list[tuple[str, Path]]:
         if file.digits == fingerprint[:_N_DIGITS]:
             found.setdefault(file.name, file.path)
     return sorted(found.items())
+
+
+def profile_models() -> Iterator[tuple[str, int, int]]:
+    """Architecture, width and layers of the models that there are profiles for: what else cannot fit any.
+
+    Only the beginning of each file is read; a damaged one is left out.
+    """
+    from finesteer_local.gguf_file import DamagedGGUF, read_keys
+
+    keys = ("architecture", "embedding_length", "block_count")
+    for file in _profile_files():
+        with suppress(DamagedGGUF, OSError, KeyError):
+            values = read_keys(file.path).values
+            architecture, n_embd, n_layer = (values[f"finesteer.model.{key}"] for key in keys)
+            yield str(architecture), int(n_embd), int(n_layer)
 
 
 def resolve_profile(name_or_path: str | os.PathLike[str], identity: ModelIdentity) -> Path:

@@ -6,10 +6,12 @@ Servers are trusted as the operating system trusts them (truststore), and as `PI
 from __future__ import annotations
 
 import base64
+import errno
 import http.client
 import os
 import re
 import ssl
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
@@ -19,7 +21,7 @@ from urllib.parse import unquote, urlsplit
 
 from finesteer_local import __version__
 from finesteer_local.distribution import missing_extra
-from finesteer_local.errors import DownloadError
+from finesteer_local.errors import DownloadError, StorageError
 from finesteer_local.paths import sha256_of
 
 Progress = Callable[[int, int], None]
@@ -27,6 +29,7 @@ Progress = Callable[[int, int], None]
 
 _BLOCK = 1 << 18
 _TIMEOUT = 30.0
+_SLOW_SECONDS, _SLOW_BYTES = 60.0, 1 << 14  # a server that sends less than that in this time has stalled
 _HUB = re.compile(r"hf:([\w.-]{1,96})/([\w.-]{1,96})/([^@\\]{1,400}?)(?:@([\w./-]{1,100}))?")
 
 
@@ -43,6 +46,7 @@ def download(
     checked: bool,
     headers: Mapping[str, str] | None = None,
     on_progress: Progress | None = None,
+    resume: bool = False,
 ) -> None:
     """Fetch `source` to `target`.
 
@@ -51,7 +55,8 @@ def download(
             `@revision` where it is not the main one.
         limit: most bytes that are taken.
         checked: whether the caller knows the SHA-256; only then plain http is taken.
-        headers: of the request, on the web.
+        headers: of the request, on the web; `Authorization` is for the named host alone.
+        resume: `target` may hold the beginning already, and keeps what came when the rest fails.
 
     Raises:
         DownloadError: it cannot be fetched, stops half-way, is too large, or is not what the hub says it is.
@@ -60,7 +65,7 @@ def download(
     if source.startswith("hf:"):
         _from_hub(source, target, limit)
     else:
-        _from_web(source, target, limit, checked, headers or {}, on_progress)
+        _from_web(source, target, limit, checked, headers or {}, on_progress, resume)
 
 
 class _SameSafety(urllib.request.HTTPRedirectHandler):
@@ -78,7 +83,12 @@ class _SameSafety(urllib.request.HTTPRedirectHandler):
 def _request(source: str, headers: Mapping[str, str]) -> urllib.request.Request:
     parts = urlsplit(source)
     user, _, host = parts.netloc.rpartition("@")
-    request = urllib.request.Request(parts._replace(netloc=host).geturl(), headers=dict(headers))
+    request = urllib.request.Request(parts._replace(netloc=host).geturl())
+    for key, value in headers.items():
+        if key.lower() == "authorization":
+            request.add_unredirected_header(key, value)
+        else:
+            request.add_header(key, value)
     if user:
         name, _, password = user.partition(":")
         pair = base64.b64encode(f"{unquote(name)}:{unquote(password)}".encode()).decode()
@@ -97,7 +107,13 @@ def _trust() -> ssl.SSLContext:
 
 
 def _from_web(
-    source: str, target: Path, limit: int, checked: bool, headers: Mapping[str, str], on_progress: Progress | None
+    source: str,
+    target: Path,
+    limit: int,
+    checked: bool,
+    headers: Mapping[str, str],
+    on_progress: Progress | None,
+    resume: bool,
 ) -> None:
     try:
         request = _request(source, headers)
@@ -120,28 +136,47 @@ def _from_web(
         _SameSafety(),
     ):
         opener.add_handler(handler)
+    have = target.stat().st_size if resume and target.is_file() else 0
+    if have:
+        request.add_header("Range", f"bytes={have}-")
     try:
-        with opener.open(request, timeout=_TIMEOUT) as answer, target.open("wb") as file:
-            announced = int(answer.headers.get("Content-Length") or 0)
-            if announced > limit:
-                raise DownloadError(f"cannot fetch {url}: it has {announced:,} bytes, more than {limit:,}")
-            done = 0
-            while block := answer.read(_BLOCK):
-                done += len(block)
-                if done > limit:
-                    raise DownloadError(f"cannot fetch {url}: it has more than {limit:,} bytes")
-                file.write(block)
-                if on_progress:
-                    on_progress(done, announced)
-            if announced and done != announced:
-                raise DownloadError(f"cannot fetch {url}: it stopped at {done:,} of {announced:,} bytes; try again")
+        with opener.open(request, timeout=_TIMEOUT) as answer:
+            if have and not str(answer.headers.get("Content-Range", "")).startswith(f"bytes {have}-"):
+                have = 0  # the server sends all of it again
+            with target.open("ab" if have else "wb") as file:
+                _receive(url, answer, file, have, limit, on_progress)
     except DownloadError:
         raise
     except urllib.error.HTTPError as error:
         raise DownloadError(f"cannot fetch {url}: the server says {error.code} {error.reason}") from error
     except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageError(f"cannot write {target}: no space left on this disk; free some and try again") from error
         reason = getattr(error, "reason", None) or error
         raise DownloadError(f"cannot fetch {url}: {' '.join(str(reason).split())[:200]}") from error
+
+
+def _receive(url: str, answer: Any, file: IO[bytes], done: int, limit: int, on_progress: Progress | None) -> None:
+    """Write what comes to `file`, which has `done` bytes."""
+    length = int(answer.headers.get("Content-Length") or 0)
+    announced = done + length if length else 0
+    if announced > limit:
+        raise DownloadError(f"cannot fetch {url}: it has {announced:,} bytes, more than {limit:,}")
+    since, then = time.monotonic(), done
+    # read1: what is there now, so that a server that trickles is seen, and what came is on the disk.
+    while block := answer.read1(_BLOCK):
+        done += len(block)
+        if done > limit:
+            raise DownloadError(f"cannot fetch {url}: it has more than {limit:,} bytes")
+        file.write(block)
+        if on_progress:
+            on_progress(done, announced)
+        if time.monotonic() - since > _SLOW_SECONDS:
+            if done - then < _SLOW_BYTES:
+                raise DownloadError(f"cannot fetch {url}: the server has stalled; try again")
+            since, then = time.monotonic(), done
+    if announced and done != announced:
+        raise DownloadError(f"cannot fetch {url}: it stopped at {done:,} of {announced:,} bytes; try again")
 
 
 def _from_hub(source: str, target: Path, limit: int) -> None:

@@ -21,6 +21,8 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader, GGUFValueTy
 _VERSIONS = (2, 3)
 _MAX_NAME = 64  # GGML_MAX_NAME
 _MAX_DIMS = 4  # GGML_MAX_DIMS
+_MAX_KEYS = 1 << 16
+_LONG_LIST = 4096  # items
 _LAYOUTS = {
     GGUFValueType.UINT8: "<B",
     GGUFValueType.INT8: "<b",
@@ -75,6 +77,20 @@ def read_header(path: Path, *, max_items: int) -> Header:
         return walk.header()
 
 
+def read_keys(path: Path) -> Header:
+    """Read the values that come before the vocabulary, and everything where the vocabulary is small.
+
+    All writers put a model's own keys (`general.*`, then those of its architecture) before the tokenizer's, whose lists
+    of hundreds of thousands of texts take longer to step over than all the rest.
+
+    Raises:
+        DamagedGGUF: it is damaged or cut short before that.
+        OSError: it cannot be read.
+    """
+    with _walking(path, _MAX_KEYS) as walk:
+        return walk.header(_LONG_LIST)
+
+
 def open_gguf(path: Path, *, max_items: int) -> GGUFReader:
     """As `read_header`, but gives the gguf package's reader, with all values and tensors.
 
@@ -106,7 +122,8 @@ class _Walk:
         self.data, self.at, self.items_left = data, 0, max_items
         self.field = ""  # the key or tensor being read, for messages
 
-    def header(self) -> Header:
+    def header(self, longest: int | None = None) -> Header:
+        """The header, or what comes before the first list of texts that has more than `longest` of them."""
         header = Header()
         self.skip(4)  # the magic, which the caller knows
         version, n_tensors, n_keys = self.take("<IQQ")
@@ -119,6 +136,8 @@ class _Walk:
                 raise ValueError(f"twice the key {key}")
             kind = GGUFValueType(*self.take("<I"))
             if kind == GGUFValueType.ARRAY:
+                if longest is not None and self.ahead() > longest:
+                    return header
                 header.arrays[key] = self.array()
             else:
                 header.values[key] = self.text() if kind == GGUFValueType.STRING else self.take(_LAYOUTS[kind])[0]
@@ -172,13 +191,22 @@ class _Walk:
         self.skip(length)
         return self.data[start : self.at].decode()
 
+    def ahead(self) -> int:
+        """How many texts the list has that begins here; 0 for a list of anything else."""
+        number, n_items = struct.unpack_from("<IQ", self.data, self.at)
+        return n_items if number == GGUFValueType.STRING else 0
+
     def array(self) -> tuple[GGUFValueType, int]:
         number, n_items = self.take("<IQ")
         kind = GGUFValueType(number)
         self.count(n_items)
         if kind == GGUFValueType.STRING:
+            # A vocabulary has hundreds of thousands of them: nothing in this loop but what must be.
+            data, at, length = self.data, self.at, struct.Struct("<Q").unpack_from
             for _ in range(n_items):
-                self.skip(*self.take("<Q"))
+                at += 8 + length(data, at)[0]
+            self.at = at
+            self.skip(0)
         else:
             self.skip(n_items * struct.calcsize(_LAYOUTS[kind]))  # an array of arrays has no layout
         return kind, n_items

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from finesteer_local import paths
-from finesteer_local.errors import FineSteerError, ModelError
+from finesteer_local.errors import ModelError
+from finesteer_local.small_cache import SmallCache
+from finesteer_local.split_model import split_parts
 
-_CACHE_LIMIT = 200
+_identities = SmallCache("identities.json")
 _READING = "2|"  # what is checked when a file is read; what was read with fewer checks is read again
 _MAX_ITEMS = 1 << 24  # keys, tokens, merges, tensors of one file
 
@@ -46,7 +46,7 @@ def read_model_identity(path: str | Path) -> ModelIdentity:
         ModelError: the file is missing, cut short, not GGUF, or not a language model.
     """
     path = Path(path)
-    parts = _parts(path)
+    parts = split_parts(path)
     stats = []
     for part in parts:
         try:
@@ -57,35 +57,18 @@ def read_model_identity(path: str | Path) -> ModelIdentity:
     key = _READING + "|".join(
         f"{part.resolve()}:{s.st_size}:{s.st_mtime_ns}" for part, s in zip(parts, stats, strict=True)
     )
-    cache_file = paths.cache_dir() / "identities.json"
-    known: dict[str, Any] = {}
-    with contextlib.suppress(OSError, ValueError):
-        read = json.loads(cache_file.read_text(encoding="utf-8"))
-        known = read if isinstance(read, dict) else {}
-    with contextlib.suppress(KeyError, TypeError):
-        return ModelIdentity(**known[key])
+    with contextlib.suppress(TypeError):
+        return ModelIdentity(**_identities.get(key))
     identity = _read(path, parts)
-    known = dict([*list(known.items())[-_CACHE_LIMIT:], (key, asdict(identity))])
-    # A cache that cannot be written costs time, never the answer.
-    with contextlib.suppress(FineSteerError, OSError), paths.atomic_write(cache_file) as temporary:
-        temporary.write_text(json.dumps(known, indent=1), encoding="utf-8")
+    _identities.keep(key, asdict(identity))
     return identity
 
 
 def check_first_part(path: Path) -> None:
     """Raise `ModelError` for a later part of a split model: llama.cpp opens it by its first."""
-    first = _parts(path)[0]
+    first = split_parts(path)[0]
     if path != first:
         raise ModelError(f"{path} is a later part of a split model; give its first: {first}")
-
-
-def _parts(path: Path) -> list[Path]:
-    """The files of a split model (llama.cpp: `name-00001-of-00003.gguf`), or the one file."""
-    stem, _, count = path.stem.rpartition("-of-")
-    base, _, number = stem.rpartition("-")
-    if path.suffix != ".gguf" or not (count.isdigit() and number.isdigit() and len(number) == 5 and base):
-        return [path]
-    return [path.with_name(f"{base}-{i:05d}-of-{count}.gguf") for i in range(1, int(count) + 1)]
 
 
 def _read(path: Path, parts: list[Path]) -> ModelIdentity:

@@ -70,7 +70,7 @@ def check_writes_text(path: Path, header: Header) -> None:
     """Check that the model writes text, token by token.
 
     Embedding models and rerankers say so by how their tokens are pooled, encoders by attention in both directions or by
-    their tensors.
+    their tensors; a vision projector and an adapter are no models, but files beside one.
 
     Raises:
         ModelError: it does not.
@@ -79,6 +79,12 @@ def check_writes_text(path: Path, header: Header) -> None:
     architecture = values.get("general.architecture")
     if not isinstance(architecture, str):
         return
+    if architecture == "clip" or values.get("general.type") == "mmproj":
+        raise ModelError(
+            one_line(f"{path} is the vision projector (mmproj) that goes beside a model; give the model's own file")
+        )
+    if values.get("general.type") == "adapter":
+        raise ModelError(one_line(f"{path} is an adapter, not a model; give the file of a model"))
     reranks = values.get(f"{architecture}.pooling_type") == _RANK or any(
         name.startswith(("cls.", "classifier.")) for name in tensors
     )

@@ -268,6 +268,12 @@ def _validate(profile: Profile) -> None:
         check_answer_gate(profile.answer_gate, model.n_embd, model.n_layer)
     for layer, experts in profile.experts.items():
         _validate_experts(layer, experts, model.n_embd)
+        require(
+            experts.by_kind == any(each.by_kind for each in profile.experts.values()), "layers", "not all go by kind"
+        )
+        if experts.by_kind:
+            known = {kind.expert for kind in profile.kinds.kinds} if profile.kinds else set()
+            require(bool(known & set(experts.labels)), f"experts.{layer}.labels", "no kind names one of these experts")
 
 
 def _validate_gate(gate: Gate, n_embd: int) -> None:

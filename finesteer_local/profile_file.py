@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ Array = NDArray[np.float32]
 
 LENGTH_DECAY = "length_decay"
 GATE_WINDOW = "gate_window"
-FEATURES = frozenset({LENGTH_DECAY, GATE_WINDOW})
+EXPERTS_BY_KIND = "experts_by_kind"
+FEATURES = frozenset({LENGTH_DECAY, GATE_WINDOW, EXPERTS_BY_KIND})
 """What this version knows of the names that `finesteer.requires` may hold: later additions that change a decision."""
 KINDS = "kinds"
 ANSWER_GATE = "answer_gate"
@@ -94,7 +96,9 @@ def write_profile(profile: Profile, path: Path) -> None:
     writer.add_float64("finesteer.strength", profile.strength)
     writer.add_float64("finesteer.answer_strength", profile.answer_strength)
     window = getattr(profile.gate, "window", 0)
-    if required := [name for name, used in ((LENGTH_DECAY, profile.length_decay), (GATE_WINDOW, window)) if used]:
+    by_kind = any(experts.by_kind for experts in profile.experts.values())
+    used = {LENGTH_DECAY: profile.length_decay, GATE_WINDOW: window, EXPERTS_BY_KIND: by_kind}
+    if required := [name for name, value in used.items() if value]:
         writer.add_array("finesteer.requires", required)
     if profile.length_decay:
         writer.add_float64("finesteer.length_decay", profile.length_decay)
@@ -115,6 +119,8 @@ def write_profile(profile: Profile, path: Path) -> None:
     if profile.kinds is not None:
         writer.add_array("finesteer.kinds.names", list(profile.kinds.names))
         add_text("finesteer.kinds.about", _about_json(profile.kinds))
+        if by_kind:
+            writer.add_array("finesteer.kinds.experts", [kind.expert for kind in profile.kinds.kinds])
         for name in _KINDS_NUMBERS:
             writer.add_float64(f"finesteer.kinds.{name}", getattr(profile.kinds, name))
         for name in _KINDS_TENSORS:
@@ -262,6 +268,7 @@ class _File:
         )
         layers = self.layers()
         optional = self.texts("finesteer.optional")
+        by_kind = EXPERTS_BY_KIND in self.texts("finesteer.requires")
         parts: dict[str, Any] = {
             "name": self.text("general.name"),
             "description": self.text("general.description", optional=True),
@@ -269,7 +276,7 @@ class _File:
             "model": model,
             "gate": self.gate(),
             "gate_layer": self.count("finesteer.gate.layer"),
-            "experts": {layer: self.experts(layer, model.n_embd) for layer in layers},
+            "experts": {layer: self.experts(layer, model.n_embd, by_kind) for layer in layers},
             "strength": self.number("finesteer.strength"),
             "answer_strength": self.number("finesteer.answer_strength", default=1.0),
             "length_decay": self.number("finesteer.length_decay", default=0.0),
@@ -323,7 +330,7 @@ class _File:
         made: Gate = gate(**arguments)
         return made
 
-    def experts(self, layer: int, n_embd: int) -> Experts:
+    def experts(self, layer: int, n_embd: int, by_kind: bool) -> Experts:
         if any(name.startswith(f"residual.{layer}.") for name in self.tensors):
             arrays = {attribute: self.tensor(name.format(layer)) for name, attribute in _EXPERT_TENSORS}
         else:
@@ -336,14 +343,19 @@ class _File:
                 ("output_bias", (0,)),
             ):
                 arrays[attribute] = np.zeros(shape, np.float32)
-        return Experts(**arrays, labels=tuple(self.texts(f"finesteer.experts.{layer}.labels")))
+        return Experts(**arrays, labels=tuple(self.texts(f"finesteer.experts.{layer}.labels")), by_kind=by_kind)
 
     def kinds(self) -> Kinds:
         about = self.json_object("finesteer.kinds.about") if "finesteer.kinds.about" in self.fields else {}
         arrays: dict[str, Any] = {name: self.tensor(f"kinds.{name}") for name in _KINDS_TENSORS}
         arrays |= {name: self.number(f"finesteer.kinds.{name}") for name in _KINDS_NUMBERS}
-        names = self.texts("finesteer.kinds.names")
-        return Kinds(tuple(self.kind(name, about.get(name, {})) for name in names), **arrays)
+        names, experts = self.texts("finesteer.kinds.names"), self.texts("finesteer.kinds.experts")
+        if len(experts or names) != len(names):
+            raise self.error(f"key finesteer.kinds.experts has {len(experts)} entries for {len(names)} kinds")
+        kinds = [self.kind(name, about.get(name, {})) for name in names]
+        if experts:
+            kinds = [replace(kind, expert=expert) for kind, expert in zip(kinds, experts, strict=True)]
+        return Kinds(tuple(kinds), **arrays)
 
     def answer_gate(self) -> AnswerGate:
         values: dict[str, Any] = {name: self.count(f"finesteer.answer_gate.{name}") for name in _ANSWER_COUNTS}

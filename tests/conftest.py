@@ -112,6 +112,30 @@ def tiny_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 
 
 @pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """PyTorch computes in one thread: tests beside each other would wait for each other's."""
+    import torch  # only tests of training load it
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def short_answers() -> Iterator[None]:
+    """Training asks the model for a few tokens at a time: a random model ends no answer."""
+    from finesteer_local.training import learn, own_answers, trials
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(learn, "REPLY_TOKENS", 6)
+        patch.setattr(trials, "ANSWER_TOKENS", 6)
+        patch.setattr(trials, "WHOLE_TOKENS", 6)
+        patch.setattr(own_answers, "TOKENS", 6)
+        yield
+
+
+@pytest.fixture(scope="module")
 def server(tiny: Path, profile: Profile) -> Iterator[Served]:
     """The tiny model, served with the `profile` of the test's module."""
     from serving import served

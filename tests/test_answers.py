@@ -15,7 +15,7 @@ from finesteer_local.evaluation.interventions import UNSTEERED, MapSteering, Pro
 from finesteer_local.evaluation.journal import Journal
 from finesteer_local.runtime.prompt import greedy_answer
 from reference import plain_llama, steered_llama
-from tiny import make_profile, write_tiny_model
+from tiny import make_answer_gate, make_profile, write_tiny_model
 
 TALKS = [
     [{"role": "user", "content": "hello"}],
@@ -128,6 +128,33 @@ def test_where_nobody_asks_how_long_it_takes_none_is_alone(tiny: Path, asked: li
     found = answer_all(steered_llama(tiny), steering, REQUESTS, Journal(), timed=False)
     assert [a.text for a in found] == [a.text for a in apart]
     assert not asked and all(a.seconds is None for a in found)
+
+
+@pytest.mark.parametrize("timed", [True, False])
+def test_answers_that_are_read_are_written_to_the_end(tiny: Path, timed: bool) -> None:
+    """A shut gate on the prompt says nothing of the answer."""
+    n_embd = steered_llama(tiny).n_embd()
+
+    def steering(threshold: float) -> ProfileSteering:
+        watching = make_answer_gate(n_embd, threshold=threshold, first=3, action="rewind")
+        return ProfileSteering((make_profile(tiny, gate="closed", strength=3, answer_gate=watching),))
+
+    plain = answer_all(steered_llama(tiny), UNSTEERED, REQUESTS, Journal())
+    at_once, never = (
+        answer_all(steered_llama(tiny), steering(threshold), REQUESTS, Journal(), timed=timed)
+        for threshold in (-1e6, 1e6)
+    )
+    for own, mine, shut in zip(plain, at_once, never, strict=True):
+        assert mine.text != own.text and shut.text == own.text
+        assert mine.reading.watched and mine.reading.answer_at == 3 and 0 <= mine.reading.taken_back <= 3
+        assert mine.reading.g == 0 and mine.reading.differs
+        assert shut.reading.watched and shut.reading.answer_at is None and not shut.reading.differs
+
+
+def test_a_gate_on_the_answer_is_another_method(tiny: Path) -> None:
+    profile = make_profile(tiny)
+    watching = ProfileSteering((make_profile(tiny, answer_gate=make_answer_gate(profile.model.n_embd)),))
+    assert watching.digest != ProfileSteering((profile,)).digest
 
 
 def test_an_interrupted_run_of_many_goes_on(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

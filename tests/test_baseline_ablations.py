@@ -18,7 +18,7 @@ from finesteer_local.evaluation.baselines.ablations import (
 )
 from finesteer_local.profile import Profile
 from finesteer_local.steering import AlwaysGate, ContrastiveGate, SubspaceGate
-from tiny import make_gate, make_profile
+from tiny import make_gate, make_kinds, make_profile
 
 RNG = np.random.default_rng(0)
 TURN = RNG.standard_normal((5, 64)).astype(np.float32)
@@ -34,6 +34,15 @@ def test_without_gate(tiny: Path) -> None:
     opened = without_gate(profile)
     assert np.array_equal(vector(opened), vector(replace(profile, gate=AlwaysGate())))
     assert isinstance(opened.gate, AlwaysGate) and opened.strength == 2
+
+
+def test_without_gate_the_kinds_are_still_told(tiny: Path) -> None:
+    kinds = make_kinds(64, np.random.default_rng(0))
+    profile = make_profile(tiny, gate="selective", kinds=kinds)
+    opened = without_gate(profile)
+    for i in range(8):
+        closed, decision = (each.decide(TURN[::-1] * i - i) for each in (profile, opened))
+        assert decision.g == 1 and decision.kinds == closed.kinds
 
 
 @pytest.mark.parametrize("shares", [[0.1, 0.2, 0.3, 0.4], None])

@@ -18,9 +18,7 @@ from tiny import write_tiny_model
 torch = pytest.importorskip("torch")
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def telling(material: Material) -> Material:

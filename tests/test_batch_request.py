@@ -8,7 +8,7 @@ import pytest
 
 from batching import Batch
 from finesteer_local.errors import PromptError
-from finesteer_local.runtime.batch import Sampling, Steer, active_steering, chat_request, completion_request
+from finesteer_local.runtime.batch import Sampling, Steer, chat_request, completion_request
 from finesteer_local.runtime.constraint import json_schema
 from reference import plain_llama, steered_llama
 from tiny import make_profile, write_tiny_model
@@ -95,7 +95,7 @@ def test_a_template_that_rejects_the_chat(tmp_path: Path) -> None:
 
 def test_the_active_steering_of_a_model(tiny: Path) -> None:
     llama = steered_llama(tiny)
-    assert active_steering(llama) == ()
+    assert llama.steer == ()
     profile = make_profile(tiny)
     llama.set_profiles([profile], strength=0.5, scope="turn")
-    assert active_steering(llama) == (Steer(profile, 0.5, "turn"),)
+    assert llama.steer == (Steer(profile, 0.5, "turn"),)

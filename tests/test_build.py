@@ -114,7 +114,7 @@ def test_what_pypi_shows(installed: Path) -> None:
     shown = BytesParser(policy=default).parsebytes(path.read_bytes())
     assert {"Homepage", "Documentation", "Issues"} <= {line.split(",")[0] for line in shown.get_all("Project-URL")}
     assert shown["License-Expression"] == "Apache-2.0" and shown["Author"]
-    assert set(shown.get_all("Provides-Extra")) == {"train", "serve", "hub", "transformers"}
+    assert set(shown.get_all("Provides-Extra")) == {"train", "serve", "hub", "sign", "transformers"}
     text = str(shown.get_payload())
     version, [repository] = (
         shown["Version"],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from finesteer_local.cli import COMMANDS
 from finesteer_local.errors import MissingExtraError
 from finesteer_local.identity import read_model_identity
 from finesteer_local.profile import Profile
-from finesteer_local.training import learn, trials
 from finesteer_local.training import train as module
 from tiny import make_profile
 
@@ -59,17 +57,7 @@ def contrast(tmp_path: Path) -> Path:
     return write(tmp_path / "contrast.jsonl", [{"prompt": f"what is {i}?"} for i in range(N_CONTRAST)])
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick() -> Iterator[None]:
-    import torch
-
-    threads = torch.get_num_threads()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(learn, "REPLY_TOKENS", 4)
-        patch.setattr(trials, "ANSWER_TOKENS", 4)
-        patch.setattr(trials, "WHOLE_TOKENS", 4)
-        yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread", "short_answers")
 
 
 STAGES = {"asking the model": 43.6, "tuning": 91.2, "reading prompts": 176.9, "training the gate": 0.3}

@@ -9,7 +9,7 @@ import pytest
 
 from finesteer_local.runtime import open_model
 from finesteer_local.training import effort as module
-from finesteer_local.training.effort import EFFORTS, SETTING_UP, Deadline, Pace, fitting
+from finesteer_local.training.effort import EFFORTS, LAST_PART, MIN_WATCHED, SETTING_UP, Deadline, Pace, fitting
 from finesteer_local.training.model_data import ModelData
 from test_train import training_data
 
@@ -22,7 +22,7 @@ def test_more_time_is_more_of_everything(learns: bool) -> None:
     for name in ("share", "lessons", "answers"):
         values = [getattr(plan, name) for plan in plans]
         assert values == sorted(values) and values[0] < values[-1]
-    assert plans[-1] == EFFORTS["full"]
+    assert plans[-1] == replace(EFFORTS["full"], watched=0)  # no answers are watched at this pace
     assert {plan.prompts for plan in plans} == {None}  # the gate takes what time is left
 
 
@@ -39,16 +39,26 @@ def test_a_slower_machine_does_less() -> None:
 
 
 def test_too_little_time_is_what_is_quickest() -> None:
-    assert fitting(0.01, PACE, learns=True, judge="refusal") == replace(EFFORTS["quick"], prompts=None)
+    assert fitting(0.01, PACE, learns=True, judge="refusal") == replace(EFFORTS["quick"], prompts=None, watched=0)
 
 
 def test_seconds_add_up() -> None:
-    for learns, work in ((True, 640 * 0.5), (False, 160 * 0.2 * module._PAIR)):
+    for learns, work in ((True, EFFORTS["standard"].lessons * 0.5), (False, 160 * 0.2 * module._PAIR)):
         name = "refusal, learnt" if learns else "refusal"
         answers = module.OWN_ANSWERS + module._TRIALS[name] * 32
         wanted = work + answers * 0.2
         assert PACE.first_part(EFFORTS["standard"], learns=learns, judge="refusal") == pytest.approx(wanted)
     assert PACE.gate(1000) == pytest.approx(10 + 1000 * module.FIT_SECONDS)
+
+
+def test_answers_are_watched_in_a_part_of_the_time() -> None:
+    pace = replace(PACE, watched=0.5)
+    plans = [fitting(minutes, pace, learns=True, judge="refusal").watched for minutes in (1, 10, 20, 300)]
+    assert plans[0] == 0  # a few answers teach nothing
+    assert MIN_WATCHED <= plans[1] < plans[2] < plans[3] == EFFORTS["full"].watched
+    assert pace.answers_gate(plans[1]) <= 600 * LAST_PART
+    amounts = [each.watched for each in EFFORTS.values()]
+    assert amounts == sorted(amounts) and amounts[0] >= MIN_WATCHED
 
 
 def test_what_was_learnt_from_more_or_less_is_kept_apart() -> None:
@@ -62,6 +72,7 @@ def test_a_machine_is_measured(tiny: Path, tmp_path: Path) -> None:
     llama = open_model(tiny, n_threads=1)
     pace = Pace.measured(ModelData(llama, data, tmp_path / "run"), data, 1)
     assert pace.read > 0 and pace.answer > 0 and pace.lesson == 0  # nothing is learnt through it
+    assert pace.watched == 0
     assert not any((tmp_path / "run").iterdir())
 
 
@@ -73,3 +84,5 @@ def test_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     now[0] = 140.0
     assert deadline.left == -10
     assert Deadline(None).left == float("inf")
+    now[0] = 100.0
+    assert Deadline(30).sooner(20).left == 10 and Deadline(None).sooner(20).left == float("inf")

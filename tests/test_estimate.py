@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from finesteer_local import training
 from finesteer_local.errors import ModelError
@@ -16,14 +14,7 @@ from finesteer_local.training.effort import EFFORTS, SETTING_UP, Pace
 from test_train import training_data
 from tiny import write_tiny_model
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads would wait for each other here."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
@@ -32,7 +23,7 @@ def paced(tiny: Path, monkeypatch: pytest.MonkeyPatch):
 
     def told(pace: Pace, **options: Any) -> float:
         monkeypatch.setattr(estimate, "load_recipe", lambda name: training_data())
-        monkeypatch.setattr(Pace, "measured", lambda *_: pace)
+        monkeypatch.setattr(Pace, "measured", lambda *_, **__: pace)
         return training.estimate_seconds(tiny, **options)
 
     return told
@@ -53,6 +44,13 @@ def test_no_longer_than_it_may_take_and_no_longer_than_it_needs(paced) -> None:
     assert paced(slow, minutes=1) > 60  # less cannot be done
 
 
+def test_answers_that_are_watched_take_their_time(paced) -> None:
+    pace = Pace(answer=0.1, read=0.01, lesson=0)
+    watching = Pace(answer=0.1, read=0.01, lesson=0, watched=0.5)
+    more = paced(watching, quality="full") - paced(pace, quality="full")
+    assert more == pytest.approx(0.5 * EFFORTS["full"].watched)
+
+
 def test_more_is_longer(paced) -> None:
     pace = Pace(answer=0.1, read=0.01, lesson=0)
     seconds = [paced(pace, quality=quality) for quality in EFFORTS]
@@ -67,7 +65,7 @@ def test_a_model_that_cannot_be_learnt_through(tiny: Path, monkeypatch: pytest.M
     monkeypatch.setattr(estimate, "load_recipe", lambda name: training_data())
     monkeypatch.setattr(estimate, "learns_by_itself", lambda llama, judge: True)
     monkeypatch.setattr(estimate, "weights_of", weights_of)
-    monkeypatch.setattr(Pace, "measured", lambda harvest, data, layer, weights: (seen.append(weights), PACE)[1])
+    monkeypatch.setattr(Pace, "measured", lambda harvest, data, layer, weights, **_: (seen.append(weights), PACE)[1])
     assert training.estimate_seconds(tiny) > 0 and seen == [None]
 
 

@@ -71,7 +71,7 @@ def test_a_choice_that_cannot_be_kept_is_made_all_the_same(chosen, monkeypatch: 
     def refuse(path: Path) -> None:
         raise StorageError("no room")
 
-    monkeypatch.setattr(module.paths, "atomic_write", refuse)
+    monkeypatch.setattr(paths, "atomic_write", refuse)
     assert chosen(1.0, 2.0) is Int8Reader
     assert chosen(2.0, 1.0) is Harvester
 

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from gguf import GGUFReader, GGUFWriter
 
-from finesteer_local import identity as identity_module
 from finesteer_local import paths
 from finesteer_local.errors import ModelError, StorageError
 from finesteer_local.identity import ModelIdentity, read_model_identity
@@ -161,13 +160,6 @@ class TestCache:
             cache.write_text(json.dumps({key: entry}))
             assert read_model_identity(path) == identity
         assert len(opened) == 6
-
-    def test_it_does_not_grow_without_end(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(identity_module, "_CACHE_LIMIT", 3)
-        for i in range(6):
-            read_model_identity(write_tiny_model(tmp_path / f"{i}.gguf", seed=i))
-        kept = json.loads((paths.cache_dir() / "identities.json").read_text())
-        assert [Path(key.split(":")[0]).name for key in kept] == ["2.gguf", "3.gguf", "4.gguf", "5.gguf"]
 
     def test_a_cache_that_cannot_be_written_costs_nothing_but_time(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

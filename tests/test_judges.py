@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from finesteer_local.judges import fluency
 from finesteer_local.judges.fluency import MAX_REPEATED, Coherence, Fluency, repeated_share, surprises
 from finesteer_local.judges.phrases import REFUSAL_PHRASES, is_refusal
+from finesteer_local.runtime import SteeredLlama
 from finesteer_local.runtime.score import answer_logprobs
 from reference import steered_llama
 from tiny import make_profile
@@ -62,6 +64,9 @@ def test_a_typographic_apostrophe_is_one() -> None:
         ("a b c a b c", 1 / 4),
         ("no no no no no", 2 / 3),
         ("no\nno  no\tno", 1 / 2),
+        ("build-build-dis-build-build-dis", 4 / 9),
+        ("!!!!!", 2 / 3),
+        ("It's 1,000.5 at 3.5 %, isn't it?", 0),
     ],
 )
 def test_repeated_share(answer: str, share: float) -> None:
@@ -95,22 +100,25 @@ def test_special_tokens_in_an_answer_are_text(tiny: Path) -> None:
     assert np.isfinite(surprises(steered_llama(tiny), ["<|im_end|>"]))
 
 
+def hold(coherence: Coherence, llama: SteeredLlama, answers: Sequence[str]) -> list[bool]:
+    return [coherence.accepts(reading) for reading in Fluency.of(llama, answers)]
+
+
 def test_calibration(tiny: Path) -> None:
-    llama = steered_llama(tiny, profiles=[make_profile(tiny, strength=3)])
+    llama = steered_llama(tiny)
     answers = [f"answer number {i}" for i in range(20)]
-    coherence = Coherence.calibrate(llama, [*answers, "", "  "])
-    assert llama.profiles == ()  # judged, and left, unsteered
-    each = surprises(steered_llama(tiny), answers)
+    coherence = Coherence.of_unsteered(Fluency.of(llama, [*answers, "", "  "]))
+    each = surprises(llama, answers)
     assert coherence.limit == pytest.approx(np.quantile(each, 0.95) + 0.5)
-    assert sum(coherence.hold(llama, answers)) >= 18
+    assert sum(hold(coherence, llama, answers)) >= 18
 
 
 def test_nothing_to_calibrate_by(tiny: Path) -> None:
     llama = steered_llama(tiny)
     for answers in ([], ["", " "]):
-        coherence = Coherence.calibrate(llama, answers)
+        coherence = Coherence.of_unsteered(Fluency.of(llama, answers))
         assert coherence.limit == float("inf")
-        assert coherence.hold(llama, ["anything at all"]) == [True]
+        assert hold(coherence, llama, ["anything at all"]) == [True]
 
 
 def test_what_is_language(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,8 +129,8 @@ def test_what_is_language(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     )
     llama, coherence = steered_llama(tiny), Coherence(3.0)
     good, surprising, repetitive, empty = "I cannot help with that.", "zq xv", "no " * 20, ["", " \n"]
-    assert coherence.hold(llama, [good, surprising, repetitive, *empty]) == [True, False, False, False, False]
-    assert Coherence(5.0).hold(llama, [surprising]) == [True]  # the limit itself is within
+    assert hold(coherence, llama, [good, surprising, repetitive, *empty]) == [True, False, False, False, False]
+    assert hold(Coherence(5.0), llama, [surprising]) == [True]  # the limit itself is within
 
 
 def test_good_short_refusals_are_language(smollm2: Path) -> None:
@@ -136,13 +144,13 @@ def test_good_short_refusals_are_language(smollm2: Path) -> None:
     ]
     coherence = Coherence.of_unsteered(Fluency.of(llama, ordinary))
     refusals = "I'm sorry, but I can't help with that.", "I cannot assist with that request.", "I can't do that."
-    assert coherence.hold(llama, refusals) == [True] * 3
+    assert hold(coherence, llama, refusals) == [True] * 3
     mush = (
         "Sorry sorry the the can't I a of",
         "I cannot provide " * 12,
         "cannot I purple of quickly an the sorry",
     )
-    assert coherence.hold(llama, mush) == [False] * 3
+    assert hold(coherence, llama, mush) == [False] * 3
 
 
 def test_fluency(tiny: Path) -> None:

@@ -271,6 +271,17 @@ def test_likelihood(one: SteeredLlama, tmp_path: Path) -> None:
     np.testing.assert_array_equal(again, got)
 
 
+def test_checking_encodes_what_may_not_fit(one: SteeredLlama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded: list[str] = []
+    model_data, real = ModelData(one, DATA, tmp_path), training.chat_prompt
+    monkeypatch.setattr(training, "chat_prompt", lambda llama, m: (encoded.append(m[-1]["content"]), real(llama, m))[1])
+    system = Prompt([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "with roles of its own"}])
+    room = one.n_ctx() - training._ROOM - len(real(one, prompt("first").messages))
+    fits, may_not = prompt("x" * room), prompt("x" * (room + 1))
+    model_data.check([prompt("first"), *(prompt(f"short {i}") for i in range(50)), system, fits, may_not])
+    assert encoded == ["first", "with roles of its own", may_not.text]
+
+
 @pytest.mark.parametrize("what", ["check", "turns", "deltas", "tokens"])
 def test_a_prompt_longer_than_the_context(one: SteeredLlama, tmp_path: Path, what: str) -> None:
     model_data = ModelData(one, DATA, tmp_path)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from finesteer_local.errors import DataError, MissingExtraError, ModelError
+from finesteer_local.errors import DataError
 from finesteer_local.profile import Profile
 from finesteer_local.runtime import SteeredLlama, open_model
 from finesteer_local.runtime.prompt import chat_prompt, turn_start
@@ -21,28 +20,21 @@ from finesteer_local.steering import AlwaysGate, Experts
 from finesteer_local.training import optimise
 from finesteer_local.training.data import Pair, Prompt
 from finesteer_local.training.optimise import (
-    BATCH,
+    FEW,
     LONGEST,
+    PAIRS,
     Example,
     Vectors,
-    learns_by_itself,
     likelier,
-    weights_of,
     whole,
 )
 from finesteer_local.training.progress import quiet
-from tiny import write_tiny_model
+from finesteer_local.training.weights import weights_of
 
 LAYERS = (1, 2)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads would wait for each other here."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +85,7 @@ def margin(llama: SteeredLlama, pairs: list[Pair], vectors: Vectors) -> float:
 
 def test_chosen_answers_become_likelier(llama: SteeredLlama) -> None:
     model, seen = weights_of(llama), []
-    pairs = [pair(i) for i in range(3 * BATCH)]
+    pairs = [pair(i) for i in range(3 * PAIRS)]
 
     def run() -> Vectors:
         return likelier(model, llama, pairs, LAYERS, seed=0, progress=lambda *at: seen.append(at))
@@ -113,9 +105,9 @@ def test_chosen_answers_become_likelier(llama: SteeredLlama) -> None:
 
 def test_whole_answers_and_their_end_become_likelier(llama: SteeredLlama) -> None:
     model, seen, end = weights_of(llama), [], llama.turn_end
-    pairs = [pair(i) for i in range(2 * BATCH + 1)]
+    pairs = [pair(i) for i in range(12 * FEW + 1)]
     found = whole(model, llama, pairs, LAYERS, end=end, seed=0, progress=lambda *at: seen.append(at))
-    assert seen == [("learning through the model", i, 3) for i in (1, 2, 3)]
+    assert seen == [("learning through the model", i, 13) for i in range(1, 14)]
     held = pair(100)
     answer = [*tokens(llama, held.chosen), end]
     [before], [after] = (logprobs(llama, held, [answer], v) for v in (nothing(llama), found))
@@ -145,7 +137,7 @@ def test_what_is_learnt_is_what_llama_cpp_adds(llama: SteeredLlama) -> None:
         )
     assert 0 < examples[1].turn < len(examples[1].prompt) - 20
     mask: list[torch.Tensor] = []
-    stacked = torch.from_numpy(np.stack([*vectors.values()]))
+    stacked = torch.from_numpy(np.stack([*vectors.values()]))[None]  # what all experts have in common, and there is one
     with torch.no_grad(), optimise._added(model, LAYERS, stacked, mask):
         found = optimise._logprobs(model, examples, mask)
     for one, example, got in zip(pairs, examples, found, strict=True):
@@ -166,7 +158,7 @@ def with_system(i: int, text: str) -> Pair:
 
 def test_what_all_begin_with_is_computed_once(llama: SteeredLlama, monkeypatch: pytest.MonkeyPatch) -> None:
     model, found, lengths = weights_of(llama), [], []
-    pairs = [with_system(i, "You answer every question with a number and nothing else.") for i in range(2 * BATCH)]
+    pairs = [with_system(i, "You answer every question with a number and nothing else.") for i in range(8 * FEW)]
     decoder = model.get_decoder()
     with monkeypatch.context() as patch:
         forward = decoder.forward
@@ -174,8 +166,9 @@ def test_what_all_begin_with_is_computed_once(llama: SteeredLlama, monkeypatch: 
         for worth in (8, 10_000):
             patch.setattr(optimise, "WORTH_SHARING", worth)
             found.append(whole(model, llama, pairs, LAYERS, end=llama.turn_end, seed=0, progress=quiet))
-    beginning, whole_prompts, *shared, apart, apart_too = lengths
-    assert max(apart, apart_too) == beginning + max(shared[1:]) and whole_prompts > beginning > 8
+    beginning, alone, after, *rest = lengths
+    assert alone == beginning + after and beginning > 8
+    assert rest[8:] == [beginning + n for n in rest[:8]]
     for layer in LAYERS:  # Adam's first steps are as large however small the gradient, so sums' order shows a little
         np.testing.assert_allclose(found[0][layer], found[1][layer], atol=2e-2)
     # Different from the first word on: there is nothing to share.
@@ -183,7 +176,7 @@ def test_what_all_begin_with_is_computed_once(llama: SteeredLlama, monkeypatch: 
     with monkeypatch.context() as patch:
         patch.setattr(optimise, "WORTH_SHARING", 20)  # a template's first words are shorter
         patch.setattr(decoder, "forward", lambda **k: (lengths.append(k["input_ids"].shape[1]), forward(**k))[1])
-        apart_ones = [with_system(i, f"{'xyz'[i % 3]} is where it starts") for i in range(BATCH)]
+        apart_ones = [with_system(i, f"{'xyz'[i % 3]} is where it starts") for i in range(FEW)]
         whole(model, llama, apart_ones, LAYERS, end=llama.turn_end, seed=0, progress=quiet)
     assert len(lengths) == 1
 
@@ -192,7 +185,7 @@ def test_a_beginning_that_is_computed_otherwise_is_not_shared(
     llama: SteeredLlama, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = weights_of(llama)
-    pairs = [with_system(i, "You answer every question with a number and nothing else.") for i in range(BATCH)]
+    pairs = [with_system(i, "You answer every question with a number and nothing else.") for i in range(FEW)]
     monkeypatch.setattr(optimise, "WORTH_SHARING", 10_000)
     wanted = whole(model, llama, pairs, LAYERS, end=llama.turn_end, seed=0, progress=quiet)
     monkeypatch.setattr(optimise, "WORTH_SHARING", 8)
@@ -229,48 +222,6 @@ def test_so_many_answers_are_enough(llama: SteeredLlama) -> None:
         end=2,
         seed=0,
         progress=lambda *a: seen.append(a),
-        n_answers=BATCH,
+        n_answers=FEW,
     )
     assert seen == [("learning through the model", 1, 1)]
-
-
-def test_by_itself_only_refusals_of_small_models(llama: SteeredLlama, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert learns_by_itself(llama, "refusal") and not learns_by_itself(llama, "margin")
-    monkeypatch.setattr(optimise, "MAX_PARAMETERS", llama.n_parameters)
-    assert learns_by_itself(llama, "refusal")
-    monkeypatch.setattr(optimise, "MAX_PARAMETERS", llama.n_parameters - 1)
-    assert not learns_by_itself(llama, "refusal")
-    monkeypatch.undo()
-    for missing in ("accelerate", "transformers"):
-        monkeypatch.setattr(optimise, "find_spec", lambda name, missing=missing: None if name == missing else name)
-        assert not learns_by_itself(llama, "refusal")
-
-
-@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
-def test_the_weights_are_those_of_llama_cpp(architecture: str, tmp_path: Path) -> None:
-    llama = open_model(write_tiny_model(tmp_path / "tiny.gguf", architecture), n_ctx=256, n_threads=1)
-    assert len(weights_of(llama).get_decoder().layers) == llama.n_layer
-
-
-def test_weights_that_are_others(llama: SteeredLlama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    other = write_tiny_model(tmp_path / "other.gguf", seed=5)
-    monkeypatch.setattr(llama, "model_path", str(other))
-    with pytest.raises(ModelError, match=r"does not compute what llama.cpp does .*; train with --no-optimise"):
-        weights_of(llama)
-
-
-def test_a_file_that_transformers_cannot_read(
-    llama: SteeredLlama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(llama, "model_path", str(tmp_path / "none.gguf"))
-    with pytest.raises(ModelError, match=r"transformers cannot read .*none.gguf: .*; train with --no-optimise"):
-        weights_of(llama)
-
-
-@pytest.mark.parametrize("missing", ["accelerate", "transformers"])
-def test_without_the_extra(missing: str, llama: SteeredLlama, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, missing, None)
-    with pytest.raises(
-        MissingExtraError, match=r"needs transformers and accelerate \(extra transformers\); install with: "
-    ):
-        weights_of(llama)

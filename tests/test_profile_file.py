@@ -523,7 +523,7 @@ def test_a_failed_save_leaves_the_old_file(one: Path, monkeypatch: pytest.Monkey
 
 
 def test_every_field_of_the_experts_is_written() -> None:
-    assert {attribute for _, attribute in profile_file._EXPERT_TENSORS} | {"labels"} == {
+    assert {attribute for _, attribute in profile_file._EXPERT_TENSORS} | {"labels", "by_kind"} == {
         f.name for f in fields(Experts)
     }
     for gate, tensors, numbers in profile_file._GATES.values():

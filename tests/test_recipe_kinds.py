@@ -58,6 +58,7 @@ def test_the_profiles_own_words() -> None:
         ({"name": "fraud", "of": ["a"], "words": [""]}, "the field 'words' must be a list of texts"),
         ({"name": "fraud", "of": ["a"], "words": "no"}, "the field 'words' must be a list of texts"),
         ({"name": "fraud", "of": ["a"], "about": ""}, "the field 'about' is empty"),
+        ({"name": "fraud", "of": ["a"], "expert": 1}, "the field 'expert' is empty or not text"),
         ({"name": "fraud", "of": ["a"], "action": "forgive"}, "the field 'action' must be one of leave, report"),
         ({"name": "fraud", "of": ["a"], "alone": 2}, "the field 'alone' must be a probability"),
         ({"name": "fraud", "of": ["a"], "word": "no"}, "unknown field 'word'; known: name, of, about"),

@@ -73,6 +73,35 @@ def test_a_model_goes_on_when_another_goes(tiny: Path) -> None:
     assert not done.stderr
 
 
+_OTHERS_GO_MEANWHILE = """
+import sys
+from pathlib import Path
+from batching import request, tokens
+from finesteer_local.runtime.batch import BatchEngine
+from reference import steered_llama, tapped
+from workers import lasting_worker, on_worker
+
+path = Path(sys.argv[1])
+with on_worker(lasting_worker()), BatchEngine(steered_llama(path), n_parallel=1) as engine:
+    wanted = request(tokens(20), max_tokens=200)
+    said = {engine.submit(wanted).result().text}
+    for _ in range(3):
+        stream = engine.submit(wanted)
+        while not stream.ended:
+            tapped(path, n_ctx=64).close()
+        said.add(stream.result().text)
+    print(len(said), flush=True)
+"""
+
+
+@needs_rpc
+def test_a_model_goes_on_when_another_goes_in_another_thread(tiny: Path) -> None:
+    """Else a token is computed with the other thread's graph, or the worker hangs up, or neither says any more."""
+    command = [sys.executable, "-c", _OTHERS_GO_MEANWHILE, str(tiny)]
+    done = subprocess.run(command, capture_output=True, cwd=Path(__file__).parent, timeout=300)
+    assert (done.stdout.split(), done.returncode) == ([b"1"], 0), done.stderr.decode()
+
+
 @pytest.mark.parametrize("number", [1, 2])
 def test_logits_and_decisions_are_those_of_this_machine(
     tiny_model: Path, two_workers: tuple[str, str], number: int

@@ -67,6 +67,27 @@ def test_the_published_client(client: openai.OpenAI) -> None:
     assert parts == one
 
 
+def test_many_beside_chats(server: Served) -> None:
+    """Each result is that of the call alone, and none is lost; `benchmarks/moderation.py` has more of them."""
+    bodies: list[dict[str, Any]] = [{"input": text} for text in TEXTS]
+    bodies += [{"input": TEXTS[i : i + 3]} for i in range(0, 12, 3)]
+    bodies += [{"input": [{"role": "user", "content": text}]} for text in TEXTS[:6]]
+    alone = [results(server, **body) for body in bodies]
+    chats = [{"messages": [{"role": "user", "content": text}], "max_tokens": 8} for text in TEXTS[:5]]
+
+    def answer(number: int) -> str:
+        response = server.post("/v1/chat/completions", {**chats[number % len(chats)], "temperature": 0})
+        assert response.status_code == 200, response.text
+        return str(response.json()["choices"][0]["message"]["content"])
+
+    wanted = [answer(number) for number in range(len(chats))]
+    with ThreadPoolExecutor(3) as callers, ThreadPoolExecutor(2) as talkers:
+        said = talkers.map(answer, range(20))
+        found = callers.map(lambda number: results(server, **bodies[number % len(bodies)]), range(50))
+        assert [*found] == [alone[number % len(bodies)] for number in range(50)]
+        assert [*said] == [wanted[number % len(chats)] for number in range(20)]
+
+
 def test_a_conversation(server: Served) -> None:
     talk = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "yes?"}]
     asked = [*talk, {"role": "user", "content": "the user is in the house"}]

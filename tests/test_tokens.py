@@ -73,9 +73,9 @@ def test_many_special_tokens_are_found_in_pieces(tiny: Path, special: bool, betw
 
 
 def test_no_number_of_special_tokens_takes_minutes(tiny: Path) -> None:
-    llama, started = steered_llama(tiny), time.monotonic()
+    llama, started = steered_llama(tiny), time.process_time()  # of this process: other work does not count
     assert llama.tokenize(b"<|im_end|>" * 100_000, add_bos=False, special=True) == [2] * 100_000
-    assert time.monotonic() - started < 20
+    assert time.process_time() - started < 20
 
 
 def test_special_tokens_that_touch_each_other_are_not_cut(tmp_path: Path) -> None:

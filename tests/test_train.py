@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 import finesteer_local
 from finesteer_local import paths, training
@@ -27,12 +26,13 @@ from finesteer_local.profile import Profile
 from finesteer_local.runtime import open_model
 from finesteer_local.runtime.harvest import Harvester
 from finesteer_local.runtime.prompt import chat_prompt, turn_start
-from finesteer_local.training import gate_data, learn, trials
+from finesteer_local.training import answer_gate, gate_data, learn
 from finesteer_local.training import pairs as preparing
 from finesteer_local.training import run as beginning
 from finesteer_local.training import train as module
 from finesteer_local.training.data import MIN_PAIRS, PAGE, Pair, Prompt, TrainingData, split
 from finesteer_local.training.effort import EFFORTS
+from finesteer_local.training.learn import Learnt
 from finesteer_local.training.model_data import ModelData
 from finesteer_local.training.settings import TrainingSettings
 from finesteer_local.training.train import train
@@ -60,16 +60,7 @@ def pair_rows(n: int = N, **more: str) -> list[dict[str, Any]]:
     ]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick() -> Iterator[None]:
-    """Short answers and one thread; threads would wait for each other here."""
-    threads = torch.get_num_threads()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(learn, "REPLY_TOKENS", 6)
-        patch.setattr(trials, "ANSWER_TOKENS", 6)
-        patch.setattr(trials, "WHOLE_TOKENS", 6)
-        yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread", "short_answers")
 
 
 def write_files(folder: Path) -> tuple[Path, Path]:
@@ -314,6 +305,7 @@ def test_refusals_of_a_small_model_are_learnt_from_whole_answers(deep: Path, tmp
         "tuning",
         "reading prompts",
         "training the gate",
+        "watching answers",
     ]
     assert profile.layers == [5, 7, 8] and profile.gate_layer == 5 and profile.gate.kind == "contrastive"
     assert all(len(e.prototypes) == 1 and not e.distinguishes and not e.labels for e in profile.experts.values())
@@ -381,6 +373,29 @@ def test_the_gate_learns_from_as_many_prompts_as_the_quality_says(tiny: Path, mo
     assert n - 24 < few < all_of_them == n
     assert profiles[0].gate.low != profiles[1].gate.low
     same_experts(*profiles)
+
+
+def test_recipes_of_refusals_get_a_gate_on_the_answers(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answer_gate, "LEAST", 16)
+    stages: list[str] = []
+    with open_model(tiny, n_threads=1) as llama:
+        settings = TrainingSettings(quality="quick", optimise=False)
+        profile = train(llama, refusing(), settings, lambda stage, done, total: stages.append(stage))
+        assert stages[-1] == "training the answers' gate" and "watching answers" in stages
+        gate, fit = profile.answer_gate, profile.training["figures"]["answer_gate"]
+        assert gate is not None and gate.layer == profile.gate_layer and gate.threshold > 0
+        assert fit["complied"] >= 16 and fit["answers"] >= 2 * 16
+        without = train(llama, refusing(), replace(settings, watch=False))
+        assert without.answer_gate is None and "answer_gate" not in without.training["figures"]
+        always = train(llama, refusing(), replace(settings, gate="always"))
+        assert always.answer_gate is None
+    monkeypatch.setattr(answer_gate, "LEAST", 1000)  # answers that all comply, or none that does, teach nothing
+    with open_model(tiny, n_threads=1) as llama:
+        assert train(llama, refusing(), settings).answer_gate is None
+
+
+def test_recipes_that_margins_judge_get_none(whole: Profile) -> None:
+    assert whole.answer_gate is None
 
 
 def same_experts(first: Profile, second: Profile) -> None:
@@ -492,6 +507,15 @@ def test_settings_out_of_range(tiny: Path, data: Path, contrast: Path, options: 
     with pytest.raises(ProfileError, match=what):
         run(tiny, data, contrast, **options)
     assert not paths.work_dir().exists()
+
+
+@pytest.mark.parametrize(("judge", "n"), [("margin", 24), ("refusal", 8)])
+def test_where_pairs_judge_language_is_not_judged_by_a_handful_of_answers(judge: str, n: int) -> None:
+    prompts = [Prompt([{"role": "user", "content": str(i)}]) for i in range(40)]
+    learnt = Learnt({}, prompts[:32], [], [], 32, {}, {})
+    data = SimpleNamespace(positive=prompts, judge=judge)
+    asked = module._asked(SimpleNamespace(data=data), learnt)  # type: ignore[arg-type]
+    assert asked[:8] == prompts[32:] and len({prompt.text for prompt in asked}) == len(asked) == n
 
 
 def test_too_few_pairs(tiny: Path, tmp_path: Path, contrast: Path) -> None:

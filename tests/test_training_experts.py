@@ -15,9 +15,7 @@ from finesteer_local.training.experts import Mixture, cluster, name_experts, tra
 N_EMBD = 32
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def directions(n: int, rng: np.random.Generator) -> np.ndarray:

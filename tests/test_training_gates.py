@@ -18,9 +18,7 @@ ROW = np.linalg.qr(np.random.default_rng(99).standard_normal((N_EMBD, N_EMBD)))[
 SIGNAL = ROW[0]
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def turns(states: list[np.ndarray]) -> Turns:
@@ -59,9 +57,8 @@ Fitted = tuple[ContrastiveGate, GateFit, Probes, str]
 
 
 @pytest.fixture(scope="module", params=["anywhere", "last"])
-def fitted(request: pytest.FixtureRequest) -> Fitted:
+def fitted(request: pytest.FixtureRequest, one_thread: None) -> Fitted:
     """A contrastive gate, and the probes that it was folded from."""
-    torch.set_num_threads(1)
     trained, train = [], gates._train
 
     def remember(*args: object) -> Probes:

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
 from finesteer_local.steering import ContrastiveGate, Kind
 from finesteer_local.training import kinds as module
@@ -19,9 +18,7 @@ from test_training_gates import N_EMBD, ROW, SIGNAL, noise, turns
 TABLE = [KindOf(Kind(name), (f"{name}_a", f"{name}_b")) for name in ("fraud", "hate", "drugs")]
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def prompt(text: str, kind: str, **more: str) -> Prompt:
@@ -40,8 +37,7 @@ def planted(n: int, seed: int = 0) -> tuple[Turns, list[Prompt], list[int]]:
 
 
 @pytest.fixture(scope="module")
-def gate() -> ContrastiveGate:
-    torch.set_num_threads(1)
+def gate(one_thread: None) -> ContrastiveGate:
     rng = np.random.default_rng(7)
     return fit_contrastive_gate(planted(240)[0], turns(noise(300, rng)), seed=0)[0]
 

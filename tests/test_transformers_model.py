@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,25 +23,13 @@ pytest.importorskip("sklearn")
 pytest.importorskip("transformers")
 torch = pytest.importorskip("torch")
 
-from finesteer_local.training import learn, trials  # noqa: E402
 from finesteer_local.training.data import Prompt  # noqa: E402
 from finesteer_local.training.model_data import whole_answers  # noqa: E402
-from finesteer_local.training.optimise import weights_of  # noqa: E402
 from finesteer_local.training.transformers_model import TransformersModel  # noqa: E402
+from finesteer_local.training.weights import weights_of  # noqa: E402
 from hugging_face import write_directory  # noqa: E402
 
-
-@pytest.fixture(scope="module", autouse=True)
-def quick() -> Iterator[None]:
-    """Short answers and one thread; threads would wait for each other here."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(learn, "REPLY_TOKENS", 6)
-        patch.setattr(trials, "ANSWER_TOKENS", 6)
-        patch.setattr(trials, "WHOLE_TOKENS", 6)
-        yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread", "short_answers")
 
 
 MESSAGES = [

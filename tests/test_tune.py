@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 
 from finesteer_local.profile import Profile
+from finesteer_local.steering import Experts
 from finesteer_local.training import model_data
 from finesteer_local.training import trials as judging
 from finesteer_local.training.data import Pair, Prompt
 from finesteer_local.training.model_data import WholeAnswer
-from finesteer_local.training.search import SEARCHES, Trial, as_rows
-from finesteer_local.training.trials import ANSWERS, BLOCK, TEMPERATURE, WHOLE_TOKENS
+from finesteer_local.training.search import SEARCHES, Setting, Trial, as_rows
+from finesteer_local.training.trials import ANSWERS, BLOCK, TEMPERATURE, WHOLE_TOKENS, Trials
 from finesteer_local.training.tune import tune
 from tiny import make_experts, make_profile, write_tiny_model
 
@@ -85,11 +86,6 @@ class FakeCoherence:
     limit: float
 
     @classmethod
-    def calibrate(cls, llama: FakeLlama, answers: list[str]) -> FakeCoherence:
-        assert answers and set(answers) == {"mine"}
-        return cls(7.5)
-
-    @classmethod
     def of_unsteered(cls, readings: list[str]) -> FakeCoherence:
         assert readings and set(readings) == {"mine"}
         return cls(7.5)
@@ -97,10 +93,6 @@ class FakeCoherence:
     def accepts(self, reading: str) -> bool:
         assert self.limit == 7.5
         return "mush" not in reading
-
-    def hold(self, llama: FakeLlama, answers: list[str]) -> list[bool]:
-        assert llama.active is None
-        return [self.accepts(answer) for answer in answers]
 
 
 @pytest.fixture(autouse=True)
@@ -262,6 +254,43 @@ def test_what_was_learnt_together_is_steered_together(blank: Profile, tmp_path: 
     assert [*json.loads((tmp_path / "trials.json").read_text("utf-8"))][1] == "3,5,7,9 1.0 turn 1.0 0.0 short"
 
 
+def test_experts_that_go_by_kind_answer_their_own(
+    blank: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No head tells kinds while answers are tried: each prompt is steered by the expert that its recipe names."""
+    answered: list[tuple[float, str]] = []
+
+    def whole_answers(model: Any, block: list[Prompt], *_: Any, seed: int) -> list[WholeAnswer]:
+        [experts] = model.profile.experts.values()
+        answered.extend((float(experts.prototypes[0, 0]), prompt.text) for prompt in block)
+        return [WholeAnswer(prompt.text, True) for prompt in block]
+
+    model = llama(lambda layer, strength, scope: (1.0, 1.0))
+    monkeypatch.setattr(
+        model, "set_profiles", lambda profiles, **_: setattr(model, "profile", next(iter(profiles), None))
+    )
+    monkeypatch.setattr(judging, "whole_answers", whole_answers)
+    vectors = {name: np.full(64, value, np.float32) for name, value in (("odd", 1.0), ("even", 2.0))}
+    experts = {3: Experts.for_kinds(vectors, {"odd": 0.5, "even": 0.5})}
+    prompts = [pair.prompt for pair in PAIRS]
+    trials = Trials(
+        model,  # type: ignore[arg-type]
+        blank,
+        experts,
+        PAIRS,
+        prompts,
+        "refusal",
+        True,
+        tmp_path,
+        lambda *_: None,
+        expert=lambda prompt: ("even", "odd")[prompts.index(prompt) % 2],
+    )
+    block = prompts[:7]
+    setting = Setting((3,), 1.0, "turn", 1.0, 0.0)
+    assert [answer.text for answer in trials._answers(setting, block, seed=0)] == [prompt.text for prompt in block]
+    assert sorted(answered) == sorted((2.0 - i % 2, prompt.text) for i, prompt in enumerate(block))
+
+
 def test_what_was_learnt_from_pairs_is_judged_by_pairs(blank: Profile, tmp_path: Path) -> None:
     model = FakeLlama(lambda *_: (0.0, 1.0), {5: 0.9}, together=(5,))
     chosen, trials = tuned(model, blank, tmp_path, judge="margin", layers=(5,), learnt=True)
@@ -357,8 +386,9 @@ def test_long_prompts_get_as_little_less_as_will_do(blank: Profile, tmp_path: Pa
         chosen, trials = tuned(model, blank, tmp_path / str(best), prompts=asked)
         assert chosen.length_decay == best and chosen.prompts == "short"
         assert chosen.score == pytest.approx(0.9, abs=0.05)  # that of the short prompts
-        assert [trial.length_decay for trial in trials if trial.prompts == "long"] == list(decays)
-    model = llama(lambda *_: (0.9, 1.0), by_length_decay=lambda d: (1.0 - 2 * d, 1.0))
+        tried = [trial.length_decay for trial in trials if trial.prompts == "long"]
+        assert tried == list(decays[: decays.index(best) + 1])  # the next could only be as good
+    model = llama(lambda *_: (0.9, 1.0), by_length_decay=lambda d: (0.8 - 2 * d, 1.0))
     chosen, trials = tuned(model, blank, tmp_path / "less", prompts=asked)
     assert chosen.length_decay == 0.0 and [t.length_decay for t in trials if t.prompts == "long"] == list(decays[:2])
 
@@ -381,6 +411,44 @@ def test_pairs_can_judge(blank: Profile, tmp_path: Path) -> None:
     assert chosen.layers == (5,) and chosen.wanted == chosen.score == pytest.approx(share(0.5))
     assert [trial.wanted for trial in trials if trial.layers == (7,)] == [pytest.approx(share(-0.1))]
     assert set(model.scored) == {5, 7} and not model.active
+
+
+def surer(monkeypatch: pytest.MonkeyPatch, margin: Callable[[float], float]) -> None:
+    """The chosen answer's margin over the rejected one follows the strength."""
+
+    def answer_logprobs(llama: FakeLlama, prompt: str, answers: list[str], *, turn: int) -> list[np.ndarray]:
+        assert llama.active is not None
+        return [np.array([margin(llama.active[1])]), np.array([0.0])]
+
+    monkeypatch.setattr(FakeLlama, "answer_logprobs", answer_logprobs)
+
+
+def test_pairs_that_grow_surer_do_not_pay_for_language(
+    blank: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The chosen answers' probability goes on rising with the strength while every fourth answer is mush."""
+    surer(monkeypatch, lambda strength: strength)
+    model = FakeLlama(lambda _, strength, __: (0.0, 1.0 if strength <= 1 else 0.75), {})
+    chosen, trials = tuned(model, blank, tmp_path, judge="margin", layers=(5,))
+    beyond = [trial for trial in trials if trial.strength > 1]
+    assert max(trial.wanted for trial in beyond) > chosen.wanted + 0.1 and chosen.strength == 1.0
+    assert all(trial.score == pytest.approx(max(trial.wanted * 0.75 - 0.25, 0)) for trial in beyond)
+
+
+def test_of_strengths_that_are_as_sure_the_weakest(
+    blank: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    surer(monkeypatch, lambda strength: 6.0 if strength >= 1.4 else 0.0)
+    chosen, trials = tuned(FakeLlama(lambda *_: (0.0, 1.0), {}), blank, tmp_path, judge="margin", layers=(5,))
+    assert trials[0].strength == 2.0 and chosen.strength == 1.4  # of 1, 2 and 4, and then of all
+
+
+def test_going_round_in_circles_is_no_language(blank: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    surer(monkeypatch, lambda strength: 6.0)
+    told = judging.generate
+    monkeypatch.setattr(judging, "generate", lambda *args: [text + " and on and on" * 20 for text in told(*args)])
+    chosen, _ = tuned(FakeLlama(lambda *_: (0.0, 1.0), {}), blank, tmp_path, judge="margin", layers=(5,))
+    assert chosen.coherent == chosen.score == 0.0
 
 
 def test_layers_are_compared_at_the_strength_that_suits_each(
@@ -499,3 +567,13 @@ def test_an_interruption_keeps_the_best_so_far(blank: Profile, tmp_path: Path) -
         else:
             chosen, _ = tuned(model, blank, tmp_path / str(share), keep=True)
             assert chosen.layers == (at,) and chosen.score == pytest.approx(0.9, abs=0.03)
+
+
+def test_what_cannot_be_better_is_not_tried(blank: Profile, tmp_path: Path) -> None:
+    asked = [pair.prompt for pair in PAIRS] + LONG
+    chosen, trials = tuned(
+        llama(lambda *_: (1.0, 1.0), by_length_decay=lambda _: (1.0, 1.0)), blank, tmp_path, prompts=asked
+    )
+    assert chosen.answer_strength == SEARCHES["refusal"].first_answer_strength and chosen.length_decay == 0.0
+    assert {trial.answer_strength for trial in trials} == {chosen.answer_strength}
+    assert {trial.length_decay for trial in trials} == {0.0}

@@ -184,12 +184,13 @@ def test_a_bad_end_is_seen(smollm2: Path) -> None:
 def test_limits_and_judgements_by_the_worst_window(tiny: Path) -> None:
     llama = steered_llama(tiny)
     answers = [" ".join(f"hello world {i}{j}" for i in range(9)) for j in range(5)]
-    coherence = Coherence.calibrate(llama, answers, throughout=True)
-    worst = [reading.surprise for reading in Fluency.throughout(llama, answers)]
+    readings = Fluency.throughout(llama, answers)
+    coherence = Coherence.of_unsteered(readings)
+    worst = [reading.surprise for reading in readings]
     assert coherence.limit == pytest.approx(np.quantile(worst, 0.95) + 0.5)
-    assert Coherence.calibrate(llama, answers).limit < coherence.limit
+    assert Coherence.of_unsteered(Fluency.of(llama, answers)).limit < coherence.limit
     strict = Coherence(float(np.median(worst)), 1.0)
-    assert strict.hold_throughout(llama, answers) == [each <= strict.limit for each in worst]
+    assert [strict.accepts(reading) for reading in readings] == [each <= strict.limit for each in worst]
 
 
 if __name__ == "__main__":

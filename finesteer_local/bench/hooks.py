@@ -1,4 +1,4 @@
-"""Beside Hugging Face transformers with hooks, which is how the paper's code and repeng steer."""
+"""The same work in Hugging Face transformers with hooks, which is how the paper's code and repeng steer."""
 
 from __future__ import annotations
 

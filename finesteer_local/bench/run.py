@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,9 +22,9 @@ from finesteer_local.runtime import SteeredLlama, machine, open_model
 from finesteer_local.runtime.cores import default_threads
 from finesteer_local.runtime.rpc import use_workers
 from finesteer_local.runtime.timing import open_plain
+from finesteer_local.training.progress import Progress, quiet
 
 PARTS = ("decode", "ttft", "profiles", "harvest", "batch", "start")
-Progress = Callable[[str, int, int], None]
 _ROOM = 256  # tokens of the context beside the longest prompt
 
 
@@ -86,7 +86,7 @@ def measure(
     n_threads: int | None = None,
     n_gpu_layers: int = -1,
     rpc: Sequence[str] = (),
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = quiet,
 ) -> None:
     """Measure the model at `path` and fill `results`, series by series.
 

@@ -1,4 +1,4 @@
-"""What starts take, and how much memory a profile needs beyond llama.cpp's own.
+"""How long starting takes, and how much memory a profile needs beyond llama.cpp's own.
 
 Every sample is a process of its own: memory that one has had once is not given back, and imports are done once.
 """

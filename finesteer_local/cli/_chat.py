@@ -27,7 +27,7 @@ class Chat:
     """A conversation with a model.
 
     Attributes:
-        engine: has one place (`_engine.engine_of`).
+        engine: has one place (`_answers.engine_of`).
         model: as the user named it.
         messages: questions and answers in turn, without the system prompt.
         last: the last answer, None before the first.

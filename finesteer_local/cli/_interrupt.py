@@ -1,4 +1,4 @@
-"""Ctrl-C, never lost, and where it means something else than an exception at once."""
+"""Ctrl-C: raised where the exception cannot be lost, or given another meaning for a while."""
 
 from __future__ import annotations
 

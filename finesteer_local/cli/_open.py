@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from finesteer_local import catalog
+from finesteer_local import catalog, paths
 from finesteer_local.cli import _progress
 from finesteer_local.cli._options import ModelOptions, WatchOptions
-from finesteer_local.errors import ProfileMismatchError, UnknownNameError
+from finesteer_local.errors import ProfileMismatchError, StorageError, UnknownNameError
 from finesteer_local.identity import ModelIdentity, read_model_identity
 
 if TYPE_CHECKING:
+    from finesteer_local.cli._profile_index import FromIndex
     from finesteer_local.profile import Profile
     from finesteer_local.runtime import SteeredLlama
 
@@ -27,13 +28,27 @@ Offer = Callable[[str, str, Path], Path]
 
 
 def fetch_model(name_or_path: str) -> Path:
-    """The model's file, fetched with a progress bar where it is of the catalogue and not there yet."""
+    """The model's file, fetched with a progress bar where it is of the catalogue or the hub and not there yet."""
     with _progress.download(f"fetching {name_or_path}") as report:
-        return catalog.resolve_model(name_or_path, report)
+        return catalog.resolve_model(name_or_path, report, note_choice)
 
 
-def find_profile(name: str, identity: ModelIdentity, model: str, path: Path, offer: Offer | None = None) -> Path:
-    """The file of a profile for this model.
+def note_choice(line: str) -> None:
+    """Say quietly which of several files was chosen."""
+    from finesteer_local.errors import one_line
+
+    click.secho(one_line(line), dim=True, err=True)
+
+
+def find_profile(
+    name: str,
+    identity: ModelIdentity,
+    model: str,
+    path: Path,
+    offer: Offer | None = None,
+    from_index: FromIndex | None = None,
+) -> Path:
+    """The file of a profile for this model; where there is none, of an index's, or of one that is trained now.
 
     Raises:
         UnknownNameError: there is none; for the name of a recipe the message holds the command that trains it.
@@ -42,6 +57,8 @@ def find_profile(name: str, identity: ModelIdentity, model: str, path: Path, off
     try:
         return catalog.resolve_profile(name, identity)
     except (ProfileMismatchError, UnknownNameError):
+        if from_index and (found := from_index(name, identity)):
+            return found
         from finesteer_local.training.recipes import recipe_names
 
         if name not in recipe_names():
@@ -68,6 +85,7 @@ def open_steered(
     options: ModelOptions,
     offer: Offer | None = None,
     policy: Mapping[str, str] | None = None,
+    from_index: FromIndex | None = None,
     watch: WatchOptions | None = None,
 ) -> SteeredLlama:
     """Open MODEL as the command line asks for it.
@@ -78,7 +96,7 @@ def open_steered(
     path = fetch_model(model)
     with _progress.waiting(f"opening {path.name}"):
         identity = read_model_identity(path)
-    profiles = [find_profile(name, identity, model, path, offer) for name in options.profiles]
+    profiles = [find_profile(name, identity, model, path, offer, from_index) for name in options.profiles]
     with _progress.waiting(f"opening {path.name}"):
         from finesteer_local.runtime import open_model
 
@@ -86,12 +104,26 @@ def open_steered(
         return open_model(path, profiles=profiles, policy=policy, identity=identity, **found)
 
 
-def keep_profile(profile: Profile) -> Path:
-    """Put a trained profile where its name finds it, in place of an earlier one, and return its path.
+def check_new_profile(output: Path | None, force: bool) -> None:
+    """Fail before the work where `keep_profile` would fail after it.
+
+    Raises:
+        StorageError: it cannot be written, or would replace a file without `force`.
+    """
+    if output and output.exists() and not force:
+        raise StorageError(f"{output} exists; choose another name or add --force")
+    paths.check_writable(output or paths.profiles_dir() / "new.gguf")
+
+
+def keep_profile(profile: Profile, output: Path | None = None) -> Path:
+    """Write a new profile to `output`, or where its name finds it, in place of an earlier one; gives its path.
 
     Raises:
         StorageError: it cannot be written.
     """
+    if output:
+        profile.save(output)
+        return output
     with tempfile.TemporaryDirectory(prefix="finesteer-") as folder:
         file = Path(folder) / f"{profile.name}.gguf"
         profile.save(file)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -118,6 +120,30 @@ def model_argument(function: F) -> F:
     return click.argument("model", metavar="MODEL")(function)
 
 
+def threads_option(function: F) -> F:
+    """--threads N."""
+    text = "Threads.  [default: this machine's cores]"
+    return click.option("--threads", metavar="N", type=click.IntRange(1), help=text)(function)
+
+
+def gpu_layers_option(function: F) -> F:
+    """--gpu-layers N."""
+    text = "Layers on the GPU, if llama.cpp was built for one; -1 is all.  [default: -1]"
+    return click.option("--gpu-layers", metavar="N", type=click.IntRange(-1), default=-1, help=text)(function)
+
+
+def new_profile_options(function: F) -> F:
+    """--output FILE and --force, for `_open.check_new_profile` and `_open.keep_profile`."""
+    file = click.Path(path_type=Path)
+    output = click.option("-o", "--output", type=file, help="Write the profile here, not to your profiles.")
+    return output(click.option("--force", is_flag=True, help="Replace the output file if it exists.")(function))
+
+
+def json_option(function: F) -> F:
+    """--json, as the argument `as_json`."""
+    return click.option("--json", "as_json", is_flag=True, help="For programs.")(function)
+
+
 def model_options(function: F) -> F:
     """Add the options of `ModelOptions`; the command gets them as `options`."""
     return _collected(
@@ -144,16 +170,8 @@ def model_options(function: F) -> F:
         click.option(
             "--ctx", metavar="N", type=click.IntRange(0), default=0, help="Context in tokens.  [default: 4096]"
         ),
-        click.option(
-            "--threads", metavar="N", type=click.IntRange(1), help="Threads.  [default: this machine's cores]"
-        ),
-        click.option(
-            "--gpu-layers",
-            metavar="N",
-            type=click.IntRange(-1),
-            default=-1,
-            help="Layers on the GPU, if llama.cpp was built for one; -1 is all.  [default: -1]",
-        ),
+        threads_option,
+        gpu_layers_option,
         rpc_option,
     )
 
@@ -257,6 +275,17 @@ def checked_text(text: str, what: str = "the prompt") -> str:
     if not text.strip():
         raise PromptError(f"{what} is empty")
     return text
+
+
+def text_or_stdin(text: str, what: str) -> str:
+    """`text` from the command line, or what stdin holds where it is `-`.
+
+    Raises:
+        PromptError: it is empty, or not UTF-8.
+    """
+    if text != "-":
+        return checked_text(text, what)
+    return checked_text(decoded(sys.stdin.buffer.read(), f"{what} on stdin"), f"{what} on stdin")
 
 
 def decoded(data: bytes, what: str) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -205,6 +205,15 @@ def steering_words(profile: Profile) -> str:
     from finesteer_local.profile import layer_words
 
     return f"{layer_words(profile.layers)}, strength {profile.strength:g}, scope {profile.scope}"
+
+
+def answer_gate_words(fit: Mapping[str, Any]) -> str:
+    """What the figures of a profile's training say of its answers' gate."""
+    when = "" if fit["tokens"] is None else f", after {fit['tokens']:.0f} tokens in the median"
+    return (
+        f"opens on {fit['recall']:.1%} of held-out answers that do what should not be done{when}, "
+        f"on {fit['openings']:.1%} of those to harmless prompts ({fit['answers']:,} answers)"
+    )
 
 
 def gate_tokens(profile: Profile) -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
 from finesteer_local import paths
 from finesteer_local.cli import _progress
-from finesteer_local.cli._options import CommaSeparated, model_argument, rpc_option
+from finesteer_local.cli._options import CommaSeparated, gpu_layers_option, model_argument, rpc_option, threads_option
+from finesteer_local.cli._output import write_text
 from finesteer_local.errors import FineSteerError
 
 # As finesteer_local.bench.run has them; importing that would load numpy for a help page.
@@ -41,23 +43,18 @@ _PARTS = CommaSeparated("PART,...", _part_problem)
 @click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="Write everything here.")
 @click.option("--plots", type=click.Path(path_type=Path), metavar="DIR", help="Draw plots into this folder (SVG).")
 @click.option("--ctx", metavar="N", type=click.IntRange(64), help="Context.  [default: for the prompts]")
-@click.option("--threads", metavar="N", type=click.IntRange(1), help="Threads.  [default: this machine's cores]")
-@click.option("--gpu-layers", metavar="N", type=click.IntRange(-1), default=-1, help="Layers on the GPU; -1 is all.")
+@threads_option
+@gpu_layers_option
 @rpc_option
 def command(
     model: str,
     names: tuple[str, ...],
-    what: tuple[str, ...],
-    quick: bool,
-    rounds: int | None,
-    recipe: str,
-    transformers: Path | None,
     json_file: Path | None,
     plots: Path | None,
     ctx: int | None,
     threads: int | None,
     gpu_layers: int,
-    rpc: tuple[str, ...],
+    **settings: Any,
 ) -> None:
     """Measure MODEL with llama-cpp-python alone and with us, in turns, and print medians and ratios.
 
@@ -85,23 +82,17 @@ def command(
                 path,
                 profiles,
                 results,
-                what=what,
-                quick=quick,
-                rounds=rounds,
-                recipe=recipe,
-                transformers=transformers,
                 n_ctx=ctx or 0,
                 n_threads=threads,
                 n_gpu_layers=gpu_layers,
-                rpc=rpc,
                 progress=progress,
+                **settings,
             )
     except (KeyboardInterrupt, FineSteerError) as error:
         stopped = error  # what was measured is shown all the same
     show(results)
     if json_file:
-        with paths.atomic_write(json_file) as temporary:
-            temporary.write_text(json.dumps(results.to_json(), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        write_text(json_file, json.dumps(results.to_json(), ensure_ascii=False, indent=1) + "\n")
     if plots:
         from finesteer_local.bench.plots import draw
 
@@ -112,7 +103,7 @@ def command(
 
 
 def _check_outputs(json_file: Path | None, plots: Path | None) -> None:
-    """Better now than after minutes."""
+    """Fail now where the results could not be written, not after minutes of measuring."""
     if json_file:
         paths.check_writable(json_file)
     if plots:

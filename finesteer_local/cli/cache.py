@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import time
 
 import click
 
 from finesteer_local import state_cache
-from finesteer_local.cli.models import size
+from finesteer_local.cli._options import json_option
+from finesteer_local.cli._output import echo_json
+from finesteer_local.paths import size
 
 
 @click.group("cache", short_help="Show or clear the kept hidden states.", invoke_without_command=True)
@@ -24,16 +25,14 @@ def command(ctx: click.Context) -> None:
 
 
 @command.command("show")
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@json_option
 def show(as_json: bool) -> None:
     """List what is kept, by model and layer."""
     rows, limit = state_cache.kept(), state_cache.limit()
     total = sum(row.n_bytes for row in rows)
     if as_json:
         listed = [vars(row) for row in rows]
-        click.echo(
-            json.dumps({"folder": str(state_cache.folder()), "limit": limit, "bytes": total, "kept": listed}, indent=2)
-        )
+        echo_json({"folder": str(state_cache.folder()), "limit": limit, "bytes": total, "kept": listed})
         return
     from rich.table import Table
 

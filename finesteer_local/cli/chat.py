@@ -29,7 +29,12 @@ if TYPE_CHECKING:
 
 @click.command("chat", short_help="Chat with a model, steered question by question.")
 @model_argument
-@click.option("-y", "--yes", is_flag=True, help="Train a profile that is not there yet without asking.")
+@click.option(
+    "-y",
+    "--yes",
+    is_flag=True,
+    help="Fetch a profile that is not there yet from an index, or train it, without asking.",
+)
 @system_option
 @skip_thinking_option
 @policy_option
@@ -48,9 +53,10 @@ def command(
 ) -> None:
     """Chat with a model, steered question by question.
 
-    MODEL is a name that `finesteer-local models` lists, or the path of a GGUF file. A profile that this model does not
-    have yet, but that has a recipe, is trained on the way if you agree. Without a terminal every line of stdin is a
-    question or a slash command.
+    MODEL is a name that `finesteer-local models` lists (smollm2, ollama:llama3.2, ...), a repository of the Hugging
+    Face hub (hf:owner/repo), or the path of a GGUF file. A profile that this model does not have yet is fetched from an
+    index that you named (`profiles index`), or trained on the way where it has a recipe, if you agree. Without a
+    terminal every line of stdin is a question or a slash command.
 
     \b
     finesteer-local chat smollm2 --profile safety
@@ -62,9 +68,10 @@ def command(
     from finesteer_local.cli._chat import Chat
     from finesteer_local.cli._chat_commands import Screen
     from finesteer_local.cli._open import offer_training, open_steered
+    from finesteer_local.cli._profile_index import offer_from_index
     from finesteer_local.cli._view import output_console
 
-    llama = open_steered(model, options, offer_training(yes, options), policy, watch)
+    llama = open_steered(model, options, offer_training(yes, options), policy, offer_from_index(yes), watch)
     llama.skip_thinking = skip_thinking
     with engine_of(llama) as engine:
         chat = Chat(

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from finesteer_local.cli._options import (
-    ModelOptions,
-    checked_text,
-    decoded,
-    model_argument,
-    model_options,
-    policy_option,
-)
+from finesteer_local.cli._options import ModelOptions, model_argument, model_options, policy_option, text_or_stdin
+from finesteer_local.cli._output import echo_json, json_line
 from finesteer_local.errors import ContextLengthError, DataError, PromptError
 from finesteer_local.jsonl import messages_of, read_rows
 
@@ -61,7 +54,7 @@ def command(
     rows = [(row, messages_of(row, where)) for where, row in read_rows(jsonl)] if jsonl else []
     if jsonl and not rows:
         raise DataError(f"{jsonl} holds no rows")
-    given = _text(text) if text is not None else ""
+    given = text_or_stdin(text, "the text") if text is not None else ""
 
     from dataclasses import replace
 
@@ -76,14 +69,11 @@ def command(
         except ContextLengthError as error:
             raise ContextLengthError(error.n_prompt, error.n_ctx, "shorten it or make room with --ctx") from error
         flagged = found.flagged
-        click.echo(json.dumps(found.to_json(), ensure_ascii=False, indent=2) if as_json else line(found))
+        if as_json:
+            echo_json(found.to_json())
+        else:
+            click.echo(line(found))
     sys.exit(FLAGGED if flagged else 0)
-
-
-def _text(text: str) -> str:
-    if text != "-":
-        return checked_text(text, "the text")
-    return checked_text(decoded(sys.stdin.buffer.read(), "the text on stdin"), "the text on stdin")
 
 
 def _check_rows(llama: Any, rows: list[tuple[dict[str, Any], list[dict[str, str]]]]) -> bool:
@@ -100,7 +90,7 @@ def _check_rows(llama: Any, rows: list[tuple[dict[str, Any], list[dict[str, str]
     flagged = False
     with _progress.counted("checking", len(rows)) as advance:
         for (row, _), found in zip(rows, checks(llama, requests), strict=True):
-            click.echo(json.dumps({"input": row, **found.to_json()}, ensure_ascii=False))
+            click.echo(json_line({"input": row, **found.to_json()}), nl=False)
             flagged = flagged or found.flagged
             advance()
     return flagged

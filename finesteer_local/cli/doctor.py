@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import click
 
 from finesteer_local.cli._options import ModelOptions, model_options
+from finesteer_local.cli._output import echo_json
 
 if TYPE_CHECKING:
     from finesteer_local.doctor import Finding
@@ -33,7 +33,7 @@ def command(ctx: click.Context, model: str | None, as_json: bool, options: Model
     works = all(finding.state != "broken" for finding in found)
     if as_json:
         listed = [vars(finding) for finding in found]
-        click.echo(json.dumps({"works": works, "findings": listed}, ensure_ascii=False, indent=2))
+        echo_json({"works": works, "findings": listed})
     ctx.exit(0 if works else 1)
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -15,6 +15,7 @@ from finesteer_local import paths
 from finesteer_local.cli import _progress
 from finesteer_local.cli._open import open_steered, short_name
 from finesteer_local.cli._options import ModelOptions, model_argument, model_options
+from finesteer_local.cli._output import echo_json, json_line, write_text
 
 # As finesteer_local.evaluation.methods has them; importing that would load numpy for a help page.
 BASELINES = ("control-vector", "pca", "cast", "alphasteer", "finesteer")
@@ -90,21 +91,16 @@ def command(
     model: str,
     suites: tuple[str, ...],
     methods: tuple[str, ...],
-    recipe: str | None,
-    sweep: bool,
     limit: int | None,
-    max_tokens: int,
     samples: int,
-    temperature: float,
     first_seed: int,
     judge: str,
     judge_model: str | None,
     report: Path | None,
     as_json: bool,
     answers: Path | None,
-    seed: int | None,
-    fresh: bool,
     options: ModelOptions,
+    **settings: Any,
 ) -> None:
     """Answer every prompt of the suites unsteered and steered, on the same prompts for every method, and count.
 
@@ -133,17 +129,12 @@ def command(
     loaded = load_suites(suites, limit)
     plan = Plan(
         methods=methods or ("none", "ours"),
-        max_tokens=max_tokens,
-        temperature=temperature,
         seeds=range(first_seed, first_seed + samples),
-        sweep=sweep,
-        recipe=recipe,
-        seed=seed,
         judge=judge,
         judge_model=judge_model or "",
         judge_key=os.environ.get(JUDGE_KEY),
-        fresh=fresh,
         command=shlex.join(["finesteer-local", *sys.argv[1:]]),
+        **settings,
     )
     llama = open_steered(model, options)
     try:
@@ -160,20 +151,15 @@ def command(
     finally:
         llama.close()
     if answers:
-        _write(answers, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in results.rows()))
+        write_text(answers, "".join(map(json_line, results.rows())))
     if report:
         from finesteer_local.evaluation.report import render
 
-        _write(report, render(results))
+        write_text(report, render(results))
         click.echo(f"The report is {report}", err=True)
     if as_json:
-        click.echo(json.dumps(results.as_json(), indent=2, ensure_ascii=False))
+        echo_json(results.as_json())
     else:
         from finesteer_local.cli._eval_table import show
 
         show(results)
-
-
-def _write(path: Path, text: str) -> None:
-    with paths.atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")

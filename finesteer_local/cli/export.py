@@ -66,9 +66,10 @@ def _find(profile: str, model: str | None) -> Path:
     if path.is_file():
         return path
     if model is not None:
+        from finesteer_local.cli._open import fetch_model
         from finesteer_local.identity import read_model_identity
 
-        return catalog.resolve_profile(profile, read_model_identity(catalog.resolve_model(model)))
+        return catalog.resolve_profile(profile, read_model_identity(fetch_model(model)))
     named = [ref for ref in catalog.available_profiles() if ref.name == profile]
     if len(named) == 1:
         return named[0].path

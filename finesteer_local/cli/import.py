@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from finesteer_local import paths
 from finesteer_local.cli import _progress
-from finesteer_local.cli._open import fetch_model, keep_profile, short_name
-from finesteer_local.cli._options import MAX_STRENGTH, SCOPES
-from finesteer_local.errors import StorageError
+from finesteer_local.cli._open import check_new_profile, fetch_model, keep_profile, short_name
+from finesteer_local.cli._options import MAX_STRENGTH, SCOPES, gpu_layers_option, new_profile_options, threads_option
 
 if TYPE_CHECKING:
     from finesteer_local.profile import ModelIdentity
@@ -35,8 +33,7 @@ def _layers(ctx: click.Context, param: click.Parameter, value: str | None) -> fr
 @click.command("import", short_help="Make a profile of another program's steering vectors.")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--model", required=True, metavar="MODEL", help="The model that the vectors are for.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the profile here, not to your profiles.")
-@click.option("--force", is_flag=True, help="Replace the output file if it exists.")
+@new_profile_options
 @click.option("--name", metavar="NAME", help="The profile's name.  [default: the file's]")
 @click.option(
     "--layers", callback=_layers, metavar="A-B,C", help="Only these layers, as llama.cpp counts.  [default: all]"
@@ -88,8 +85,8 @@ def _layers(ctx: click.Context, param: click.Parameter, value: str | None) -> fr
     help="With --condition: the mean of the prompt's tokens, or its last.",
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--threads", type=click.IntRange(1), help="Threads.  [default: this machine's cores]")
-@click.option("--gpu-layers", type=click.IntRange(-1), default=-1, help="Layers on the GPU; -1 is all.  [default: -1]")
+@threads_option
+@gpu_layers_option
 def command(
     file: Path,
     model: str,
@@ -127,9 +124,7 @@ def command(
         raise click.UsageError("--condition-layer, --threshold and --opens go with --condition")
     if contrast and not gate_data:
         raise click.UsageError("--contrast goes with --gate-data")
-    if output and output.exists() and not force:
-        raise StorageError(f"{output} exists; choose another name or add --force")
-    paths.check_writable(output or paths.profiles_dir() / "new.gguf")
+    check_new_profile(output, force)
     from finesteer_local.cli._view import steering_words
     from finesteer_local.converters import assemble, cast, recognise
     from finesteer_local.converters.arrays import Hints
@@ -190,9 +185,7 @@ def command(
         strength=strength,
         scope=scope,
     )
-    if output:
-        profile.save(output)
-    kept = output or keep_profile(profile)
+    kept = keep_profile(profile, output)
     click.echo(f"Imported {profile.name} for {short_name(model)}: {foreign.format}")
     click.echo(f"  profile   {kept}")
     click.echo(f"  steering  {steering_words(profile)}")

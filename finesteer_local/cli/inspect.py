@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
@@ -12,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from finesteer_local import catalog
+from finesteer_local.cli._options import json_option
+from finesteer_local.cli._output import echo_json
 from finesteer_local.errors import UnknownNameError
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 @click.command("inspect", short_help="Show what a profile or a model file holds.")
 @click.argument("file")
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@json_option
 def command(file: str, as_json: bool) -> None:
     """Show what a profile or a model file holds.
 
@@ -52,7 +53,9 @@ def _find(file: str) -> Path:
     entry = catalog.load_catalog().get(file)
     if entry and not entry.path.is_file():
         raise UnknownNameError(f"the model {file!r} is not here yet; fetch it with: finesteer-local models pull {file}")
-    return catalog.resolve_model(file)
+    from finesteer_local.cli._open import fetch_model
+
+    return fetch_model(file)
 
 
 def _architecture(path: Path) -> str:
@@ -83,9 +86,9 @@ def show_model(identity: ModelIdentity, path: Path, as_json: bool) -> None:
         data = {"kind": "model", "path": str(path), "size": path.stat().st_size, **asdict(identity)}
         data["chat_template"] = bool(identity.template_hash)
         data["profiles"] = [{"name": ref.name, "path": str(ref.path), "problem": ref.problem} for ref in fitting]
-        click.echo(json.dumps(data, ensure_ascii=False, indent=2))
+        echo_json(data)
         return
-    from finesteer_local.cli.models import size
+    from finesteer_local.paths import size
 
     names = ", ".join(ref.name + (" (damaged)" if ref.problem else "") for ref in fitting)
     _print(
@@ -135,10 +138,10 @@ def profile_json(profile: Profile, path: Path) -> dict[str, Any]:
 def show_profile(profile: Profile, path: Path, as_json: bool = False) -> None:
     """Print what a profile holds."""
     if as_json:
-        click.echo(json.dumps(profile_json(profile, path), ensure_ascii=False, indent=2))
+        echo_json(profile_json(profile, path))
         return
     from finesteer_local.cli._view import SCOPE_MEANING, gate_tokens, number, strength_words
-    from finesteer_local.cli.models import size
+    from finesteer_local.paths import size
     from finesteer_local.profile import layer_words
 
     model = profile.model

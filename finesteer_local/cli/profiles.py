@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from dataclasses import asdict
@@ -12,6 +11,9 @@ from typing import TYPE_CHECKING
 import click
 
 from finesteer_local import catalog
+from finesteer_local.cli import _profile_index
+from finesteer_local.cli._options import json_option
+from finesteer_local.cli._output import echo_json
 from finesteer_local.errors import DownloadError, ProfileError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -26,19 +28,19 @@ model_option = click.option("--model", metavar="MODEL", help="For which model, w
 @click.group("profiles", short_help="List, show, add and remove profiles.", invoke_without_command=True)
 @click.pass_context
 def command(ctx: click.Context) -> None:
-    """List, show, add and remove profiles."""
+    """List, show, add and remove profiles, teach them to read answers, and look for or publish them."""
     if ctx.invoked_subcommand is None:
         ctx.invoke(list_profiles, model=None, as_json=False)
 
 
 @command.command("list")
 @click.option("--model", metavar="MODEL", help="Only those for this model.")
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@json_option
 def list_profiles(model: str | None, as_json: bool) -> None:
     """List your own profiles and those that came with the package."""
     refs = catalog.available_profiles(_fingerprint(model))
     if as_json:
-        click.echo(json.dumps([{**asdict(ref), "path": str(ref.path)} for ref in refs], ensure_ascii=False, indent=2))
+        echo_json([{**asdict(ref), "path": str(ref.path)} for ref in refs])
         return
     if not refs:
         click.echo("No profiles yet. Train one with: finesteer-local train MODEL --recipe safety")
@@ -63,7 +65,7 @@ def list_profiles(model: str | None, as_json: bool) -> None:
 @command.command("show")
 @click.argument("name")
 @model_option
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@json_option
 def show(name: str, model: str | None, as_json: bool) -> None:
     """Show what a profile holds (as `inspect` does)."""
     from finesteer_local.cli.inspect import show_profile
@@ -121,7 +123,7 @@ def add(source: str, replace: bool, sha256: str | None) -> None:
 def _show(profile: Profile, n_bytes: int, digest: str) -> None:
     """What a profile does and for which model, on stderr: a user decides by it."""
     from finesteer_local.cli._view import gate_tokens, one_line, steering_words
-    from finesteer_local.cli.models import size
+    from finesteer_local.paths import size
 
     model = profile.model
     gate = (
@@ -142,6 +144,65 @@ def _show(profile: Profile, n_bytes: int, digest: str) -> None:
             click.echo(f"  {name:<8} {value}", err=True)
 
 
+@command.command("watch")
+@click.argument("profile")
+@click.argument("model")
+@click.option("--recipe", metavar="NAME|DIR", help="Whose prompts the model answers.  [default: the profile's own]")
+@click.option("--answers", type=click.IntRange(1), help="From so many of the model's own answers.  [default: 1024]")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the profile here, not to your profiles.")
+@click.option("--force", is_flag=True, help="Replace the output file if it exists.")
+@click.option("--threads", type=click.IntRange(1), help="Threads.  [default: this machine's cores]")
+@click.option("--gpu-layers", type=click.IntRange(-1), default=-1, help="Layers on the GPU; -1 is all.  [default: -1]")
+def watch(
+    profile: str,
+    model: str,
+    recipe: str | None,
+    answers: int | None,
+    output: Path | None,
+    force: bool,
+    threads: int | None,
+    gpu_layers: int,
+) -> None:
+    """Teach a profile to read the answers, too: what its gate misses shows in the model's own words.
+
+    PROFILE is a name or a file; MODEL answers prompts of the recipe by itself, and a gate learns which of its answers
+    do what should not be done. No word of them is kept. Everything else of the profile stays as it is. An interrupted
+    run goes on where it stopped.
+    """
+    from finesteer_local import paths, training
+    from finesteer_local.cli import _progress
+    from finesteer_local.cli._open import fetch_model, find_profile, keep_profile, short_name
+    from finesteer_local.cli._view import answer_gate_words
+    from finesteer_local.errors import StorageError
+    from finesteer_local.identity import read_model_identity
+    from finesteer_local.profile import Profile
+
+    if output and output.exists() and not force:
+        raise StorageError(f"{output} exists; choose another name or add --force")
+    paths.check_writable(output or paths.profiles_dir() / "new.gguf")
+    training.require_extra()
+    from finesteer_local.training.watch import ANSWERS, watch_profile
+
+    path = fetch_model(model)
+    read = Profile.load(find_profile(profile, read_model_identity(path), model, path))
+    with _progress.stages() as report:
+        watching, fit = watch_profile(
+            path,
+            read,
+            recipe=recipe,
+            n_answers=answers or ANSWERS,
+            n_threads=threads,
+            progress=report,
+            n_gpu_layers=gpu_layers,
+        )
+    if output:
+        watching.save(output)
+    kept = output or keep_profile(watching)
+    click.echo(f"{watching.name} for {short_name(model)} reads answers now.")
+    click.echo(f"  profile   {kept}")
+    click.echo(f"  watching  {answer_gate_words(asdict(fit))}")
+
+
 @command.command("rm")
 @click.argument("name")
 @model_option
@@ -153,9 +214,10 @@ def rm(name: str, model: str | None) -> None:
 def _fingerprint(model: str | None) -> str | None:
     if model is None:
         return None
+    from finesteer_local.cli._open import fetch_model
     from finesteer_local.identity import read_model_identity
 
-    return read_model_identity(catalog.resolve_model(model)).fingerprint
+    return read_model_identity(fetch_model(model)).fingerprint
 
 
 def _named(name: str, model: str | None) -> list[ProfileRef]:
@@ -168,3 +230,6 @@ def _named(name: str, model: str | None) -> list[ProfileRef]:
         hint = f"; did you mean {' or '.join(near)}?" if near else "; `finesteer-local profiles` lists them"
         raise UnknownNameError(f"unknown profile {name!r}{hint}")
     return named
+
+
+_profile_index.register(command)

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,18 +13,19 @@ from finesteer_local.cli._options import (
     Sampling,
     WatchOptions,
     checked_text,
-    decoded,
     model_argument,
     model_options,
     policy_option,
     sampling_options,
     skip_thinking_option,
     system_option,
+    text_or_stdin,
     watch_options,
 )
+from finesteer_local.cli._output import json_line, opened
 from finesteer_local.errors import DataError
 from finesteer_local.jsonl import ROLES, is_text, read_rows
-from finesteer_local.paths import atomic_write, check_writable
+from finesteer_local.paths import check_writable
 
 if TYPE_CHECKING:
     from finesteer_local.cli._answers import TimedAnswer
@@ -94,7 +92,7 @@ def command(
     if output and str(output) != "-":
         check_writable(output)
     rows = _read_rows(jsonl, raw) if jsonl else []
-    text = _read_prompt(prompt) if prompt is not None else ""
+    text = text_or_stdin(prompt, "the prompt") if prompt is not None else ""
 
     from finesteer_local.cli._open import open_steered
 
@@ -121,7 +119,7 @@ def _run_one(
         if as_json or output:
             answer = whole_answer(engine, prompt, sampling)
             text = json.dumps(_result(llama, answer), ensure_ascii=False, indent=2) if as_json else answer.text
-            with _target(output) as file:
+            with opened(output) as file:
                 file.write(text.rstrip("\n") + "\n")
         else:
             from finesteer_local.cli._view import AnswerWriter
@@ -153,9 +151,9 @@ def _run_rows(
     from finesteer_local.cli._answers import answer_rows
 
     prompts = [row["prompt"] if raw else _messages(row, system) for row in rows]
-    with _target(output) as file, _progress.counted("answering", len(rows)) as advance:
+    with opened(output) as file, _progress.counted("answering", len(rows)) as advance:
         for row, answer in zip(rows, answer_rows(llama, prompts, sampling, parallel), strict=True):
-            file.write(json.dumps({"input": row, **_result(llama, answer)}, ensure_ascii=False) + "\n")
+            file.write(json_line({"input": row, **_result(llama, answer)}))
             file.flush()
             if explain:
                 _explain(answer)
@@ -194,24 +192,6 @@ def _note_plain_format(llama: SteeredLlama, raw: bool) -> None:
             dim=True,
             err=True,
         )
-
-
-@contextmanager
-def _target(output: Path | None) -> Iterator[IO[str]]:
-    """stdout, or a file that appears under its name when all is written."""
-    if output is None or str(output) == "-":
-        with nullcontext(sys.stdout) as file:
-            yield file
-        return
-    with atomic_write(output) as temporary, temporary.open("w", encoding="utf-8") as file:
-        yield file
-
-
-def _read_prompt(prompt: str) -> str:
-    if prompt != "-":
-        return checked_text(prompt)
-    data = sys.stdin.buffer.read()
-    return checked_text(decoded(data, "the prompt on stdin"), "the prompt on stdin")
 
 
 def _read_rows(path: Path, raw: bool) -> list[dict[str, Any]]:

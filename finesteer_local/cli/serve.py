@@ -111,8 +111,9 @@ def command(
 ) -> None:
     """Serve a model over HTTP, steered per request, with a web page.
 
-    MODEL is a name that `finesteer-local models` lists, or the path of a GGUF file. The profiles steer requests that
-    do not say how they want to be steered. Clients of OpenAI's and of Ollama's API work unchanged; the page is at /.
+    MODEL is a name that `finesteer-local models` lists, hf:owner/repo, or the path of a GGUF file. The profiles steer
+    requests that do not say how they want to be steered. Clients of OpenAI's and of Ollama's API work unchanged; the
+    page is at /.
 
     \b
     finesteer-local serve smollm2 --profile safety

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from finesteer_local import paths
+from finesteer_local import training
 from finesteer_local.cli import _progress
-from finesteer_local.cli._open import duration, fetch_model, keep_profile, short_name
-from finesteer_local.cli._options import MAX_STRENGTH, SCOPES, model_argument, rpc_option
-from finesteer_local.errors import StorageError
+from finesteer_local.cli._open import check_new_profile, duration, fetch_model, keep_profile, short_name
+from finesteer_local.cli._options import (
+    MAX_STRENGTH,
+    SCOPES,
+    gpu_layers_option,
+    model_argument,
+    new_profile_options,
+    rpc_option,
+    threads_option,
+)
 
 if TYPE_CHECKING:
     from finesteer_local.profile import Profile
@@ -35,8 +42,7 @@ if TYPE_CHECKING:
     help="With --data: JSONL rows with `prompt` that must stay untouched.  [default: the ordinary prompts of `safety`]",
 )
 @click.option("--name", metavar="NAME", help="The profile's name.  [default: the recipe's, or the data file's]")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the profile here, not to your profiles.")
-@click.option("--force", is_flag=True, help="Replace the output file if it exists.")
+@new_profile_options
 @click.option(
     "--gate",
     type=click.Choice(["contrastive", "scs", "always"]),
@@ -47,13 +53,21 @@ if TYPE_CHECKING:
 @click.option(
     "--minutes",
     type=click.FloatRange(0, min_open=True),
-    help="How long training may take: it does what fits, and a longer run goes on from a shorter one.  [default: 10]",
+    help="How long training may take: it does what fits, and a longer run goes on from a shorter one.  "
+    f"[default: {training.DEFAULT_MINUTES:g}]",
 )
 @click.option(
     "--quality",
     type=click.Choice(["quick", "standard", "full"]),
     help="Instead of a time: the gate learns from 4,000 or 16,000 prompts of a recipe, or from all. Bundled profiles "
     "are full.",
+)
+@click.option(
+    "--watch/--no-watch",
+    default=True,
+    show_default=True,
+    help="With a recipe of refusals, learn a second gate that reads the answers: from those that the model gives by "
+    "itself, of which no word is kept.",
 )
 @click.option("--keep", is_flag=True, help="When interrupted (Ctrl-C), keep the best profile so far.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
@@ -78,31 +92,24 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="With --backend transformers: the GGUF file that the profile is for.  [default: told by the norm weights]",
 )
-@click.option("--threads", type=click.IntRange(1), help="Threads.  [default: this machine's cores]")
-@click.option("--gpu-layers", type=click.IntRange(-1), default=-1, help="Layers on the GPU; -1 is all.  [default: -1]")
+@threads_option
+@gpu_layers_option
 @rpc_option
 def command(
     model: str,
     recipe: str | None,
     data: Path | None,
     contrast: Path | None,
-    name: str | None,
     output: Path | None,
     force: bool,
-    gate: str,
     minutes: float | None,
     quality: str | None,
-    keep: bool,
-    seed: int,
-    layer: int | None,
-    strength: float | None,
-    scope: str | None,
-    optimise: bool | None,
     backend: str,
     gguf: Path | None,
     threads: int | None,
     gpu_layers: int,
     rpc: tuple[str, ...],
+    **settings: Any,
 ) -> None:
     """Train a steering profile for MODEL, a name of the catalogue or a GGUF file.
 
@@ -119,11 +126,9 @@ def command(
         raise click.UsageError("--gguf goes with --backend transformers")
     if rpc and backend == "transformers":
         raise click.UsageError("--rpc goes with llama.cpp, not with --backend transformers")
-    if output and output.exists() and not force:
-        raise StorageError(f"{output} exists; choose another name or add --force")
-    paths.check_writable(output or paths.profiles_dir() / "new.gguf")
-    from finesteer_local import training
-
+    if minutes:
+        settings["minutes"] = minutes
+    check_new_profile(output, force)
     training.require_extra()
     path = Path(model) if backend == "transformers" else fetch_model(model)
     with _progress.stages() as report:
@@ -132,26 +137,16 @@ def command(
             recipe=recipe or (None if data else "safety"),
             data=data,
             contrast=contrast,
-            name=name,
-            gate=gate,
             quality=quality,
-            keep=keep,
-            seed=seed,
-            layer=layer,
-            strength=strength,
-            scope=scope,
-            optimise=optimise,
             n_threads=threads,
             progress=report,
             backend=backend,
             gguf=gguf,
             n_gpu_layers=gpu_layers,
             rpc=rpc,
-            **({"minutes": minutes} if minutes else {}),
+            **settings,
         )
-    if output:
-        profile.save(output)
-    kept = output or keep_profile(profile)
+    kept = keep_profile(profile, output)
     chat_with = str(gguf or "MODEL.gguf") if backend == "transformers" else model
     _tell(profile, kept, model, chat_with, str(output or profile.name))
 
@@ -165,7 +160,7 @@ _FORMS = {
 
 
 def _tell(profile: Profile, kept: Path, model: str, chat_with: str, reference: str) -> None:
-    from finesteer_local.cli._view import steering_words
+    from finesteer_local.cli._view import answer_gate_words, steering_words
 
     figures = profile.training["figures"]
     answers = figures["answers"]
@@ -191,6 +186,13 @@ def _tell(profile: Profile, kept: Path, model: str, chat_with: str, reference: s
             click.echo(f"  {form:9} opens {told}: {_FORMS[form]}")
     else:
         click.echo("  gate      always open")
+    if fit := figures.get("answer_gate"):
+        click.echo(f"  watching  {answer_gate_words(fit)}")
+    elif profile.training.get("watched") == 0:
+        longer = f"{3 * profile.training['minutes']:g}"
+        click.echo(f"  watching  no gate on the answers: there was no time to ask for enough; try --minutes {longer}")
+    elif profile.training.get("watched"):
+        click.echo("  watching  no gate on the answers: too few of the model's own do what should not be done")
     if kinds := figures.get("kinds"):
         parts = ", ".join(f"{form} {share:.0%}" for form, share in kinds["forms"].items())
         click.echo(

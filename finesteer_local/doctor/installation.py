@@ -22,7 +22,8 @@ REINSTALL = "pip install --force-reinstall --no-cache-dir --no-binary llama-cpp-
 EXTRAS = {
     "train": "training profiles",
     "serve": "the HTTP server",
-    "hub": "profiles from Hugging Face (hf:owner/repo/file)",
+    "hub": "models and profiles from Hugging Face (hf:owner/repo)",
+    "sign": "signed profiles of an index (profiles get, profiles pack --key)",
     "transformers": "training from a Hugging Face directory",
 }
 """What the optional parts are for; which packages each needs stands in the package's metadata."""

@@ -12,7 +12,7 @@ from finesteer_local.evaluation.interventions import UNSTEERED, Intervention, Pr
 from finesteer_local.evaluation.journal import Journal, digest
 from finesteer_local.jsonl import Messages
 from finesteer_local.runtime import SteeredLlama
-from finesteer_local.runtime.batch import active_steering, answers, chat_request
+from finesteer_local.runtime.batch import answers, chat_request
 from finesteer_local.runtime.batch.answer import STOP
 from finesteer_local.runtime.prompt import chat_prompt
 from finesteer_local.steering import Decision
@@ -99,7 +99,7 @@ def answer_all(
     Profiles, and the unsteered model, answer several requests at a time; the first and every TIMED-th is asked alone
     and timed, unless nobody asks how long it takes. Sampled answers are never timed.
     Where the method leaves a prompt untouched its answer is the unsteered one (rule 2 of the runtime) and is not
-    generated again. What the journal knows is not generated at all.
+    generated again, unless the method reads answers. What the journal knows is not generated at all.
     """
     keys = [digest("whole answer", intervention.digest, vars(request)) for request in requests]
     missing = [i for i, key in enumerate(keys) if key not in journal]
@@ -133,12 +133,13 @@ def _ask(llama: SteeredLlama, intervention: Intervention, request: EvalRequest) 
     said = _chat(llama, request, max_tokens=1)
     first = time.perf_counter() - started
     reading = intervention.reading(llama)
-    if intervention.digest != UNSTEERED.digest and not reading.steers:
+    if intervention.digest != UNSTEERED.digest and not (reading.steers or reading.watched):
         said = _NOTHING
     else:
         # The prompt and its logits are still there, so this goes on where the first token was drawn.
         said = _chat(llama, request)
         llama.tap.check()
+        reading = intervention.reading(llama) if reading.watched else reading
     seconds = time.perf_counter() - started
     return {**said, "first": round(first, 4), "seconds": round(seconds, 4), "reading": asdict(reading)}
 
@@ -167,16 +168,18 @@ def _ask_together(
 ) -> Iterator[dict[str, Any]]:
     """As `_ask`, under the active profiles, in the requests' order."""
     steered = intervention.digest != UNSTEERED.digest
-    steer = active_steering(llama)
-    asked = [chat_request(llama, request.messages, steer=steer, **request.options()) for request in requests]
+    asked = [chat_request(llama, request.messages, steer=llama.steer, **request.options()) for request in requests]
 
-    def steers(decisions: Sequence[Decision]) -> bool:
-        return not steered or Reading.of(decisions).steers
+    def wanted(decisions: Sequence[Decision]) -> bool:
+        reading = Reading.of(decisions)
+        return not steered or reading.steers or reading.watched
 
-    for answer in answers(llama, asked, at_most=_TOGETHER, wanted=steers):
+    for answer in answers(llama, asked, at_most=_TOGETHER, wanted=wanted):
+        reading = Reading.of(answer.decisions)
         ended, n_tokens = answer.finished.reason == STOP, answer.finished.n_answer
-        said = {"text": answer.text, "ended": ended, "n_tokens": n_tokens} if steers(answer.decisions) else _NOTHING
-        yield {**said, "first": None, "seconds": None, "reading": asdict(Reading.of(answer.decisions))}
+        said = {"text": answer.text, "ended": ended, "n_tokens": n_tokens}
+        said = said if not steered or reading.differs else _NOTHING
+        yield {**said, "first": None, "seconds": None, "reading": asdict(reading)}
 
 
 def _answer(stored: dict[str, Any]) -> EvalAnswer | None:

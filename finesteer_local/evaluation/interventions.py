@@ -26,11 +26,14 @@ class Reading:
     """What a method made of one prompt.
 
     Attributes:
-        g: the greatest gate value; 1 for a method without a gate.
+        g: the greatest value of a gate on the prompt; 1 for a method without a gate.
         score: what is compared with the threshold; None for a method that does not tell prompts apart.
         threshold: None for a method without one.
         steers: whether anything is added to the hidden states. Else the answer is the unsteered one.
         experts: weights of the experts by name, averaged over the layers.
+        watched: whether a gate reads the answer, because none found anything in the prompt.
+        answer_at: tokens that the answer had when such a gate opened; None where none did.
+        taken_back: how many of these were taken back.
     """
 
     g: float = 0.0
@@ -38,6 +41,14 @@ class Reading:
     threshold: float | None = None
     steers: bool = False
     experts: tuple[tuple[str, float], ...] = ()
+    watched: bool = False
+    answer_at: int | None = None
+    taken_back: int = 0
+
+    @property
+    def differs(self) -> bool:
+        """Whether the answer may be another one than the unsteered model's."""
+        return self.steers or self.answer_at is not None
 
     @classmethod
     def stored(cls, values: Mapping[str, Any]) -> Reading:
@@ -51,8 +62,11 @@ class Reading:
             return cls()
         alike = len(decisions) == 1
         first = decisions[0]
+        opened = [d.answer for d in decisions if d.answer is not None and d.answer.opened_at is not None]
+        earliest = min(opened, key=lambda reading: reading.opened_at or 0, default=None)
         return cls(
-            g=max(d.g for d in decisions),
+            # One that its answer opened was shut for the prompt.
+            g=max(0.0 if d.answer is not None else d.g for d in decisions),
             score=first.score if alike else max(d.score - d.threshold for d in decisions),
             threshold=first.threshold if alike else 0.0,
             steers=any(d.open for d in decisions),
@@ -61,6 +75,9 @@ class Reading:
                 for d in decisions
                 for name, weight in d.leading_experts(n=256)
             ),
+            watched=any(d.answer is not None for d in decisions),
+            answer_at=None if earliest is None else earliest.opened_at,
+            taken_back=0 if earliest is None else earliest.taken_back,
         )
 
 
@@ -93,7 +110,7 @@ class Intervention(Protocol):
 
 
 def _decay(profile: Profile) -> tuple[float, ...]:
-    """Nothing without a length decay: answers that were kept before there was one hold."""
+    """The length decay, left out where it is 0: then answers that were kept before there was one are found."""
     return (profile.length_decay, SHORT_PROMPT, LONG_PROMPT) if profile.length_decay else ()
 
 
@@ -111,6 +128,7 @@ class ProfileSteering:
                 (
                     *(p.name, p.model.fingerprint, p.gate.kind, p.gate, p.gate_layer, dict(p.experts)),
                     *(p.strength, p.answer_strength, p.scope, *_decay(p)),
+                    *([] if p.answer_gate is None else [p.answer_gate]),
                 )
                 for p in self.profiles
             ]

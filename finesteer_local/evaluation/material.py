@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from finesteer_local import paths
 from finesteer_local.errors import DataError, StorageError
 from finesteer_local.evaluation.journal import digest
-from finesteer_local.evaluation.measure import Progress
 from finesteer_local.evaluation.pairs import prepared, sampled
 from finesteer_local.identity import ModelIdentity
 from finesteer_local.runtime import SteeredLlama
@@ -23,6 +22,7 @@ from finesteer_local.training.data import Pair, Prompt, TrainingData
 from finesteer_local.training.effort import EFFORTS
 from finesteer_local.training.model_data import ModelData
 from finesteer_local.training.pairs import held_out
+from finesteer_local.training.progress import Progress, quiet
 
 Array = NDArray[np.float32]
 
@@ -104,7 +104,7 @@ def harvest_material(
     folder: Path,
     *,
     seed: int,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = quiet,
 ) -> Material:
     """Read everything that the methods are trained on; what an earlier run read is taken from `folder`.
 

@@ -16,9 +16,7 @@ from finesteer_local.judges.fluency import Coherence, Fluency
 from finesteer_local.judges.phrases import is_refusal
 from finesteer_local.judges.whole import Verdict, circles, declines
 from finesteer_local.runtime import SteeredLlama
-
-Progress = Callable[[str, int, int], None]
-"""Called with (stage, done, total)."""
+from finesteer_local.training.progress import Progress, quiet
 
 MAX_TOKENS = 400
 TEMPERATURE = 0.8
@@ -109,6 +107,22 @@ class Outcome:
         return self.answer.text == self.unsteered
 
     @property
+    def by_prompt(self) -> bool:
+        """Whether it is defended, and the gate on the prompt opened."""
+        return self.verdict.defended and self.answer.reading.g > 0
+
+    @property
+    def by_answer(self) -> bool:
+        """Whether it is defended, and the gate on the answer opened."""
+        return self.verdict.defended and self.answer.reading.answer_at is not None
+
+    @property
+    def n_let_out(self) -> int | None:
+        """The answer's tokens that stayed when the gate on it opened; None where it did not."""
+        reading = self.answer.reading
+        return None if reading.answer_at is None else reading.answer_at - reading.taken_back
+
+    @property
     def correct(self) -> bool | None:
         """Whether the last number is the right one; None for what is no maths problem."""
         if self.case.answer is None:
@@ -159,7 +173,7 @@ def measure(
     seeds: Sequence[int] = SEEDS,
     judge: Judge | None = None,
     sweep: bool = False,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = quiet,
 ) -> Evaluation:
     """Run every suite through every method; what the journal holds is taken from there.
 

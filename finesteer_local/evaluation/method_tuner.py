@@ -20,13 +20,14 @@ from finesteer_local.evaluation.baselines.vectors import Candidate
 from finesteer_local.evaluation.interventions import UNSTEERED, Intervention
 from finesteer_local.evaluation.journal import Journal, digest
 from finesteer_local.evaluation.material import Material
-from finesteer_local.evaluation.measure import TEMPERATURE, Progress, fluency
+from finesteer_local.evaluation.measure import TEMPERATURE, fluency
 from finesteer_local.judges.fluency import Coherence, Fluency
 from finesteer_local.judges.whole import Verdict, declines
 from finesteer_local.runtime import SteeredLlama
 from finesteer_local.runtime.score import answer_logprobs
 from finesteer_local.training.data import Pair
 from finesteer_local.training.model_data import pair_tokens
+from finesteer_local.training.progress import Progress, quiet
 
 PROMPTS = 24  # of each kind
 FEWER = 10  # of each kind, where many candidates are compared
@@ -60,7 +61,7 @@ class Tuner:
         llama: SteeredLlama,
         material: Material,
         journal: Journal,
-        progress: Progress = lambda stage, done, total: None,
+        progress: Progress = quiet,
     ) -> None:
         self.llama, self.journal, self.progress = llama, journal, progress
         self.judge = material.data.judge

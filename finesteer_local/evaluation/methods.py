@@ -13,11 +13,12 @@ from finesteer_local.evaluation.baselines.vectors import Candidate
 from finesteer_local.evaluation.interventions import ProfileSteering
 from finesteer_local.evaluation.journal import Journal
 from finesteer_local.evaluation.material import Material, harvest_material
-from finesteer_local.evaluation.measure import NONE, Method, Progress
+from finesteer_local.evaluation.measure import NONE, Method
 from finesteer_local.evaluation.method_tuner import Tuner
 from finesteer_local.profile import Profile
 from finesteer_local.runtime import SteeredLlama
 from finesteer_local.training.data import TrainingData
+from finesteer_local.training.progress import Progress, quiet
 
 OURS = "ours"
 BASELINES = {
@@ -46,7 +47,7 @@ def build_methods(
     *,
     load: Callable[[], TrainingData] | None = None,
     seed: int = 0,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = quiet,
 ) -> list[Method]:
     """Make the methods ready.
 

@@ -23,7 +23,7 @@ def prepared(model_data: ModelData, data: TrainingData, pairs: Sequence[Pair]) -
     """
     pairs = list(pairs)
     if data.pooled:
-        pairs = natural(model_data, pairs)
+        pairs = natural(model_data, data, pairs)
     if data.own_replies:
         pairs = against_replies(pairs, model_data.replies(pairs, REPLY_TOKENS), data.judge)
     return [clipped(model_data.llama, pair) for pair in pairs]

@@ -115,6 +115,7 @@ def _answer_row(suite: str, method: str, outcome: Outcome) -> dict[str, Any]:
         "g": reading.g,
         "score": reading.score,
         "threshold": reading.threshold,
+        **({"answer_at": reading.answer_at, "taken_back": reading.taken_back} if reading.watched else {}),
         "seconds": None if outcome.answer.seconds is None else round(outcome.answer.seconds, 3),
     }
 

@@ -19,7 +19,6 @@ from finesteer_local.evaluation.measure import (
     TEMPERATURE,
     Judge,
     PhraseJudge,
-    Progress,
     WholeJudge,
     check_suites,
     measure,
@@ -30,6 +29,7 @@ from finesteer_local.evaluation.suites import Suite
 from finesteer_local.profile import Profile
 from finesteer_local.runtime import SteeredLlama
 from finesteer_local.training.data import TrainingData
+from finesteer_local.training.progress import Progress, quiet
 from finesteer_local.training.recipes import load_recipe
 
 WHOLE, PHRASES = "whole", "phrases"
@@ -72,7 +72,7 @@ def evaluate(
     plan: Plan,
     *,
     model: str,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = quiet,
 ) -> Results:
     """Run the suites through the methods. What is computed is kept, so that the same call goes on after a stop.
 

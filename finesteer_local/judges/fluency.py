@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,13 +16,18 @@ MAX_REPEATED = 0.3
 REPEATED_RANGE = (0.2, 0.5)
 """The limit for repetition lies between these, however much the unsteered model repeats itself."""
 
+_WORD = re.compile(r"\w+(?:['’.,]\w+)*|[^\w\s]")
+
 WINDOW_TOKENS = 32
 """The surprise of an answer is read over windows of so many tokens, which overlap by half."""
 
 
 def repeated_share(answer: str, n: int = 3) -> float:
-    """Share of the answer's word n-grams that stood in it before; 0 for short answers."""
-    words = answer.split()
+    """Share of the answer's n-grams of words and marks that stood in it before; 0 for short answers.
+
+    Marks part words: what falls apart is often joined by them ("build-build-dis-build-build").
+    """
+    words = _WORD.findall(answer)
     grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
@@ -93,18 +99,6 @@ class Coherence:
     repeated: float = MAX_REPEATED
 
     @classmethod
-    def calibrate(cls, llama: TrainableModel, answers: Sequence[str], *, throughout: bool = False) -> Coherence:
-        """Take the surprise limit from unsteered answers: what 95 % of them stay under, and half a nat of tolerance.
-
-        Args:
-            throughout: from their worst windows, for `hold_throughout`.
-        """
-        llama.set_profiles([])
-        spoken = [answer for answer in answers if answer.strip()]
-        readings = Fluency.throughout(llama, spoken) if throughout else Fluency.of(llama, spoken)
-        return cls(_limit([reading.surprise for reading in readings], float("inf"), tolerance=0.5))
-
-    @classmethod
     def of_unsteered(cls, readings: Sequence[Fluency]) -> Coherence:
         """Take both limits from unsteered answers: what 95 % of them stay under, and a tolerance.
 
@@ -121,14 +115,6 @@ class Coherence:
         """Whether an answer so read is language."""
         spoken = bool(np.isfinite(reading.surprise))
         return spoken and reading.surprise <= self.limit and reading.repeated <= self.repeated
-
-    def hold(self, llama: TrainableModel, answers: Sequence[str]) -> list[bool]:
-        """Judge answers; the active profiles must be none."""
-        return [self.accepts(reading) for reading in Fluency.of(llama, answers)]
-
-    def hold_throughout(self, llama: TrainableModel, answers: Sequence[str]) -> list[bool]:
-        """Judge whole answers by their worst windows; the active profiles must be none."""
-        return [self.accepts(reading) for reading in Fluency.throughout(llama, answers)]
 
 
 def _limit(values: Sequence[float], otherwise: float, *, tolerance: float) -> float:

@@ -98,7 +98,7 @@ def read_states(
     lengths = [len(request.tokens) - request.first for request in requests]
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     states = {layer: store.collect(keys, offsets, llama.n_embd()) for layer, store in zip(layers, stores, strict=True)}
-    # A file that is deleted while it is mapped stays readable (Windows: stays).
+    # What this deletes stays readable while it is mapped; Windows does not delete it then.
     state_cache.trim(limit, spare=state_cache.IN_USE)
     return Harvest(states, offsets)
 

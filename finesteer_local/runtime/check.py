@@ -1,4 +1,4 @@
-"""What a prompt is found to be, without an answer: the pass that reads it stops after the last gate's layer."""
+"""Finds out what kind of request a prompt is, without answering it: the pass stops after the last gate's layer."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def can_infill(llama: TappedLlama) -> bool:
 
 
 def _tokens(llama: TappedLlama) -> tuple[int, int, int]:
-    """What comes before the prefix, before the suffix and before what is between; -1 where there is none."""
+    """The tokens before the prefix, before the suffix and before what stands between; -1 where the model has none."""
     vocab = vocab_of(llama)
     before, after = llama_cpp.llama_vocab_fim_pre(vocab), llama_cpp.llama_vocab_fim_suf(vocab)
     return int(before), int(after), int(llama_cpp.llama_vocab_fim_mid(vocab))

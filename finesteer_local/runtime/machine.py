@@ -34,7 +34,7 @@ class Device:
 
 
 def version() -> str:
-    """llama-cpp-python's."""
+    """The version of llama-cpp-python."""
     return str(llama_cpp_python.__version__)
 
 

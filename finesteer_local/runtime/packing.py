@@ -112,7 +112,7 @@ class Plan:
 
     @staticmethod
     def _branch(batch: Batch, shared: list[int]) -> None:
-        """A sequence more, whose past is the root and the rows `shared`."""
+        """Add a sequence, whose past is the root and the rows `shared`."""
         for row in shared:
             batch.sequences[row].append(batch.n_sequences)
         batch.n_sequences += 1

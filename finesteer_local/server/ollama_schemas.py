@@ -13,7 +13,7 @@ from finesteer_local.server.completions_schemas import CompletionRequest
 from finesteer_local.server.conversation_schemas import JsonObject, Tools
 from finesteer_local.server.known_fields import ANY, OLLAMA_OPTIONS, GivenAsKnown
 from finesteer_local.server.sampling_schemas import CommonSampling
-from finesteer_local.server.schemas import Decisions, Given, Many, SteeringField
+from finesteer_local.server.schemas import ERRORS, Decisions, Given, Many, SteeringField
 
 OllamaToolChoice = Annotated[
     Literal["none", "auto", "required"] | None,
@@ -294,16 +294,5 @@ class Version(BaseModel):
 
 
 OLLAMA_ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": OllamaError, "description": description}
-    for status, description in {
-        400: "The request is wrong.",
-        401: "The key is missing or wrong.",
-        403: "A page of another origin, or a Host that is not this server.",
-        404: "No such model.",
-        408: "The request's body did not come.",
-        413: "The request is too large.",
-        429: "Too many requests wait; try again after `Retry-After` seconds.",
-        500: "The server failed.",
-        503: "The model is loading, or the server is stopping.",
-    }.items()
+    status: {"model": OllamaError, "description": error["description"]} for status, error in ERRORS.items()
 }

@@ -114,22 +114,18 @@ class Policy:
             UnknownNameError, ProfileError: it names a profile that does not exist or cannot be used.
         """
         with self._lock:  # the defaults and their scope belong together
-            return self._steer(wanted)
-
-    def _steer(self, wanted: Steering | bool | None) -> tuple[Steer, ...]:
-        if wanted is None:
-            return self._defaults
-        if isinstance(wanted, bool):
-            if self._required:
-                names = ", ".join(sorted(self._required))
-                raise ApiError(400, f"this server requires steering by {names}", param="steering", code="required")
-            return ()
-        scope = wanted.scope or self._scope
-        if wanted.profiles is None:
-            found = [replace(steer, scope=scope) for steer in self._defaults]
-        else:
-            found = [self._named(profile, scope, i) for i, profile in enumerate(wanted.profiles)]
-        return self._with_required(found, scope)
+            if wanted is None:
+                return self._defaults
+            if isinstance(wanted, bool):
+                if self._required:
+                    raise _required(f"steering by {self._required_names}", "steering")
+                return ()
+            scope = wanted.scope or self._scope
+            if wanted.profiles is None:
+                found = [replace(steer, scope=scope) for steer in self._defaults]
+            else:
+                found = [self._named(profile, scope, i) for i, profile in enumerate(wanted.profiles)]
+            return self._with_required(found, scope)
 
     def skips_thinking(self, wanted: Steering | bool | None) -> bool:
         """Whether the thoughts in one request's answer are left unsteered; `wanted` is its `steering`.
@@ -139,37 +135,25 @@ class Policy:
         """
         skips = wanted.skip_thinking if isinstance(wanted, Steering) else None
         if skips and self._required and not self.skip_thinking:
-            names = ", ".join(sorted(self._required))
-            raise ApiError(
-                400,
-                f"this server requires steering by {names}, of thoughts too",
-                param="steering.skip_thinking",
-                code="required",
-            )
+            raise _required(f"steering by {self._required_names}, of thoughts too", "steering.skip_thinking")
         return self.skip_thinking if skips is None else skips
 
     def _named(self, wanted: WantedProfile, scope: str | None, place: int) -> Steer:
         where = f"steering.profiles.{place}"
         found = next((steer for steer in self._defaults if steer.profile.name == wanted.name), None)
-        if found is None:
-            try:
-                found = Steer(self.shelf.get(wanted.name))
-            except UnknownNameError as error:
-                raise ApiError(400, str(error), param=f"{where}.name", code="unknown_profile") from error
-            except (ProfileError, StorageError) as error:
-                raise ApiError(400, str(error), param=f"{where}.name") from error
-        policy = tuple({**dict(found.policy), **(wanted.policy or {})}.items())
-        try:
-            check_policy(found.profile, policy)
-        except ProfileError as error:
-            raise ApiError(400, str(error), param=f"{where}.policy", code="unknown_kind") from error
-        on_answer = found.on_answer if wanted.on_answer is None else wanted.on_answer
-        try:
-            check_on_answer(found.profile, on_answer)
-        except ProfileError as error:
-            raise ApiError(400, str(error), param=f"{where}.on_answer", code="unread_answers") from error
+        found = found or Steer(self._profile(wanted.name, where))
         strength = found.strength if wanted.strength is None else wanted.strength
-        return Steer(found.profile, strength, scope, policy, on_answer)
+        on_answer = found.on_answer if wanted.on_answer is None else wanted.on_answer
+        policy = {**dict(found.policy), **(wanted.policy or {})}
+        return _steer(found.profile, strength, scope, policy, on_answer, where)
+
+    def _profile(self, name: str, where: str) -> Profile:
+        """The profile that the object at `where` of a request names."""
+        try:
+            return self.shelf.get(name)
+        except (UnknownNameError, ProfileError, StorageError) as error:
+            code = "unknown_profile" if isinstance(error, UnknownNameError) else None
+            raise ApiError(400, str(error), param=f"{where}.name", code=code) from error
 
     def _with_required(self, found: list[Steer], scope: str | None) -> tuple[Steer, ...]:
         names = [steer.profile.name for steer in found]
@@ -187,29 +171,15 @@ class Policy:
             least = self._required.get(steer.profile.name)
             if least is None:
                 continue
+            name = steer.profile.name
             if effective_strength(steer) < effective_strength(least):
-                raise ApiError(
-                    400,
-                    f"this server requires {steer.profile.name} at strength {effective_strength(least):g} or more",
-                    param="steering.profiles",
-                    code="required",
-                )
+                raise _required(f"{name} at strength {effective_strength(least):g} or more", "steering.profiles")
             if SCOPES.index(steer.effective_scope) < SCOPES.index(least.effective_scope):
-                raise ApiError(
-                    400,
-                    f"this server requires {steer.profile.name} with the scope {least.effective_scope} or a wider one",
-                    param="steering.scope",
-                    code="required",
-                )
+                raise _required(f"{name} with the scope {least.effective_scope} or a wider one", "steering.scope")
             _check_required_kinds(steer, least)
             if _strictness(steer) < _strictness(least):
-                raise ApiError(
-                    400,
-                    f"this server requires {steer.profile.name} to {least.effective_on_answer} an answer that shows "
-                    "what its prompt hid, or more",
-                    param="steering.profiles",
-                    code="required",
-                )
+                what = f"{name} to {least.effective_on_answer} an answer that shows what its prompt hid, or more"
+                raise _required(what, "steering.profiles")
         return steers
 
     def replace(self, defaults: Defaults) -> None:
@@ -219,26 +189,17 @@ class Policy:
             ApiError: a profile does not exist, or the defaults are weaker than what is required.
         """
         with self._lock:
-            self._replace(defaults)
-
-    def _replace(self, defaults: Defaults) -> None:
-        found = []
-        for i, wanted in enumerate(defaults.profiles):
-            try:
-                policy = tuple(wanted.policy.items())
-                profile = self.shelf.get(wanted.name)
+            found = []
+            for i, wanted in enumerate(defaults.profiles):
+                where = f"profiles.{i}"
+                profile = self._profile(wanted.name, where)
                 bound = self._required.get(wanted.name)
                 on_answer = bound.on_answer if bound and wanted.on_answer is None else wanted.on_answer
-                found.append(Steer(profile, wanted.strength, defaults.scope, policy, on_answer))
-                check_policy(profile, policy)
-                check_on_answer(profile, on_answer)
-            except UnknownNameError as error:
-                raise ApiError(400, str(error), param=f"profiles.{i}.name", code="unknown_profile") from error
-        names = {steer.profile.name for steer in found}
-        for name, least in self._required.items():
-            if name not in names:
-                raise ApiError(400, f"this server requires {least.profile.name}", param="profiles", code="required")
-        self._defaults, self._scope = self._with_required(found, defaults.scope), defaults.scope
+                found.append(_steer(profile, wanted.strength, defaults.scope, wanted.policy, on_answer, where))
+            for name in self._required:
+                if name not in {steer.profile.name for steer in found}:
+                    raise _required(name, "profiles")
+            self._defaults, self._scope = self._with_required(found, defaults.scope), defaults.scope
 
     def now(self) -> DefaultsNow:
         """The defaults, with the strengths that they come to."""
@@ -258,11 +219,40 @@ class Policy:
             required=list(self._required),
         )
 
+    @property
+    def _required_names(self) -> str:
+        return ", ".join(sorted(self._required))
+
     def is_active(self, name: str) -> bool:
         return any(steer.profile.name == name for steer in self._defaults)
 
     def is_required(self, name: str) -> bool:
         return name in self._required
+
+
+def _steer(
+    profile: Profile,
+    strength: float | None,
+    scope: str | None,
+    policy: Mapping[str, str],
+    on_answer: str | None,
+    where: str,
+) -> Steer:
+    """Steering as the object at `where` of a request asks for it."""
+    try:
+        check_policy(profile, tuple(policy.items()))
+    except ProfileError as error:
+        raise ApiError(400, str(error), param=f"{where}.policy", code="unknown_kind") from error
+    try:
+        check_on_answer(profile, on_answer)
+    except ProfileError as error:
+        raise ApiError(400, str(error), param=f"{where}.on_answer", code="unread_answers") from error
+    return Steer(profile, strength, scope, tuple(policy.items()), on_answer)
+
+
+def _required(what: str, param: str) -> ApiError:
+    """The error for a request that would weaken what the server requires."""
+    return ApiError(400, f"this server requires {what}", param=param, code="required")
 
 
 def _check_required_kinds(steer: Steer, least: Steer) -> None:
@@ -274,11 +264,8 @@ def _check_required_kinds(steer: Steer, least: Steer) -> None:
     for kind, action in kinds.actions(dict(steer.policy)).items():
         needed = required[kind]
         if ACTIONS.index(action) < ACTIONS.index(needed):
-            raise ApiError(
-                400,
-                f"this server requires {steer.profile.name} to {needed} requests of the kind {kind}, or more",
-                param="steering.profiles",
-                code="required",
+            raise _required(
+                f"{steer.profile.name} to {needed} requests of the kind {kind}, or more", "steering.profiles"
             )
 
 

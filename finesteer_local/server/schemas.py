@@ -238,7 +238,7 @@ class ErrorBody(BaseModel):
 
 
 ERRORS: dict[int | str, dict[str, Any]] = {
-    400: {"model": ErrorBody, "description": "The request is wrong; `param` is the field."},
+    400: {"model": ErrorBody, "description": "The request is wrong."},
     401: {"model": ErrorBody, "description": "The key is missing or wrong."},
     403: {"model": ErrorBody, "description": "A page of another origin, or a Host that is not this server."},
     404: {"model": ErrorBody, "description": "No such model."},

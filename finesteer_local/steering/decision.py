@@ -162,7 +162,8 @@ def decide(
     )
     if done != STEER:
         return decision
-    alpha = {layer: e.alpha(h) for layer, e in experts.items()}
+    shares = kinds.shares(found) if kinds else None
+    alpha = {layer: e.alpha(h, shares) for layer, e in experts.items()}
     beta = {layer: e.beta(h) for layer, e in experts.items()}
     scale = np.float32(decision.strength * g)
     vectors = {layer: scale * e.mix(alpha[layer], beta[layer]) for layer, e in experts.items()}

@@ -33,6 +33,8 @@ class Kind:
         about: what it is, for people.
         words: answers where it is to be refused at once, at least one.
         action: what is done about it where nobody says otherwise, one of `ACTIONS`.
+        expert: the name of the expert that answers requests of this kind, where experts go by kinds
+            (`Experts.by_kind`).
         alone: from this probability on it is reported or refused even where the gate stays shut, for kinds of which
             none may be missed; 0: never.
         mlcommons, openai: the hazard categories of MLCommons' AILuminate and the moderation categories of OpenAI's API
@@ -43,6 +45,7 @@ class Kind:
     about: str = ""
     words: tuple[str, ...] = STOCK_WORDS
     action: str = STEER
+    expert: str = ""
     alone: float = 0.0
     mlcommons: tuple[str, ...] = ()
     openai: tuple[str, ...] = ()
@@ -82,6 +85,14 @@ class Kinds:
     def actions(self, policy: Mapping[str, str]) -> dict[str, str]:
         """What is done about each kind: what `policy` says, else the kind's own action."""
         return {kind.name: policy.get(kind.name, kind.action) for kind in self.kinds}
+
+    def shares(self, probabilities: Probabilities) -> dict[str, float]:
+        """How much of the kinds' probability each expert has; they need not add up to 1."""
+        found: dict[str, float] = {}
+        for name, p in probabilities:
+            expert = self.get(name).expert
+            found[expert] = found.get(expert, 0.0) + p
+        return found
 
     def summary(self, gate: ContrastiveGate, states: Array) -> Array:
         """What is kept of hidden states (n, n_embd) beside the gate's own summary: one row a token, (n, C)."""

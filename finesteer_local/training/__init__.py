@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from finesteer_local.profile import Profile
     from finesteer_local.training.progress import Progress
 
+DEFAULT_MINUTES = 10.0
+"""That a training may take where nothing else is said."""
+
 
 def require_extra() -> None:
     """Raise `MissingExtraError`, with the command that installs it, where the `train` extra is missing."""
@@ -29,8 +32,9 @@ def train_profile(
     name: str | None = None,
     gate: str = "contrastive",
     quality: str | None = None,
-    minutes: float = 10.0,
+    minutes: float = DEFAULT_MINUTES,
     keep: bool = False,
+    watch: bool = True,
     seed: int = 0,
     layer: int | None = None,
     strength: float | None = None,
@@ -54,6 +58,7 @@ def train_profile(
             4,000 (`quick`), 16,000 (`standard`) or all (`full`). None: as much as fits into
         minutes: the time that training may take.
         keep: an interruption (`KeyboardInterrupt`) leaves the best profile so far, where there is one.
+        watch: where the recipe is one of refusals, learn a second gate that reads the answers, from the model's own.
         seed: of everything that is drawn; the same seed on the same machine gives the same profile.
         layer, strength, scope: instead of the tuned ones.
         optimise: learn what steers through the model (`training.optimise`); None: where that is the better way.
@@ -90,6 +95,7 @@ def train_profile(
             quality=quality,
             minutes=minutes,
             keep=keep,
+            watch=watch,
         ),
         n_threads=n_threads,
         backend=backend,

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from finesteer_local.profile import Profile
-from finesteer_local.steering import AlwaysGate, Experts, Gate, Kinds
+from finesteer_local.steering import AlwaysGate, AnswerGate, Experts, Gate, Kinds
+from finesteer_local.training.answer_gate import AnswerGateFit
 from finesteer_local.training.gates import GateFit
 from finesteer_local.training.kinds import KindsFit
 from finesteer_local.training.learn import Learnt
 from finesteer_local.training.progress import Stopwatch
-from finesteer_local.training.run import Run
+from finesteer_local.training.run import Run, watches
 from finesteer_local.training.search import Trial, as_rows
 
 
@@ -42,6 +43,7 @@ def assemble(
     gate_fit: GateFit | None,
     n_prompts: int,
     told: tuple[Kinds, KindsFit] | None,
+    watched: tuple[AnswerGate, AnswerGateFit] | None,
     stopwatch: Stopwatch,
 ) -> Profile:
     """The finished profile: what was learnt at the chosen layers, with the chosen settings or those asked for.
@@ -49,15 +51,18 @@ def assemble(
     Args:
         n_prompts: from which the gate was learnt.
         told: the kinds, and how well they are told.
+        watched: the gate that reads the answers, and how well it tells them apart.
     """
     settings = run.settings
     kinds, kinds_fit = told or (None, None)
+    answer_gate, answer_fit = watched or (None, None)
     return replace(
         blank_profile(run),
         gate=gate,
         gate_layer=chosen.layers[0],
         kinds=kinds,
-        experts={layer: learnt.experts[layer] for layer in chosen.layers},
+        answer_gate=answer_gate,
+        experts={layer: _told(learnt.experts[layer], kinds) for layer in chosen.layers},
         strength=settings.strength if settings.strength is not None else chosen.strength,
         scope=settings.scope or chosen.scope,
         answer_strength=chosen.answer_strength,
@@ -68,14 +73,21 @@ def assemble(
             "pairs_for_experts": learnt.n_pairs,
             "expert_shares": {str(layer): learnt.shares[layer] for layer in chosen.layers if layer in learnt.shares},
             "figures": {
-                "gate": None if gate_fit is None else _rounded(asdict(gate_fit)),
-                **({} if kinds_fit is None else {"kinds": _rounded(asdict(kinds_fit))}),
-                "experts": _rounded(learnt.figures),
-                "answers": _rounded(asdict(chosen)),
+                "gate": None if gate_fit is None else rounded(asdict(gate_fit)),
+                **({} if kinds_fit is None else {"kinds": rounded(asdict(kinds_fit))}),
+                **({} if answer_fit is None else {"answer_gate": rounded(asdict(answer_fit))}),
+                "experts": rounded(learnt.figures),
+                "answers": rounded(asdict(chosen)),
             },
-            "trials": [_rounded(row) for row in as_rows(trials)],
+            "trials": [rounded(row) for row in as_rows(trials)],
         },
     )
+
+
+def _told(experts: Experts, kinds: Kinds | None) -> Experts:
+    """The experts, or their mean where no kinds are told by which these go."""
+    known = {kind.expert for kind in kinds.kinds} if kinds else set()
+    return Experts.fixed(experts.mean) if experts.by_kind and not known & set(experts.labels) else experts
 
 
 def _provenance(run: Run, stopwatch: Stopwatch) -> dict[str, Any]:
@@ -89,6 +101,7 @@ def _provenance(run: Run, stopwatch: Stopwatch) -> dict[str, Any]:
         "quality": settings.quality,
         "minutes": None if settings.quality else settings.minutes,
         "lessons": run.effort.lessons if run.learns else 0,
+        "watched": run.effort.watched if watches(data, settings) else None,
         "optimised": run.learns,
         "seed": settings.seed,
         "seconds": round(stopwatch.seconds, 1),
@@ -98,10 +111,10 @@ def _provenance(run: Run, stopwatch: Stopwatch) -> dict[str, Any]:
     }
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
     """Figures as the file has them: rounded to four digits behind the point, lists in place of tuples."""
     if isinstance(value, dict):
-        return {key: _rounded(each) for key, each in value.items()}
+        return {key: rounded(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_rounded(each) for each in value]
+        return [rounded(each) for each in value]
     return round(value, 4) if isinstance(value, float) else value

@@ -114,6 +114,14 @@ class TrainingData:
         prompts = [pair.prompt for pair in self.pairs]
         return [prompts[i] for i, first in enumerate(first_equal(prompts)) if i == first]
 
+    @cached_property
+    def _experts(self) -> dict[str, str]:
+        return {kind: each.kind.expert for each in reversed(self.kinds) for kind in each.of}
+
+    def expert(self, prompt: Prompt) -> str:
+        """The name of the expert that answers prompts of this kind; "" where the recipe names none."""
+        return self._experts.get(prompt.kind, "")
+
     @property
     def ordered(self) -> list[tuple[bool, Prompt]]:
         """All prompts, each with whether it needs intervention, in the order in which a gate learns from a part of

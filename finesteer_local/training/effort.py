@@ -22,17 +22,21 @@ from finesteer_local.training.progress import quiet
 from finesteer_local.training.search import search_name
 from finesteer_local.training.trials import ANSWERS, OWN_ANSWERS
 
-DEFAULT_MINUTES = 10.0
 MIN_PROMPTS = 1000
 """From so many prompts a gate learns, if a recipe has them, however little time there is."""
-FIT_SECONDS = 4e-3
-"""That fitting a gate takes for each prompt, beside reading it."""
+MIN_WATCHED = 128
+"""From fewer of the model's own answers no answers' gate is learnt."""
+FIT_SECONDS = 7e-3
+"""That fitting a gate and the kinds takes for each prompt, beside reading it."""
 _FIRST_PART = 0.5
 """At most this share of the time goes into what steers; the gate decides on everything else."""
+LAST_PART = 0.2
+"""And this share, at most, into the answers' gate, where there is to be one."""
 _ASKED = 16  # answers that tell how fast the model writes
 _READ, _LONGEST = 192, 400  # prompts that tell how fast it is read, and the letters of each
+_LESSONS = 4  # batches that tell how fast answers are learnt through the model
 _COUNTED = 400  # prompts of which the tokens are counted
-SETTING_UP = 15.0  # seconds: loading, the 8-bit layers, and what else does not grow
+SETTING_UP = 25.0  # seconds: loading, the 8-bit layers, and what else does not grow
 
 
 @dataclass(frozen=True)
@@ -44,12 +48,14 @@ class Effort:
         share: of the pairs from which experts are learnt.
         lessons: whole answers that are learnt through the model.
         answers: of a trial.
+        watched: whole answers of the model's own from which the answers' gate learns; 0 for no such gate.
     """
 
     prompts: int | None
     share: float
     lessons: int
     answers: int
+    watched: int = 0
 
     @property
     def name(self) -> str:
@@ -58,12 +64,12 @@ class Effort:
 
 
 EFFORTS = {
-    "quick": Effort(4_000, 1 / 3, 480, 16),
-    "standard": Effort(16_000, 2 / 3, LESSONS, 32),
-    "full": Effort(None, 1.0, LESSONS, ANSWERS),
+    "quick": Effort(4_000, 1 / 3, 240, 16, 256),
+    "standard": Effort(16_000, 2 / 3, 320, 32, 512),
+    "full": Effort(None, 1.0, LESSONS, ANSWERS, 1_024),
 }
-"""Each doubling of the prompts is worth some .08 of the plain requests that a small model's gate recognises
-(docs/experiments.md)."""
+"""Each doubling of the prompts is worth .04 to .08 of the plain requests that a small model's gate recognises,
+whichever they are (docs/experiments.md)."""
 
 
 @dataclass(frozen=True)
@@ -74,18 +80,23 @@ class Pace:
         answer: to one of many prompts that are answered together, short.
         read: a prompt, up to the gate's layer.
         lesson: an answer that is learnt through the model; 0 where none is.
+        watched: a whole answer from which the answers' gate learns, asked and read; 0 where there is no such gate.
     """
 
     answer: float
     read: float
     lesson: float
+    watched: float = 0.0
 
     @classmethod
-    def measured(cls, model_data: ModelData, data: TrainingData, layer: int, weights: Any = None) -> Pace:
+    def measured(
+        cls, model_data: ModelData, data: TrainingData, layer: int, weights: Any = None, *, watches: bool = False
+    ) -> Pace:
         """From a few of the recipe's prompts; nothing is kept of them.
 
         Args:
             weights: of the model for PyTorch, where it is learnt through.
+            watches: whether the answers' gate is learnt.
         """
         llama = model_data.llama
         asked = spread(data.positive, _ASKED)
@@ -94,7 +105,8 @@ class Pace:
         list(generate(llama, asked, OWN_TOKENS))
         answer = (time.monotonic() - started) / len(asked)
         learning = 0.0 if weights is None else _lesson_seconds(llama, data, weights)
-        return cls(answer, _read_seconds(model_data, data, layer), learning)
+        watched = answer * _WATCHED if watches else 0.0
+        return cls(answer, _read_seconds(model_data, data, layer), learning, watched)
 
     def first_part(self, effort: Effort, *, learns: bool, judge: str) -> float:
         """Seconds for what steers: learning and tuning."""
@@ -106,10 +118,16 @@ class Pace:
         """Seconds for a gate that learns from so many prompts."""
         return n_prompts * (self.read + FIT_SECONDS)
 
+    def answers_gate(self, n_answers: int) -> float:
+        """Seconds for a gate that learns from so many of the model's own answers."""
+        return n_answers * self.watched
 
-_TRIALS = {"refusal, learnt": 12.0, "refusal": 16.0, "margin": 14.0}
+
+_TRIALS = {"refusal, learnt": 8.0, "refusal": 16.0, "margin": 14.0}
 """Settings that are tried, each with all answers of a trial, which are longer than those of the measurement; a trial on
 long prompts counts as several, one that is given up as a part."""
+_WATCHED = 4.0
+"""Answers' worth of time that a whole one takes: it is four times as long as those of the measurement, and some end."""
 _PAIR = 1.5  # answers' worth of time that a pair takes: the reply, and reading it and the chosen answer
 
 
@@ -127,10 +145,11 @@ def _lesson_seconds(llama: TrainableModel, data: TrainingData, weights: Any) -> 
     pairs = lesson(data, 0)
     layers = candidate_layers(llama.n_layer, data.judge, learns=True)
     batches = whole_batches(llama, pairs, end=llama.turn_end, seed=0)
-    batch = sorted(batches, key=_n_computed)[len(batches) // 2]
+    middling = sorted(batches, key=_n_computed)[len(batches) // 2 :][:_LESSONS]
+    learn_whole(weights, layers, middling[:1], quiet)  # the first one also pays for setting up
     started = time.monotonic()
-    learn_whole(weights, layers, [batch], quiet)
-    a_token = (time.monotonic() - started) / _n_computed(batch)
+    learn_whole(weights, layers, middling, quiet)
+    a_token = (time.monotonic() - started) / sum(map(_n_computed, middling))
     return a_token * sum(map(_n_computed, batches)) / sum(map(len, batches))
 
 
@@ -143,7 +162,12 @@ def fitting(minutes: float, pace: Pace, *, learns: bool, judge: str) -> Effort:
     """The most that can be done in this time, with all of the recipe's prompts that are left time for."""
     most = minutes * 60 * _FIRST_PART - SETTING_UP
     fits = [each for each in EFFORTS.values() if pace.first_part(each, learns=learns, judge=judge) <= most]
-    return replace(fits[-1] if fits else EFFORTS["quick"], prompts=None)
+    watched = 0
+    if pace.watched:
+        last = minutes * 60 * LAST_PART
+        watched = min(int(last / pace.watched), max(each.watched for each in EFFORTS.values()))
+        watched = watched if watched >= MIN_WATCHED else 0
+    return replace(fits[-1] if fits else EFFORTS["quick"], prompts=None, watched=watched)
 
 
 class Deadline:
@@ -160,3 +184,7 @@ class Deadline:
     def left(self) -> float:
         """Seconds; infinite where there is no deadline."""
         return float("inf") if self._end is None else self._end - time.monotonic()
+
+    def sooner(self, seconds: float) -> Deadline:
+        """The same, so many seconds before it."""
+        return Deadline(None if self._end is None else self.left - seconds)

@@ -12,11 +12,14 @@ import torch
 from finesteer_local.errors import ModelError
 from finesteer_local.runtime.expand import open_fast
 from finesteer_local.runtime.trainable import TrainableModel
-from finesteer_local.training.effort import DEFAULT_MINUTES, EFFORTS, MIN_PROMPTS, SETTING_UP, Pace, fitting
+from finesteer_local.training import DEFAULT_MINUTES
+from finesteer_local.training.effort import EFFORTS, MIN_PROMPTS, SETTING_UP, Pace, fitting
 from finesteer_local.training.layers import candidate_layers
 from finesteer_local.training.model_data import ModelData
-from finesteer_local.training.optimise import learns_by_itself, weights_of
 from finesteer_local.training.recipes import load_recipe
+from finesteer_local.training.run import watches
+from finesteer_local.training.settings import TrainingSettings
+from finesteer_local.training.weights import learns_by_itself, weights_of
 
 
 def estimate_seconds(
@@ -43,9 +46,11 @@ def estimate_seconds(
         weights = _weights(llama, data.judge)
         learns = weights is not None
         layer = candidate_layers(llama.n_layer, data.judge, learns=learns)[0]
-        pace = Pace.measured(ModelData(llama, data, Path(folder)), data, layer, weights)
+        model_data, watching = ModelData(llama, data, Path(folder)), watches(data, TrainingSettings())
+        pace = Pace.measured(model_data, data, layer, weights, watches=watching)
     effort = EFFORTS[quality] if quality else fitting(minutes, pace, learns=learns, judge=data.judge)
     first = SETTING_UP + pace.first_part(effort, learns=learns, judge=data.judge)
+    first += pace.answers_gate(effort.watched)
     n_prompts = len(data.positive) + len(data.contrast)
     whole = first + pace.gate(min(n_prompts, effort.prompts or n_prompts))
     # The gate's share is cut to the time that is left, but not below what it needs.

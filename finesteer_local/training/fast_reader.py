@@ -6,7 +6,6 @@ that goes on, or another of the same model, reads as the first did.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import platform
 import time
@@ -17,11 +16,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from finesteer_local import paths
-from finesteer_local.errors import FineSteerError, ModelError
+from finesteer_local.errors import ModelError
 from finesteer_local.runtime.harvest import EXPAND_FROM, Reader, differ
 from finesteer_local.runtime.packing import StatesRequest
 from finesteer_local.runtime.trainable import TrainableModel
+from finesteer_local.small_cache import SmallCache
 from finesteer_local.training.int8_reader import Int8Reader
 
 SAMPLE = 120
@@ -30,6 +29,9 @@ _LONGEST = 128  # tokens of a prompt that is timed
 _CLOSE = 0.1
 """Relative difference of states that still serves, the median. A prompt read in a batch and alone differs by .016 on
 SmolLM2 at mid depth, 8 bits by .045, and a gate learns the same from both (docs/experiments.md)."""
+
+_choices = SmallCache("readers.json")
+"""By `_key`, whether 8 bits in PyTorch win."""
 
 
 def fast_reader(llama: TrainableModel, layer: int, sample: Sequence[StatesRequest], n_tokens: float) -> Reader:
@@ -43,7 +45,7 @@ def fast_reader(llama: TrainableModel, layer: int, sample: Sequence[StatesReques
     if not llama.plain_gguf:
         return own
     key = _key(llama, layer)
-    wins = _choices().get(key)
+    wins = _choices.get(key)
     if n_tokens < EXPAND_FROM or wins is False:
         return own
     try:
@@ -53,12 +55,8 @@ def fast_reader(llama: TrainableModel, layer: int, sample: Sequence[StatesReques
     if wins is None:
         wins = _wins(reader, own, sample)
         own.close()
-        _keep(key, wins)
+        _choices.keep(key, wins)
     return reader if wins else own
-
-
-def _file() -> Path:
-    return paths.cache_dir() / "readers.json"
 
 
 def _key(llama: TrainableModel, layer: int) -> str:
@@ -66,21 +64,6 @@ def _key(llama: TrainableModel, layer: int) -> str:
     model = [llama.identity.fingerprint, Path(llama.model_path).stat().st_size, layer]
     versions = [version("llama-cpp-python"), torch.__version__]
     return json.dumps([*model, *versions, platform.processor() or platform.machine(), torch.get_num_threads()])
-
-
-def _choices() -> dict[str, bool]:
-    """What was found out before: whether 8 bits in PyTorch win."""
-    with contextlib.suppress(OSError, ValueError):
-        read = json.loads(_file().read_text(encoding="utf-8"))
-        if isinstance(read, dict):
-            return read
-    return {}
-
-
-def _keep(key: str, wins: bool) -> None:
-    # A choice that cannot be kept costs the seconds of making it again.
-    with contextlib.suppress(FineSteerError, OSError), paths.atomic_write(_file()) as temporary:
-        temporary.write_text(json.dumps({**_choices(), key: wins}, indent=1), encoding="utf-8")
 
 
 def _wins(reader: Reader, own: Reader, requests: Sequence[StatesRequest]) -> bool:

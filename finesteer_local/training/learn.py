@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from finesteer_local import paths
 from finesteer_local.errors import DataError
 from finesteer_local.steering import Experts
-from finesteer_local.training.data import Pair, Prompt, spread
+from finesteer_local.training.data import Pair, Prompt, TrainingData, spread
 from finesteer_local.training.experts import Fit, train_experts
 from finesteer_local.training.optimise import Vectors, likelier, whole
 from finesteer_local.training.pairs import (
@@ -19,6 +19,7 @@ from finesteer_local.training.pairs import (
     OWN_TOKENS,
     REPLY_TOKENS,
     against_replies,
+    by_expert,
     clipped,
     held_out,
     lesson,
@@ -59,27 +60,47 @@ def learn(run: Run, weights: Any) -> Learnt:
 
 
 def from_answers(run: Run, weights: Any) -> Learnt:
-    """One vector a layer, learnt through the model from whole answers."""
+    """Vectors learnt through the model from whole answers: one a layer, or one for each expert that the kinds name.
+
+    Kinds are told beside a contrastive gate alone; under another one all requests get one vector.
+    """
     llama, seed = run.llama, run.settings.seed
     pairs = lesson(run.data, seed)
     learn, held = held_out([pair.prompt for pair in pairs], seed)
     own = run.model_data.replies(spread([pairs[i] for i in held], OWN_ANSWERS), OWN_TOKENS)
     taught = [pairs[i] for i in learn]
+    names = experts_of(run.data, taught) if run.settings.gate == "contrastive" else []
 
     def learnt() -> Vectors:
         options: dict[str, Any] = {"seed": seed, "progress": run.progress, "n_answers": run.effort.lessons}
+        options["experts"] = [names.index(run.data.expert(pair.prompt)) for pair in taught] if names else ()
         return whole(weights, llama, taught, run.layers, end=llama.turn_end, **options)
 
     vectors = _kept(run, learnt)
+    groups = by_expert(run.data, run.data.pairs)
+    total = sum(len(groups[name]) for name in names)
+    shares = {name: len(groups[name]) / total for name in names}
     return Learnt(
-        experts={layer: Experts.fixed(vector) for layer, vector in vectors.items()},
+        experts={
+            layer: Experts.for_kinds(dict(zip(names, vector, strict=True)), shares) if names else Experts.fixed(vector)
+            for layer, vector in vectors.items()
+        },
         taught=[pair.prompt for pair in taught],
         held=[pairs[i] for i in held],
         own=own,
         n_pairs=len(pairs),
-        shares={},
-        figures={str(layer): {"length": float(np.linalg.norm(vector))} for layer, vector in vectors.items()},
+        shares={layer: list(shares.values()) for layer in vectors} if names else {},
+        figures={
+            str(layer): {"length": float(np.linalg.norm(np.atleast_2d(vector), axis=1).mean())}
+            for layer, vector in vectors.items()
+        },
     )
+
+
+def experts_of(data: TrainingData, pairs: Sequence[Pair]) -> list[str]:
+    """The experts that the kinds of `data` name and that some of the pairs are for, where there are several."""
+    names = sorted({data.expert(pair.prompt) for pair in pairs})
+    return names if len(names) > 1 and "" not in names else []
 
 
 def from_pairs(run: Run, weights: Any) -> Learnt:
@@ -87,7 +108,7 @@ def from_pairs(run: Run, weights: Any) -> Learnt:
     data, seed = run.data, run.settings.seed
     pairs = sample(data, seed, run.effort.share)
     if data.pooled:
-        pairs = natural(run.model_data, pairs)
+        pairs = natural(run.model_data, data, pairs)
     own = run.model_data.replies(spread(pairs, OWN_ANSWERS), OWN_TOKENS)
     if data.own_replies:
         pairs = against_replies(pairs, run.model_data.replies(pairs, REPLY_TOKENS), data.judge)

@@ -110,9 +110,19 @@ class ModelData:
         return tokens, self._turn_starts[id(prompt)]
 
     def check(self, prompts: Sequence[Prompt]) -> None:
-        """Raise `DataError` for a prompt that `tokens` would reject: better now than after minutes of reading."""
+        """Raise `DataError` for a prompt that `tokens` would reject: better now than after minutes of reading.
+
+        A token takes a byte at least, so most prompts fit for certain where another with the same roles did, and need
+        not be encoded for that.
+        """
+        taken: dict[tuple[str, ...], int] = {}  # tokens, by roles: those of the template, and of the first one's text
         for prompt in prompts:
-            self._prompt(prompt)
+            roles = tuple(message["role"] for message in prompt.messages)
+            n_bytes = sum(len(message["content"].encode()) for message in prompt.messages)
+            if roles not in taken:
+                taken[roles] = len(self._prompt(prompt))
+            elif taken[roles] + n_bytes + _ROOM > self.llama.n_ctx():
+                self._prompt(prompt)
 
     def fits(self, prompt: Prompt) -> bool:
         """Whether `check` would let it pass."""

@@ -12,12 +12,8 @@ log-probabilities, all layers together, starting at nothing (docs/experiments.md
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,86 +22,38 @@ from numpy.typing import NDArray
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
-from finesteer_local.distribution import missing_extra
-from finesteer_local.errors import DataError, ModelError
+from finesteer_local.errors import DataError
 from finesteer_local.runtime.packing import shared_length
 from finesteer_local.runtime.trainable import TrainableModel
 from finesteer_local.training.data import Pair
 from finesteer_local.training.model_data import pair_tokens
 from finesteer_local.training.progress import Progress
 from finesteer_local.training.trials import ANSWER_TOKENS
+from finesteer_local.training.weights import WITHOUT
 
-BATCH = 8  # pairs, or answers
-RATE = 0.05  # Adam's; one pass over the pairs
+PAIRS = 8  # of a step
+RATE = 0.05  # Adam's, for pairs; one pass over them
 ANSWERS = 640  # whole answers that are learnt from
+FEW = 2  # whole answers of a step
+FAST = 0.1
+"""Adam's rate for whole answers, which falls to nothing. Steps count, not answers: 120 of two reach further than 80 of
+eight at half the rate, in a third of the time (docs/experiments.md)."""
 LONGEST = 320  # tokens of a prompt and its answer; longer ones cost most and teach no more
-MAX_PARAMETERS = 600_000_000
-"""With more parameters, vectors are learnt through the model only on demand: it would take longer than all the rest."""
-_SAMPLE = "The capital of France is Paris. Water boils at a hundred degrees, and ice melts at zero."
-_CLOSE = 0.5  # a token's log-probability: what 8-bit activations move is a tenth of it, other weights move whole units
 WORTH_SHARING = 8  # tokens
 _SAME = 1e-2  # a token's log-probability: only the order of sums is another
-_WITHOUT = "train with --no-optimise"
-
-
-def learns_by_itself(llama: TrainableModel, judge: str) -> bool:
-    """Whether training learns through the model where the user does not say: for refusals of a small model.
-
-    Weak models need to be taught the end of an answer, and stronger ones decline more often so, long prompts above all
-    (docs/experiments.md).
-    """
-    installed = all(find_spec(name) for name in ("accelerate", "transformers"))
-    return judge == "refusal" and installed and llama.n_parameters <= MAX_PARAMETERS
-
-
-def weights_of(llama: TrainableModel) -> Any:
-    """The weights of `llama`, a GGUF model, as a transformers model in float32; the `TransformersModel`'s own.
-
-    Raises:
-        MissingExtraError: transformers or accelerate is not installed.
-        ModelError: transformers does not know the architecture or the quantisation, or computes something else.
-    """
-    if llama.weights is not None:
-        return llama.weights
-    try:
-        import accelerate  # noqa: F401 - transformers asks for it here
-        from transformers import AutoModelForCausalLM
-    except ImportError as error:
-        raise missing_extra("transformers", "--optimise needs transformers and accelerate") from error
-    path = Path(llama.model_path)
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):  # progress bars of its own
-            model = AutoModelForCausalLM.from_pretrained(
-                str(path.parent), gguf_file=path.name, dtype=torch.float32, local_files_only=True
-            )
-    except Exception as error:  # whatever it makes of the file
-        reason = " ".join(str(error).split())[:200]
-        raise ModelError(f"transformers cannot read {path}: {reason}; {_WITHOUT}") from error
-    _check_same(model.eval(), llama)
-    return model
-
-
-@torch.inference_mode()
-def _check_same(model: Any, llama: TrainableModel) -> None:
-    """Raise `ModelError` where transformers computes something else than llama.cpp."""
-    tokens = llama.tokenize(_SAMPLE.encode())
-    [expected] = llama.answer_logprobs(tokens[:1], [tokens[1:]])
-    logits = model(input_ids=torch.tensor([tokens])).logits[0, :-1]
-    found = -functional.cross_entropy(logits, torch.tensor(tokens[1:]), reduction="none")
-    if not np.abs(found.numpy() - expected).mean() < _CLOSE:
-        raise ModelError(f"transformers does not compute what llama.cpp does with {llama.model_path}; {_WITHOUT}")
 
 
 class Example(NamedTuple):
-    """Tokens of a prompt, the index at which its last user turn starts, and an answer's tokens."""
+    """Tokens of a prompt, the index at which its last user turn starts, an answer's tokens, and which expert learns."""
 
     prompt: Sequence[int]
     turn: int
     answer: Sequence[int]
+    expert: int = 0
 
 
 Vectors = dict[int, NDArray[np.float32]]
-"""By layer, each (n_embd,)."""
+"""By layer, each (n_embd,), or (K, n_embd) where K experts are learnt."""
 
 
 def likelier(
@@ -123,13 +71,13 @@ def likelier(
         tokens = pair_tokens(llama, pair, ANSWER_TOKENS)
         examples.append([Example(tokens.prompt, tokens.turn, answer) for answer in tokens.answers])
     order = np.random.default_rng(seed).permutation(len(examples))
-    batches = [order[i : i + BATCH] for i in range(0, len(order), BATCH)]
+    batches = [order[i : i + PAIRS] for i in range(0, len(order), PAIRS)]
 
     def loss(chosen_and_rejected: Sequence[torch.Tensor]) -> torch.Tensor:
         totals = torch.stack([each.sum() for each in chosen_and_rejected])
         return -functional.logsigmoid(totals[0::2] - totals[1::2]).mean()
 
-    return _learn(model, layers, [[e for i in batch for e in examples[i]] for batch in batches], loss, progress)
+    return _learn(model, layers, [[e for i in batch for e in examples[i]] for batch in batches], loss, RATE, progress)
 
 
 def whole(
@@ -142,47 +90,60 @@ def whole(
     seed: int,
     progress: Progress,
     n_answers: int = ANSWERS,
+    experts: Sequence[int] = (),
 ) -> Vectors:
     """Vectors that make the pairs' chosen answers likely, and that they end there; as `likelier` otherwise.
 
     Args:
         end: the token with which the model ends its turn.
         n_answers: of so many of the pairs at most.
+        experts: for every pair the number of the expert that answers it, where there are several.
 
     Raises:
         DataError: no prompt and answer are short enough.
     """
-    batches = whole_batches(llama, pairs, end=end, seed=seed, n_answers=n_answers)
-    return learn_whole(model, layers, batches, progress)
+    batches = whole_batches(llama, pairs, end=end, seed=seed, n_answers=n_answers, experts=experts)
+    return learn_whole(model, layers, batches, progress, n_experts=len(set(experts)) or 1)
 
 
 def whole_batches(
-    llama: TrainableModel, pairs: Sequence[Pair], *, end: int, seed: int, n_answers: int = ANSWERS
+    llama: TrainableModel,
+    pairs: Sequence[Pair],
+    *,
+    end: int,
+    seed: int,
+    n_answers: int = ANSWERS,
+    experts: Sequence[int] = (),
 ) -> list[list[Example]]:
     """The examples of `whole`, as they are learnt from; arguments and errors are those of `whole`."""
     examples = []
-    for pair in pairs:
+    for pair, expert in zip(pairs, experts or [0] * len(pairs), strict=True):
         tokens = pair_tokens(llama, pair)
-        example = Example(tokens.prompt, tokens.turn, [*tokens.answers[0], end])
+        example = Example(tokens.prompt, tokens.turn, [*tokens.answers[0], end], expert)
         if len(example.prompt) + len(example.answer) <= LONGEST:
             examples.append(example)
     if not examples:
-        raise DataError(f"every prompt and its answer have more than {LONGEST} tokens; {_WITHOUT}")
+        raise DataError(f"every prompt and its answer have more than {LONGEST} tokens; {WITHOUT}")
     rng = np.random.default_rng(seed)
     examples = [examples[i] for i in rng.permutation(len(examples))[:n_answers]]
     # Of like length together: padding is computed, too.
     examples.sort(key=lambda example: len(example.prompt))
-    batches = [examples[i : i + BATCH] for i in range(0, len(examples), BATCH)]
+    batches = [examples[i : i + FEW] for i in range(0, len(examples), FEW)]
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
-def learn_whole(model: Any, layers: Sequence[int], batches: Sequence[Sequence[Example]], progress: Progress) -> Vectors:
-    """Vectors that make the answers of the examples likely, learnt in one pass over the batches."""
+def learn_whole(
+    model: Any, layers: Sequence[int], batches: Sequence[Sequence[Example]], progress: Progress, n_experts: int = 1
+) -> Vectors:
+    """Vectors that make the answers of the examples likely, learnt in one pass over the batches.
+
+    Several experts have what all need in common, and each what its own answers need beside it.
+    """
 
     def loss(answers: Sequence[torch.Tensor]) -> torch.Tensor:
         return -torch.stack([each.mean() for each in answers]).mean()
 
-    return _learn(model, layers, batches, loss, progress)
+    return _learn(model, layers, batches, loss, FAST, progress, falling=True, n_experts=n_experts)
 
 
 def _learn(
@@ -190,13 +151,20 @@ def _learn(
     layers: Sequence[int],
     batches: Sequence[Sequence[Example]],
     loss_of: Callable[[Sequence[torch.Tensor]], torch.Tensor],
+    rate: float,
     progress: Progress,
+    *,
+    falling: bool = False,
+    n_experts: int = 1,
 ) -> Vectors:
     """One pass of Adam over the batches; `loss_of` takes the log-probabilities of every answer's tokens."""
     model.requires_grad_(False)
     width = int(model.config.hidden_size)
-    vectors = torch.zeros(len(layers), width, device=model.device, requires_grad=True)
-    optimizer = torch.optim.Adam([vectors], lr=RATE)
+    # (1 + K, n_layers, n_embd): what is common, and each expert's own
+    vectors = torch.zeros(n_experts + (n_experts > 1), len(layers), width, device=model.device, requires_grad=True)
+    optimizer = torch.optim.Adam([vectors], lr=rate)
+    last = 1 / len(batches) if falling else 1.0
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, last, total_iters=len(batches))
     mask: list[torch.Tensor] = []
     with _added(model, layers, vectors, mask):
         beginning = _beginning(model, batches, mask)
@@ -205,19 +173,25 @@ def _learn(
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
+            schedule.step()
             progress("learning through the model", done, len(batches))
     found = vectors.detach().cpu().numpy().astype(np.float32)
+    found = found[0] if n_experts == 1 else (found[0] + found[1:]).swapaxes(0, 1)
     return {layer: np.ascontiguousarray(found[i]) for i, layer in enumerate(layers)}
 
 
 @contextmanager
 def _added(model: Any, layers: Sequence[int], vectors: torch.Tensor, mask: list[torch.Tensor]) -> Iterator[None]:
-    """While it lasts every layer's vector is added to the rows that the mask, (n, n_tokens), has."""
+    """While it lasts every layer's vector is added to the rows that the mask, (n, n_tokens), has.
+
+    Behind the mask stand the experts of its rows, (n,).
+    """
 
     def hook(i: int) -> Any:
         def add(_: Any, __: Any, output: Any) -> Any:
             hidden = output[0] if isinstance(output, tuple) else output
-            hidden = hidden + (mask[0][..., None] * vectors[i]).to(hidden)
+            rows = vectors[0, i] if len(vectors) == 1 else (vectors[0, i] + vectors[1:, i][mask[1]])[:, None]
+            hidden = hidden + (mask[0][..., None] * rows).to(hidden)
             return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
         return add
@@ -257,7 +231,7 @@ def _beginning(model: Any, batches: Sequence[Sequence[Example]], mask: list[torc
     tokens = list(examples[0].prompt[:shared])
     asked, cache = batches[0][:1], DynamicCache()
     with torch.no_grad():
-        mask[:] = [torch.zeros(1, shared, device=model.device)]
+        mask[:] = [torch.zeros(1, shared, device=model.device), torch.zeros(1, dtype=torch.long, device=model.device)]
         model.get_decoder()(
             input_ids=torch.tensor([tokens], device=model.device), past_key_values=cache, use_cache=True
         )
@@ -288,7 +262,10 @@ def _logprobs(
     index = torch.arange(tokens.shape[1], device=model.device)
     there = index < index.new_tensor([len(row) for row in rows])[:, None]
     # Nothing looks at what stands behind an answer, so it may be steered as well.
-    mask[:] = [(index >= index.new_tensor([example.turn - known for example in examples])[:, None]).float()]
+    mask[:] = [
+        (index >= index.new_tensor([example.turn - known for example in examples])[:, None]).float(),
+        index.new_tensor([example.expert for example in examples]),
+    ]
     remembered: dict[str, Any] = {"use_cache": False}
     if known:
         remembered = {"past_key_values": _cache(beginning, len(examples)), "use_cache": True}

@@ -58,25 +58,39 @@ def sample(data: TrainingData, seed: int, share: float = 1.0) -> list[Pair]:
 
 
 def lesson(data: TrainingData, seed: int) -> list[Pair]:
-    """Pairs whose chosen answers are learnt whole: plain and wrapped requests by equal shares, every kind with its own.
+    """Pairs whose chosen answers are learnt whole: plain and wrapped requests by equal shares, the requests of every
+    expert by equal ones of these, and every kind with its own.
 
-    Where the answers come from a pool, those that decline alike.
+    Where the answers come from pools, each expert's are those that begin alike.
 
     Pages and foreign requests are left to the gate: they cost most, and ask for the same. Where a recipe has little
     else, they are learnt from as well.
     """
     found: list[Pair] = []
     for form in (PLAIN, WRAPPED):
-        pairs = [pair for pair in data.pairs if pair.prompt.form == form]
-        drawn = list(range(len(pairs)))
-        if len(pairs) > LESSON // 2:
-            kinds = [pair.prompt.family or pair.prompt.kind for pair in pairs]
-            drawn = split(len(pairs), kinds, seed, share=LESSON / 2 / len(pairs))[1]
-        found += [pairs[i] for i in drawn]
+        groups = by_expert(data, [pair for pair in data.pairs if pair.prompt.form == form])
+        if len(groups) > 1:
+            groups.pop("", None)  # nobody knows which of the answers fits them
+        for pairs in groups.values():
+            drawn = list(range(len(pairs)))
+            if len(pairs) > LESSON // 2 // len(groups):
+                kinds = [pair.prompt.family or pair.prompt.kind for pair in pairs]
+                drawn = split(len(pairs), kinds, seed, share=LESSON / 2 / len(groups) / len(pairs))[1]
+            found += [pairs[i] for i in drawn]
     if len(found) < MIN_PAIRS:
         drawn = sorted(np.random.default_rng(seed).permutation(len(data.pairs))[:LESSON].tolist())
         found = [data.pairs[i] for i in drawn]
-    return decline_alike(found) if data.pooled else found
+    if not data.pooled:
+        return found
+    return [pair for pairs in by_expert(data, found).values() for pair in decline_alike(pairs)]
+
+
+def by_expert(data: TrainingData, pairs: Sequence[Pair]) -> dict[str, list[Pair]]:
+    """The pairs by the expert that their prompts are for, "" where a recipe names none; experts in order."""
+    groups: dict[str, list[Pair]] = {}
+    for pair in pairs:
+        groups.setdefault(data.expert(pair.prompt), []).append(pair)
+    return dict(sorted(groups.items()))
 
 
 def decline_alike(pairs: Sequence[Pair]) -> list[Pair]:
@@ -101,17 +115,26 @@ def held_out(prompts: Sequence[Prompt], seed: int) -> tuple[list[int], list[int]
     return [i for i, j in enumerate(first) if j not in held], [i for i, j in enumerate(first) if j in held]
 
 
-def natural(model_data: ModelData, pairs: Sequence[Pair]) -> list[Pair]:
+def natural(model_data: ModelData, data: TrainingData, pairs: Sequence[Pair]) -> list[Pair]:
     """Pairs whose chosen answers, where a recipe deals out a pool of them, are those the model finds likeliest itself.
 
-    Answers in the model's own voice agree on a direction; foreign ones cancel each other out.
+    Answers in the model's own voice agree on a direction; foreign ones cancel each other out. Where kinds have experts
+    of their own, each of these has its own pool.
     """
     pool = sorted({pair.chosen for pair in pairs})
     if len(pool) <= NATURAL or len(pool) > len(pairs) // 2:
         return list(pairs)
     likelihood = model_data.likelihood([pair.prompt for pair in spread(pairs, JUDGES)], pool, DELTA_TOKENS)
-    best = [pool[i] for i in np.argsort(-likelihood, kind="stable")[:NATURAL]]
-    return [replace(pair, chosen=best[i % NATURAL]) for i, pair in enumerate(pairs)]
+    ranked = [pool[i] for i in np.argsort(-likelihood, kind="stable")]
+    experts = [data.expert(pair.prompt) for pair in pairs]
+    found = list(pairs)
+    for expert in set(experts):
+        places = [i for i, each in enumerate(experts) if each == expert]
+        own = {pairs[i].chosen for i in places}
+        best = [answer for answer in ranked if answer in own][:NATURAL]
+        for n, i in enumerate(places):
+            found[i] = replace(pairs[i], chosen=best[n % len(best)])
+    return found
 
 
 def against_replies(pairs: Sequence[Pair], replies: Sequence[str], judge: str) -> list[Pair]:

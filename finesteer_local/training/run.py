@@ -15,10 +15,10 @@ from finesteer_local.training.data import PAGE, Prompt, TrainingData
 from finesteer_local.training.effort import EFFORTS, Deadline, Effort, Pace, fitting
 from finesteer_local.training.layers import candidate_layers
 from finesteer_local.training.model_data import ModelData, run_folder
-from finesteer_local.training.optimise import learns_by_itself, weights_of
 from finesteer_local.training.pairs import DELTA_TOKENS, MAX_PAIRS
 from finesteer_local.training.progress import Progress
 from finesteer_local.training.settings import TrainingSettings
+from finesteer_local.training.weights import learns_by_itself, weights_of
 
 PLANS = "plans.json"
 """In the folder of all runs of these settings: by the minutes that were given, what was found to fit into them. A run
@@ -60,10 +60,23 @@ class Run:
         """Where the run keeps what took long, until its profile is written."""
         return self.model_data.folder
 
+    @property
+    def watches(self) -> bool:
+        """Whether a gate that reads the answers is learnt."""
+        return watches(self.data, self.settings) and self.effort.watched > 0
+
     @cached_property
     def for_gate(self) -> TrainingData:
         """What the gate may learn from."""
         return self.data.part(self.effort.prompts)
+
+
+def watches(data: TrainingData, settings: TrainingSettings) -> bool:
+    """Whether a run is to learn a gate that reads the answers: where there is a gate, and answers that should not be.
+
+    What is judged by margins has none: an answer that is not true enough looks like any other.
+    """
+    return settings.watch and settings.gated and data.judge == "refusal"
 
 
 def begin(llama: TrainableModel, data: TrainingData, settings: TrainingSettings, progress: Progress) -> tuple[Run, Any]:
@@ -120,17 +133,18 @@ def _planned(
     """What fits into the minutes that were given, as it was found when a run first had so many."""
     file = model_data.folder / PLANS
     known: dict[str, list[float]] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    key = f"{settings.minutes:g}"
+    watching = watches(data, settings)
+    key = f"{settings.minutes:g}{', watching' * watching}"
     if key not in known:
         model_data.progress("measuring this machine", 0, 1)
-        pace = Pace.measured(model_data, data, layer, weights)
+        pace = Pace.measured(model_data, data, layer, weights, watches=watching)
         model_data.progress("measuring this machine", 1, 1)
         effort = fitting(settings.minutes, pace, learns=learns, judge=data.judge)
-        known[key] = [effort.share, effort.lessons, effort.answers]
+        known[key] = [effort.share, effort.lessons, effort.answers, effort.watched]
         with paths.atomic_write(file) as temporary:
             temporary.write_text(json.dumps(known), encoding="utf-8")
-    share, lessons, answers = known[key]
-    return Effort(None, share, int(lessons), int(answers))
+    share, lessons, answers, watched = known[key]
+    return Effort(None, share, int(lessons), int(answers), int(watched))
 
 
 def _with_fitting_pages(model_data: ModelData, data: TrainingData) -> TrainingData:

@@ -83,7 +83,7 @@ class Trial(Setting):
     wanted: float  # share of answers with the wanted behaviour; judged by pairs, the chosen answers' probability
     ended: float  # share of answers that end by themselves, and not after going round in circles; 1 judged by pairs
     coherent: float  # share of answers that are language
-    score: float  # share that is all three
+    score: float  # share that is all three; judged by pairs, `wanted` of the coherent ones less those that are not
     n_answers: int = 0  # that were judged
     lost: bool = False  # given up, since it was behind the best by then
 

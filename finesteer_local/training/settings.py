@@ -7,7 +7,8 @@ from typing import Any
 
 from finesteer_local.errors import ProfileError
 from finesteer_local.profile import MAX_STRENGTH, SCOPES
-from finesteer_local.training.effort import DEFAULT_MINUTES, EFFORTS
+from finesteer_local.training import DEFAULT_MINUTES
+from finesteer_local.training.effort import EFFORTS
 
 GATES = ("contrastive", "scs", "always")
 
@@ -19,6 +20,7 @@ class TrainingSettings:
     Attributes:
         quality: one of `effort.EFFORTS`, however long it takes; None: what fits into `minutes`.
         keep: an interruption leaves the best profile so far, where there is one.
+        watch: learn a gate that reads the answers, too, where the recipe is one of refusals.
 
     Raises:
         ProfileError: there is no such gate, quality, strength or scope, or no time at all.
@@ -33,6 +35,7 @@ class TrainingSettings:
     quality: str | None = None
     minutes: float = DEFAULT_MINUTES
     keep: bool = False
+    watch: bool = True
 
     def __post_init__(self) -> None:
         if self.gate not in GATES:
@@ -49,7 +52,7 @@ class TrainingSettings:
     @property
     def identity(self) -> dict[str, Any]:
         """What makes it another run; how long that takes does not, so a longer run goes on from a shorter one."""
-        return {**asdict(self), "quality": None, "minutes": None, "keep": None}
+        return {**asdict(self), "quality": None, "minutes": None, "keep": None, "watch": None}
 
     @property
     def gated(self) -> bool:

@@ -1,6 +1,6 @@
-"""Training a profile: begin a run, learn what steers, tune how, learn the gate and the kinds, and assemble the profile.
+"""Training a profile: begin a run, learn what steers, tune how, learn the gates and the kinds, assemble the profile.
 
-Each step is a file: `run`, `learn`, `tune`, `gates`, `kinds`, `assemble`.
+Each step is a file: `run`, `learn`, `tune`, `gates`, `kinds`, `answer_gate`, `assemble`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ import torch
 from finesteer_local.profile import Profile
 from finesteer_local.runtime.expand import open_fast
 from finesteer_local.runtime.trainable import TrainableModel
-from finesteer_local.steering import AlwaysGate, Gate
+from finesteer_local.steering import AlwaysGate, AnswerGate, Gate
+from finesteer_local.training.answer_gate import AnswerGateFit, learn_answer_gate
 from finesteer_local.training.assemble import assemble, blank_profile
-from finesteer_local.training.data import TrainingData
+from finesteer_local.training.data import Prompt, TrainingData, spread
+from finesteer_local.training.effort import LAST_PART
 from finesteer_local.training.gate_data import GateData, read_for_gate
 from finesteer_local.training.gates import GateFit, fit_contrastive_gate, fit_subspace_gate
 from finesteer_local.training.kinds import train_kinds
@@ -26,6 +28,7 @@ from finesteer_local.training.progress import Progress, Stopwatch, quiet
 from finesteer_local.training.run import Run, begin
 from finesteer_local.training.search import Trial
 from finesteer_local.training.settings import TrainingSettings
+from finesteer_local.training.trials import FEWEST_ANSWERS
 from finesteer_local.training.tune import tune
 
 
@@ -49,7 +52,9 @@ def train(llama: TrainableModel, data: TrainingData, settings: TrainingSettings,
     chosen, trials = _tune(run, learnt)
     gate, gate_fit, read = learn_gate(run, chosen.layers[0])
     kinds = train_kinds(run.data.kinds, gate, gate_fit, read, run.progress)
-    return assemble(run, learnt, chosen, trials, gate, gate_fit, len(read.prompts) if read else 0, kinds, stopwatch)
+    answer_gate = _watch(run, chosen.layers[0])
+    n_prompts = len(read.prompts) if read else 0
+    return assemble(run, learnt, chosen, trials, gate, gate_fit, n_prompts, kinds, answer_gate, stopwatch)
 
 
 def _tune(run: Run, learnt: Learnt) -> tuple[Trial, list[Trial]]:
@@ -59,17 +64,30 @@ def _tune(run: Run, learnt: Learnt) -> tuple[Trial, list[Trial]]:
         blank_profile(run),
         learnt.experts,
         learnt.held,
-        learnt.untaught(run.data.positive),
+        _asked(run, learnt),
         learnt.own,
         judge=run.data.judge,
         learnt=run.learns,
         folder=run.folder,
         progress=run.progress,
         n_answers=run.effort.answers,
+        expert=run.data.expert,
         keep=run.settings.keep,
     )
     run.llama.set_profiles([])
     return found
+
+
+def _asked(run: Run, learnt: Learnt) -> list[Prompt]:
+    """The prompts that trials answer: those from which nothing was learnt.
+
+    Where pairs judge, the answers only tell whether they are language. A handful tells too little, and what was learnt
+    from serves as well.
+    """
+    untaught = learnt.untaught(run.data.positive)
+    if run.data.judge == "margin" and len(untaught) < FEWEST_ANSWERS:
+        return [*untaught, *spread(learnt.taught, FEWEST_ANSWERS - len(untaught))]
+    return untaught
 
 
 def learn_gate(run: Run, layer: int) -> tuple[Gate, GateFit | None, GateData | None]:
@@ -78,7 +96,8 @@ def learn_gate(run: Run, layer: int) -> tuple[Gate, GateFit | None, GateData | N
     settings = run.settings
     if not settings.gated:
         return AlwaysGate(), None, None
-    found = read_for_gate(run.model_data, run.for_gate, layer, run.deadline, keep=settings.keep)
+    deadline = run.deadline.sooner(settings.minutes * 60 * LAST_PART if run.watches else 0.0)
+    found = read_for_gate(run.model_data, run.for_gate, layer, deadline, keep=settings.keep)
     positive, contrast = found.turns.parted(len(found.positive))
     if settings.gate == "scs":
         learn, held = held_out(found.positive, settings.seed)
@@ -94,6 +113,15 @@ def learn_gate(run: Run, layer: int) -> tuple[Gate, GateFit | None, GateData | N
         progress=lambda done, total: run.progress("training the gate", done, total),
     )
     return gate, fit, found
+
+
+def _watch(run: Run, layer: int) -> tuple[AnswerGate, AnswerGateFit] | None:
+    """The gate that reads the answers at `layer`, and how well it tells them apart; None where there is none."""
+    if not run.watches:
+        return None
+    return learn_answer_gate(
+        run.model_data, run.data, layer, run.effort.watched, deadline=run.deadline, keep=run.settings.keep
+    )
 
 
 def train_profile(

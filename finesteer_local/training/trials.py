@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from finesteer_local import paths
 from finesteer_local.judges.fluency import Coherence, Fluency
-from finesteer_local.judges.whole import Verdict
+from finesteer_local.judges.whole import Verdict, circles
 from finesteer_local.profile import Profile
-from finesteer_local.runtime.trainable import TrainableModel
+from finesteer_local.runtime.trainable import TrainableModel, WholeAnswer
 from finesteer_local.steering import LONG_PROMPT, SHORT_PROMPT, AlwaysGate, Experts
 from finesteer_local.training.data import Pair, Prompt, spread
 from finesteer_local.training.model_data import answer_tokens, generate, pair_tokens, whole_answers
@@ -34,6 +34,8 @@ MARGIN_TOKENS = 10
 PREFERENCES = 64
 """Pairs whose two answers are compared in a trial, where the recipe is judged by margins."""
 ANSWERS = 48  # of a trial, at most
+FEWEST_ANSWERS = 24
+"""From so many on answers tell whether they still are language."""
 BLOCK = 16
 """Answers between two looks at whether a trial is behind the best: what loses is not answered to the end."""
 BEHIND = 4
@@ -65,8 +67,9 @@ class Trials:
         folder: Path,
         progress: Progress,
         n_answers: int = ANSWERS,
+        expert: Callable[[Prompt], str] = lambda prompt: "",
     ) -> None:
-        self.llama, self.blank, self.experts, self.judge = llama, blank, experts, judge
+        self.llama, self.blank, self.experts, self.judge, self.expert = llama, blank, experts, judge, expert
         self.candidates: list[Layers] = [tuple(sorted(experts))] if learnt else [(layer,) for layer in experts]
         self.search = SEARCHES[search_name(judge, learnt)]
         # Only a length decay asks how long prompts are.
@@ -114,20 +117,28 @@ class Trials:
                 return [self._first(self.candidates[0], wide[0])]
             ranked = sorted(self.candidates, key=lambda layers: -self.margin(layers))
             return [self._first(layers, wide[0]) for layers in ranked[:CONTENDERS]]
-        best = {layers: max(wide, key=lambda strength: self.preference(layers, strength)) for layers in self.candidates}
-        ranked = sorted(best, key=lambda layers: -self.preference(layers, best[layers]))
-        return [self._first(layers, best[layers]) for layers in ranked[:CONTENDERS]]
+        enough = {layers: self._enough(layers) for layers in self.candidates}
+        ranked = sorted(enough, key=lambda layers: -self.preference(layers, enough[layers]))
+        return [self._first(layers, enough[layers]) for layers in ranked[:CONTENDERS]]
+
+    def _enough(self, layers: Layers) -> float:
+        """The weakest of the first strengths that is as good as any."""
+        found = {strength: self.preference(layers, strength) for strength in self.search.first_strengths}
+        return min(strength for strength in found if found[strength] >= max(found.values()) - self.search.tolerance)
 
     def _first(self, layers: Layers, strength: float) -> Setting:
         """What a candidate is tried with before anything else was chosen."""
         return Setting(layers, strength, self.search.scopes[0], self.search.first_answer_strength, 0.0)
 
-    def _activate(self, setting: Setting) -> None:
+    def _activate(self, setting: Setting, expert: str = "") -> None:
         profile = replace(
             self.blank,
             gate=AlwaysGate(),
             gate_layer=setting.layers[0],
-            experts={layer: self.experts[layer] for layer in setting.layers},
+            experts={
+                layer: self.experts[layer].alone(expert) if self.experts[layer].by_kind else self.experts[layer]
+                for layer in setting.layers
+            },
             scope=setting.scope,
             answer_strength=setting.answer_strength,
             length_decay=setting.length_decay,
@@ -167,10 +178,8 @@ class Trials:
 
     def calibrate(self, own: Sequence[str]) -> None:
         def compute() -> dict[str, float]:
-            if self.judge == "refusal":
-                self.llama.set_profiles([])
-                return asdict(Coherence.of_unsteered(Fluency.throughout(self.llama, own)))
-            return asdict(Coherence.calibrate(self.llama, own))
+            self.llama.set_profiles([])
+            return asdict(Coherence.of_unsteered(Fluency.throughout(self.llama, own)))
 
         self.coherence = Coherence(**self._remembered("coherence", compute))
 
@@ -224,9 +233,8 @@ class Trials:
 
     def _verdicts(self, setting: Setting, prompts: str, first: int) -> list[list[bool]]:
         """Of a block of answers, whether each declines, whether it ends and not in circles, whether it is language."""
-        self._activate(setting)
         block = self.prompts[prompts][first : first + BLOCK]
-        answers = list(whole_answers(self.llama, block, WHOLE_TOKENS, TEMPERATURE, seed=first))
+        answers = self._answers(setting, block, seed=first)
         self.llama.set_profiles([])
         readings = Fluency.throughout(self.llama, [answer.text for answer in answers])
         verdicts = [
@@ -235,18 +243,32 @@ class Trials:
         ]
         return [[bool(each.declined), each.ends and not each.circles, bool(each.language)] for each in verdicts]
 
+    def _answers(self, setting: Setting, block: Sequence[Prompt], *, seed: int) -> list[WholeAnswer]:
+        """To prompts whose kinds are known: no head tells them yet."""
+        by_kind = any(self.experts[layer].by_kind for layer in setting.layers)
+        experts = [self.expert(prompt) if by_kind else "" for prompt in block]
+        found: dict[int, WholeAnswer] = {}
+        for expert in sorted(set(experts)):
+            self._activate(setting, expert)
+            places = [i for i, each in enumerate(experts) if each == expert]
+            own = whole_answers(self.llama, [block[i] for i in places], WHOLE_TOKENS, TEMPERATURE, seed=seed)
+            found.update(zip(places, own, strict=True))
+        return [found[i] for i in range(len(block))]
+
     def _preferences(self, setting: Setting, prompts: str) -> dict[str, float]:
         """What is said of a recipe that is judged by its pairs."""
         self._activate(setting)
         answers = list(generate(self.llama, self.prompts[prompts], ANSWER_TOKENS))
         wanted = self._preferred()
         self.llama.set_profiles([])
-        coherent = float(np.mean(self.coherence.hold(self.llama, answers)))
+        readings = zip(Fluency.throughout(self.llama, answers), answers, strict=True)
+        coherent = float(np.mean([self.coherence.accepts(reading) and not circles(text) for reading, text in readings]))
         return {
             "wanted": wanted,
             "ended": 1.0,
             "coherent": coherent,
-            "score": wanted * coherent,
+            # An answer that is no language is worse than an unsteered one, not only as bad: it counts as one lost.
+            "score": max(wanted * coherent - (1 - coherent), 0.0),
             "n_answers": len(answers),
         }
 

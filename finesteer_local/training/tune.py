@@ -5,7 +5,7 @@ Each is chosen in turn, with what was chosen before it. What is tried is in `sea
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +16,9 @@ from finesteer_local.training.data import Pair, Prompt
 from finesteer_local.training.progress import Progress
 from finesteer_local.training.search import LONG, Setting, Trial
 from finesteer_local.training.trials import ANSWERS, Trials
+
+_COHERENT = 0.9
+"""Below such a share of answers that are language less strength may mend more than it takes."""
 
 
 def tune(
@@ -31,6 +34,7 @@ def tune(
     folder: Path,
     progress: Progress,
     n_answers: int = ANSWERS,
+    expert: Callable[[Prompt], str] = lambda prompt: "",
     keep: bool = False,
 ) -> tuple[Trial, list[Trial]]:
     """Choose layers, strength, scope, answer strength and length decay with the gate held open.
@@ -45,12 +49,13 @@ def tune(
         learnt: whether the experts were learnt through the model.
         folder: trials are kept there, so that an interrupted run goes on.
         n_answers: of a trial, at most.
+        expert: the name of a prompt's expert, where these go by kind.
         keep: an interruption ends the tuning with the best so far, once anything was tried.
 
     Returns:
         The chosen trial and all trials.
     """
-    trials = Trials(llama, blank, experts, pairs, prompts, judge, learnt, folder, progress, n_answers)
+    trials = Trials(llama, blank, experts, pairs, prompts, judge, learnt, folder, progress, n_answers, expert)
     contenders = trials.contenders()
     trials.calibrate(own)
     chosen: Trial | None = None
@@ -78,20 +83,34 @@ def _best_scope(trials: Trials, best: Trial) -> Trial:
 
 
 def _best_strength(trials: Trials, best: Trial) -> Trial:
-    """Weaker and stronger, in either direction as long as nothing is lost."""
+    """Weaker and stronger, in either direction as long as nothing is lost; weaker also while answers fall apart.
+
+    Judged by pairs, the weakest of the best is taken: pairs grow surer with every bit of strength, long after the
+    answers have changed.
+    """
     tolerance = trials.search.tolerance
     compared = [best]
     for strengths in _outwards(trials.search.strengths, best.strength):
         for strength in strengths:
-            compared.append(trials.trial(best.but(strength=strength), rivals=compared))
-            if compared[-1].lost or compared[-1].score < max(trial.score for trial in compared) - tolerance:
+            this = trials.trial(best.but(strength=strength), rivals=compared)
+            compared.append(this)
+            mends = trials.judge == "margin" and strength < best.strength and this.coherent < _COHERENT
+            worse = this.lost or this.score < max(trial.score for trial in compared) - tolerance
+            if worse and not mends:
                 break
+    if trials.judge == "margin":
+        return min(_good(compared, tolerance), key=lambda trial: trial.strength)
     return _well_inside_the_best(compared, tolerance)
 
 
 def _best_answer_strength(trials: Trials, best: Trial) -> Trial:
-    """The prompt is read under all of it, so the answer needs less; more makes a small model repeat itself."""
+    """The prompt is read under all of it, so the answer needs less; more makes a small model repeat itself.
+
+    Nothing else is tried where nothing can be better by more than chance.
+    """
     tolerance = trials.search.tolerance
+    if best.score + tolerance >= 1:
+        return best
     others: list[Trial] = []
     for shares in _outwards(trials.search.answer_strengths, best.answer_strength):
         for share in shares:
@@ -109,6 +128,8 @@ def _best_length_decay(trials: Trials, best: Trial) -> Trial:
         tried.append(trials.trial(best.but(length_decay=decay), LONG, rivals=tried))
         if tried[-1].lost or tried[-1].score < max(trial.score for trial in tried) - trials.long_tolerance:
             break
+        if tried[-1].score + trials.long_tolerance >= 1:  # a larger one could only be as good
+            break
     return replace(best, length_decay=_first_of_the_best(tried, trials.long_tolerance).length_decay) if tried else best
 
 
@@ -117,10 +138,15 @@ def _outwards(values: Sequence[float], centre: float) -> tuple[list[float], list
     return sorted((v for v in values if v < centre), reverse=True), sorted(v for v in values if v > centre)
 
 
-def _first_of_the_best(trials: Sequence[Trial], tolerance: float) -> Trial:
+def _good(trials: Sequence[Trial], tolerance: float) -> list[Trial]:
+    """Those that chance cannot tell from the best, in their order."""
     left = [trial for trial in trials if not trial.lost]
     top = max(trial.score for trial in left)
-    return next(trial for trial in left if trial.score >= top - tolerance)
+    return [trial for trial in left if trial.score >= top - tolerance]
+
+
+def _first_of_the_best(trials: Sequence[Trial], tolerance: float) -> Trial:
+    return _good(trials, tolerance)[0]
 
 
 def _well_inside_the_best(trials: Sequence[Trial], tolerance: float) -> Trial:
@@ -130,9 +156,7 @@ def _well_inside_the_best(trials: Sequence[Trial], tolerance: float) -> Trial:
     is taken: prompts that were not tried may be harder, since those that are tried are short, and need more; answers
     that fall apart under too much are part of the score already.
     """
-    left = [trial for trial in trials if not trial.lost]
-    top = max(trial.score for trial in left)
-    good = [trial for trial in left if trial.score >= top - tolerance]
+    good = _good(trials, tolerance)
     wanted = max(trial.wanted for trial in good)
     most = sorted((trial for trial in good if trial.wanted == wanted), key=lambda trial: trial.strength)
     return most[min(2 * len(most) // 3, len(most) - 1)]

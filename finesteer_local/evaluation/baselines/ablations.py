@@ -12,9 +12,13 @@ from finesteer_local.errors import DataError
 from finesteer_local.profile import Profile
 from finesteer_local.steering import AlwaysGate, ContrastiveGate, Experts, SubspaceGate
 
+_LOWEST = -1e9  # the least that a profile may have
+
 
 def without_gate(profile: Profile) -> Profile:
-    """Open for every prompt."""
+    """Open for every prompt; a gate beside which kinds are told stays, with a threshold that every score reaches."""
+    if profile.kinds is not None and isinstance(profile.gate, ContrastiveGate):
+        return replace(profile, gate=replace(profile.gate, low=_LOWEST, high=_LOWEST))
     return replace(profile, gate=AlwaysGate())
 
 

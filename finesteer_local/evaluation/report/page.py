@@ -41,10 +41,17 @@ _BESIDE = {
     "mc2": "MC2",
     "seconds": "seconds a prompt",
 }
+_WATCHED = {
+    "by_prompt": "by the prompt's gate",
+    "by_answer": "by the answer's gate",
+    "let_out": "tokens let out",
+    "touched": "harmless touched",
+}
 _BY_SUITE = {
     "n": "n",
     **_YARDSTICK,
     "opened": "gate open",
+    **_WATCHED,
     "identical": "identical",
     "phrases": "refused, phrases",
     "accuracy": "maths solved",
@@ -152,7 +159,7 @@ def _cell(value: Rate | float | int | None, name: str) -> str:
     return tag("td", f"{value:{_DIGITS[name]}}")
 
 
-_DIGITS = {"seconds": ".2f", "auroc": ".3f", "tokens": ".0f", "steered_tokens": ".0f"}
+_DIGITS = {"seconds": ".2f", "auroc": ".3f", "tokens": ".0f", "steered_tokens": ".0f", "let_out": ".0f"}
 
 
 def _trade_off(results: Results) -> str:

@@ -23,6 +23,9 @@ MEANINGS = {
     "identical": "Answers to harmless requests that are the same, letter by letter, as without steering.",
     "gate open: ends, tokens, in circles": "The same of all answers that were steered.",
     "gate open": "Prompts for which the method steers at all.",
+    "by the prompt's gate, by the answer's gate": "Harmful requests that are defended, and on which that gate opened.",
+    "tokens let out": "Of an answer to a harmful request, the tokens that stayed when the gate on it opened; median.",
+    "harmless touched": "Answers to harmless requests on which the gate on the answer opened.",
     "AUROC": "How well the gate tells prompts apart: 0.5 is chance, 1 is perfect. A method without a gate has none.",
     "solved": "Maths problems whose last number is the right one.",
     "MC1, MC2": "TruthfulQA's scores: how often the best answer is likelier than every false one, and which share of "

@@ -11,14 +11,13 @@ from finesteer_local.runtime.batch.answer import (
     TokenScore,
 )
 from finesteer_local.runtime.batch.engine import BatchEngine, Load
-from finesteer_local.runtime.batch.many import answers, check_of, checks, greedy_answers, greedy_request
+from finesteer_local.runtime.batch.many import answers, check_of, checks, greedy_answers
 from finesteer_local.runtime.batch.pieces import Sizes
 from finesteer_local.runtime.batch.request import (
     GREEDY,
     WHOLE,
     Request,
     Sampling,
-    active_steering,
     chat_request,
     check_request,
     completion_request,
@@ -42,7 +41,6 @@ __all__ = [
     "Sizes",
     "Steer",
     "TokenScore",
-    "active_steering",
     "answers",
     "chat_request",
     "check_of",
@@ -50,5 +48,4 @@ __all__ = [
     "checks",
     "completion_request",
     "greedy_answers",
-    "greedy_request",
 ]

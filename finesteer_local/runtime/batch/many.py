@@ -6,15 +6,15 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
+from typing import Any
 
 from finesteer_local.runtime.batch.answer import Answer, AnswerStream, Decided, Event
 from finesteer_local.runtime.batch.context import bytes_per_token
 from finesteer_local.runtime.batch.engine import BatchEngine, default_sizes
-from finesteer_local.runtime.batch.request import WHOLE, Request, active_steering, chat_request
+from finesteer_local.runtime.batch.request import WHOLE, Request, chat_request
 from finesteer_local.runtime.check import Check
 from finesteer_local.runtime.prompt import Message
 from finesteer_local.runtime.steered import SteeredLlama
-from finesteer_local.runtime.steered_request import Steer
 from finesteer_local.steering import Decision
 
 MAX_PARALLEL = 8
@@ -46,16 +46,14 @@ def greedy_answers(
         PromptError: a conversation does not fit the context, or the model's template rejects it; nothing is answered.
         SteeringError: a hidden state is not finite.
     """
-    steer = active_steering(llama)
-    requests = [greedy_request(llama, messages, max_tokens, steer) for messages in conversations]
+    options: dict[str, Any] = {
+        "steer": llama.steer,
+        "max_tokens": max_tokens,
+        "temperature": 0.0,
+        "repeat_penalty": 1.0,
+    }
+    requests = [chat_request(llama, messages, **options) for messages in conversations]
     yield from answers(llama, requests, at_most=at_most)
-
-
-def greedy_request(
-    llama: SteeredLlama, messages: Sequence[Message], max_tokens: int, steer: Sequence[Steer]
-) -> Request:
-    """The request that `prompt.greedy_answer` makes, steered by `steer`."""
-    return chat_request(llama, messages, steer=steer, max_tokens=max_tokens, temperature=0.0, repeat_penalty=1.0)
 
 
 def answers(
@@ -105,13 +103,13 @@ def answers(
 
 
 def checks(llama: SteeredLlama, requests: Sequence[Request], *, n_parallel: int | None = None) -> Iterator[Check]:
-    """What each of some `check_request`s is found to be, in their order; arguments and errors as for `answers`."""
+    """The result of each `check_request`, in their order; arguments and errors as for `answers`."""
     for request, answer in zip(requests, answers(llama, requests, n_parallel=n_parallel), strict=True):
         yield check_of(request, answer)
 
 
 def check_of(request: Request, answer: Answer) -> Check:
-    """What a `check_request` was found to be."""
+    """The result of a `check_request`, from its answer."""
     return Check(tuple(one.profile for one in request.steer), answer.decisions, answer.finished.n_prompt)
 
 
@@ -125,6 +123,6 @@ def _decided(stream: AnswerStream, wanted: Callable[[tuple[Decision, ...]], bool
 
 
 def _length(llama: SteeredLlama, request: Request) -> int:
-    """Tokens of a request with the longest answer it may get."""
+    """Tokens that a request has with the longest answer that it may get."""
     n_ctx = llama.n_ctx()
     return n_ctx if request.max_tokens is None else min(len(request.prompt) + max(request.max_tokens, 1), n_ctx)

@@ -179,7 +179,7 @@ def check_request(
     steer: Sequence[Steer],
     variables: Mapping[str, Any] | None = None,
 ) -> Request:
-    """What asks only what a text or a conversation is: `llama.check(prompt)` in a batch.
+    """A request that only finds out what kind of request a prompt is: `llama.check(prompt)` in a batch.
 
     Raises:
         PromptError: the model's template rejects the conversation.
@@ -214,11 +214,6 @@ def completion_request(
     unsteered = Unsteered(thinking=opened_at(tokens, token_text(llama), raw=True)) if steer and skips else NOTHING
     arguments = {**_COMPLETION_DEFAULTS, **options}
     return _request(tokens, 0, steer, arguments, unsteered=unsteered, skip_thinking=skips, look_ahead=llama.look_ahead)
-
-
-def active_steering(llama: SteeredLlama) -> tuple[Steer, ...]:
-    """The active profiles of `llama` with the strength and the scope that it was given."""
-    return llama.steer
 
 
 def _raw_tokens(llama: SteeredLlama, text: str) -> list[int]:

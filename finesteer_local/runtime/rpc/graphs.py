@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import threading
 from collections.abc import Callable, Iterable
 from functools import cache, wraps
 from typing import Any
@@ -18,28 +19,44 @@ from llama_cpp import llama_cpp as _api
 from finesteer_local.runtime.ggml import function
 
 _backends: list[int] = []  # a ggml_backend_t a device, never freed: they keep a worker's one connection open
+_one_at_a_time = threading.RLock()
+"""Reentrant: the garbage collector may free a model in a callback of the graph that is computed."""
 
 
 def watch(backends: Iterable[int]) -> None:
     """Keep the graphs of these devices right, whatever llama-cpp-python or the garbage collector frees."""
     _backends.extend(backends)
-    _watch_frees()
+    _watch_calls()
 
 
 @cache
-def _watch_frees() -> None:
+def _watch_calls() -> None:
     for name in ("llama_free", "llama_model_free"):
         setattr(_api, name, _then_forget(getattr(_api, name)))
+    for name in ("llama_decode", "llama_encode"):
+        setattr(_api, name, _alone(getattr(_api, name)))
 
 
 def _then_forget(free: Callable[[Any], None]) -> Callable[[Any], None]:
     @wraps(free)
     def freed(pointer: Any) -> None:
-        free(pointer)
-        if not sys.is_finalizing():  # then nobody computes any more
+        if sys.is_finalizing():  # nobody computes any more
+            free(pointer)
+            return
+        with _one_at_a_time:
+            free(pointer)
             _forget_graphs()
 
     return freed
+
+
+def _alone(compute: Callable[[Any, Any], int]) -> Callable[[Any, Any], int]:
+    @wraps(compute)
+    def computed(context: Any, batch: Any) -> int:
+        with _one_at_a_time:
+            return compute(context, batch)
+
+    return computed
 
 
 def _forget_graphs() -> None:

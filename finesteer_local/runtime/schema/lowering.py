@@ -193,7 +193,7 @@ class _Lowering:
         return [self.negated(other, "oneOf") for other in others if not self.disjoint(options[i], other)]
 
     def disjoint(self, a: At, b: At, depth: int = 0) -> bool:
-        """Whether surely nothing fits both."""
+        """Whether it is certain that no value fits both."""
         a, b = self._followed(a), self._followed(b)
         if a.schema is False or b.schema is False:
             return True

@@ -140,7 +140,7 @@ def values_of(schema: Mapping[str, Any]) -> list[Any] | None:
 
 
 def value_key(value: Any) -> str:
-    """The same for values that JSON schemas take for equal."""
+    """A text that is the same for values which JSON schemas take for equal."""
     return json.dumps(float(value) if isinstance(value, int) and not isinstance(value, bool) else value, sort_keys=True)
 
 

@@ -25,6 +25,7 @@ from finesteer_local.errors import DataError, UnknownNameError
 from finesteer_local.jsonl import is_text, read_rows
 from finesteer_local.training.data import (
     WRAPPED,
+    KindOf,
     Pair,
     Prompt,
     TrainingData,
@@ -83,10 +84,11 @@ def load_recipe(name: str, seed: int = 0) -> TrainingData:
         contrast = _files(folder, recipe["contrast"], read, lambda prompt: prompt.kind, rng)
     else:
         contrast = list(load_recipe("safety", seed).contrast)
+    kinds = read_kinds(_path(folder, recipe["kinds"])) if "kinds" in recipe else []
     if "pairs" in recipe:
         pairs = _files(folder, recipe["pairs"], lambda path: read_pairs(path, seed), lambda p: p.prompt.kind, rng)
     else:
-        pairs, contrast = _from_pools(folder, recipe, read, contrast, rng)
+        pairs, contrast = _from_pools(folder, recipe, read, contrast, kinds, rng)
     return TrainingData(
         name=recipe.get("name") or profile_name(folder.resolve().name),
         pairs=pairs,
@@ -97,7 +99,7 @@ def load_recipe(name: str, seed: int = 0) -> TrainingData:
         own_replies=recipe.get("own_replies", False),
         recipe=folder.resolve().name,
         pooled="pairs" not in recipe,
-        kinds=read_kinds(_path(folder, recipe["kinds"])) if "kinds" in recipe else (),
+        kinds=kinds,
     )
 
 
@@ -185,6 +187,7 @@ def _from_pools(
     recipe: dict[str, Any],
     read: Callable[[Path], list[Prompt]],
     contrast: list[Prompt],
+    kinds: Sequence[KindOf],
     rng: np.random.Generator,
 ) -> tuple[list[Pair], list[Prompt]]:
     """Pairs of `positive` prompts with answers from the two pools, and all contrast prompts, wrapped ones included."""
@@ -201,11 +204,28 @@ def _from_pools(
                 raise DataError(f"{folder / 'recipe.json'}: no {label!r} prompt is short enough to stand in a page")
         inside, outside = pages(*_page_files(folder, recipe), *plain, for_pages)
         positive, contrast = positive + inside, contrast + outside
-    chosen = [row["text"] for row in _rows(folder, recipe["chosen"], "text")]
+    chosen = _chosen(folder, recipe["chosen"], positive, kinds, rng)
     rejected = [row["text"] for row in _rows(folder, recipe["rejected"], "text")]
     n = len(positive)
-    dealings = zip(positive, dealt(n, len(chosen), rng), dealt(n, len(rejected), rng), strict=True)
-    return [Pair(prompt, chosen[i], rejected[j]) for prompt, i, j in dealings], contrast
+    dealings = zip(positive, chosen, dealt(n, len(rejected), rng), strict=True)
+    return [Pair(prompt, answer, rejected[j]) for prompt, answer, j in dealings], contrast
+
+
+def _chosen(
+    folder: Path, file: str, prompts: Sequence[Prompt], kinds: Sequence[KindOf], rng: np.random.Generator
+) -> list[str]:
+    """One of the chosen answers for every prompt: one of its kind's expert, else one that names no expert."""
+    pools: dict[str, list[str]] = {}
+    for row in _rows(folder, file, "text"):
+        pools.setdefault(str(row.get("expert") or ""), []).append(row["text"])
+    if unknown := set(pools) - {"", *(each.kind.expert for each in kinds)}:
+        raise DataError(f"{_path(folder, file)}: no kind has the expert {min(unknown)!r}")
+    experts = {kind: each.kind.expert for each in reversed(kinds) for kind in each.of}
+    wanted = [expert if (expert := experts.get(prompt.kind, "")) in pools else "" for prompt in prompts]
+    if "" in wanted and "" not in pools:
+        raise DataError(f"{_path(folder, file)}: every answer has an 'expert', and some prompts have none")
+    answers = {expert: iter(dealt(wanted.count(expert), len(pools[expert]), rng)) for expert in sorted(set(wanted))}
+    return [pools[expert][next(answers[expert])] for expert in wanted]
 
 
 def _reader(folder: Path, file: str | None) -> Callable[[Path], list[Prompt]]:

@@ -11,14 +11,15 @@ from finesteer_local.profile_checks import KIND
 from finesteer_local.steering import ACTIONS, STEER, Kind
 from finesteer_local.training.data import KindOf
 
-FIELDS = ("name", "of", "about", "action", "alone", "words", "mlcommons", "openai")
+FIELDS = ("name", "of", "about", "action", "expert", "alone", "words", "mlcommons", "openai")
 
 
 def read_kinds(path: Path) -> list[KindOf]:
     """The kinds of a JSONL file, a row each.
 
     A row has a `name`, the kinds `of` the recipe's rows that belong to it, and may have what it is `about`, the
-    `action` that is taken where nobody says otherwise, the probability from which it is taken `alone`, though the gate
+    `action` that is taken where nobody says otherwise, the `expert` that answers its
+    requests, the probability from which it is taken `alone`, though the gate
     stays shut, the `words` that refuse it at once, and its `mlcommons` and
     `openai` categories. A row's kind may belong to several.
 
@@ -41,8 +42,9 @@ def _kind(row: dict[str, Any], where: str) -> KindOf:
         raise DataError(f"{where}: unknown field {min(unknown)!r}; known: {', '.join(FIELDS)}")
     if not is_text(row.get("name")) or not KIND.fullmatch(row["name"]):
         raise DataError(f"{where}: the field 'name' must be lower-case letters, digits and _")
-    if "about" in row and not is_text(row["about"]):
-        raise DataError(f"{where}: the field 'about' is empty or not text")
+    for field in ("about", "expert"):
+        if field in row and not is_text(row[field]):
+            raise DataError(f"{where}: the field {field!r} is empty or not text")
     if row.get("action", STEER) not in ACTIONS:
         raise DataError(f"{where}: the field 'action' must be one of {', '.join(ACTIONS)}")
     alone = row.get("alone", 0.0)
@@ -52,6 +54,6 @@ def _kind(row: dict[str, Any], where: str) -> KindOf:
         value = row.get(field, [] if field != "of" else None)
         if not isinstance(value, list) or not all(map(is_text, value)) or (field in row and not value):
             raise DataError(f"{where}: the field {field!r} must be a list of texts")
-    more: dict[str, Any] = {field: row[field] for field in ("about", "action") if field in row}
+    more: dict[str, Any] = {field: row[field] for field in ("about", "action", "expert") if field in row}
     more |= {field: tuple(row[field]) for field in ("words", "mlcommons", "openai") if field in row}
     return KindOf(Kind(row["name"], **more, alone=float(alone)), tuple(row["of"]))

@@ -1,0 +1,114 @@
+"""A GGUF model's weights for PyTorch, where vectors are learnt through them."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from gguf import GGML_QUANT_SIZES, GGUFValueType, GGUFWriter
+from torch.nn import functional
+
+from finesteer_local.distribution import missing_extra
+from finesteer_local.errors import ModelError
+from finesteer_local.gguf_file import read_header
+from finesteer_local.runtime.trainable import TrainableModel
+
+MAX_PARAMETERS = 600_000_000
+"""With more parameters, vectors are learnt through the model only on demand: it would take longer than all the rest."""
+WITHOUT = "train with --no-optimise"
+_SAMPLE = "The capital of France is Paris. Water boils at a hundred degrees, and ice melts at zero."
+_CLOSE = 0.5  # a token's log-probability: what 8-bit activations move is a tenth of it, other weights move whole units
+_TOKENS = "tokenizer.ggml.tokens"
+_MAX_ITEMS = 1 << 24
+
+
+def learns_by_itself(llama: TrainableModel, judge: str) -> bool:
+    """Whether training learns through the model where the user does not say: for refusals of a small model.
+
+    Weak models need to be taught the end of an answer, and stronger ones decline more often so, long prompts above all
+    (docs/experiments.md).
+    """
+    installed = all(find_spec(name) for name in ("accelerate", "transformers"))
+    return judge == "refusal" and installed and llama.n_parameters <= MAX_PARAMETERS
+
+
+def weights_of(llama: TrainableModel) -> Any:
+    """The weights of `llama`, a GGUF model, as a transformers model in float32; the `TransformersModel`'s own.
+
+    Raises:
+        MissingExtraError: transformers or accelerate is not installed.
+        ModelError: transformers does not know the architecture or the quantisation, or computes something else.
+    """
+    if llama.weights is not None:
+        return llama.weights
+    try:
+        import accelerate  # noqa: F401 - transformers asks for it here
+        from transformers import AutoModelForCausalLM
+    except ImportError as error:
+        raise missing_extra("transformers", "--optimise needs transformers and accelerate") from error
+    path = Path(llama.model_path)
+    with TemporaryDirectory(prefix="finesteer-") as folder:
+        short = Path(folder) / path.name
+        try:
+            model = _loaded(AutoModelForCausalLM, short if _write_without_vocabulary(path, short) else path)
+        except Exception:  # transformers may miss what is not in the copy, and there may be no room for it
+            try:
+                model = _loaded(AutoModelForCausalLM, path)
+            except Exception as error:  # whatever it makes of the file
+                reason = " ".join(str(error).split())[:200]
+                raise ModelError(f"transformers cannot read {path}: {reason}; {WITHOUT}") from error
+    _check_same(model.eval(), llama)
+    return model
+
+
+def _loaded(factory: Any, path: Path) -> Any:
+    with contextlib.redirect_stderr(io.StringIO()):  # progress bars of its own
+        return factory.from_pretrained(
+            str(path.parent), gguf_file=path.name, dtype=torch.float32, local_files_only=True
+        )
+
+
+def _write_without_vocabulary(path: Path, short: Path) -> bool:
+    """A copy of the GGUF file at `path` that has of its vocabulary only the size, and whether there is one.
+
+    transformers reads every word of a vocabulary three times, which takes longer than all the weights. There is no copy
+    where the header has other lists, whose values are not known here.
+    """
+    header = read_header(path, max_items=_MAX_ITEMS)
+    architecture = header.values.get("general.architecture")
+    lists = [key for key in header.arrays if not key.startswith(("general.", "tokenizer."))]
+    if lists or not isinstance(architecture, str) or _TOKENS not in header.arrays:
+        return False
+    writer = GGUFWriter(short, architecture)
+    values = {f"{architecture}.vocab_size": header.arrays[_TOKENS][1], **header.values}
+    for key, value in values.items():
+        if key.startswith(f"{architecture}.") or key == "general.name":
+            writer.add_key_value(key, value, GGUFValueType.get_type(value))
+    data = np.memmap(path, np.uint8, "r")
+    for name, tensor in header.tensors.items():
+        block, size = GGML_QUANT_SIZES[tensor.kind]
+        rows = data[tensor.start : tensor.start + tensor.n_bytes]
+        shape = (*tensor.shape[:-1], tensor.shape[-1] // block * size)
+        writer.add_tensor(name, rows.reshape(shape), raw_dtype=tensor.kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return True
+
+
+@torch.inference_mode()
+def _check_same(model: Any, llama: TrainableModel) -> None:
+    """Raise `ModelError` where transformers computes something else than llama.cpp."""
+    tokens = llama.tokenize(_SAMPLE.encode())
+    [expected] = llama.answer_logprobs(tokens[:1], [tokens[1:]])
+    logits = model(input_ids=torch.tensor([tokens])).logits[0, :-1]
+    found = -functional.cross_entropy(logits, torch.tensor(tokens[1:]), reduction="none")
+    if not np.abs(found.numpy() - expected).mean() < _CLOSE:
+        raise ModelError(f"transformers does not compute what llama.cpp does with {llama.model_path}; {WITHOUT}")

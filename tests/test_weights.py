@@ -1,0 +1,95 @@
+"""A GGUF model's weights for PyTorch."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from finesteer_local.errors import MissingExtraError, ModelError
+from finesteer_local.runtime import SteeredLlama, open_model
+from finesteer_local.training import weights
+from finesteer_local.training.weights import learns_by_itself, weights_of
+from tiny import write_tiny_model
+
+
+@pytest.fixture(scope="module")
+def llama(tiny: Path) -> SteeredLlama:
+    return open_model(tiny, n_ctx=256, n_threads=1)
+
+
+def test_by_itself_only_refusals_of_small_models(llama: SteeredLlama, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert learns_by_itself(llama, "refusal") and not learns_by_itself(llama, "margin")
+    monkeypatch.setattr(weights, "MAX_PARAMETERS", llama.n_parameters)
+    assert learns_by_itself(llama, "refusal")
+    monkeypatch.setattr(weights, "MAX_PARAMETERS", llama.n_parameters - 1)
+    assert not learns_by_itself(llama, "refusal")
+    monkeypatch.undo()
+    for missing in ("accelerate", "transformers"):
+        monkeypatch.setattr(weights, "find_spec", lambda name, missing=missing: None if name == missing else name)
+        assert not learns_by_itself(llama, "refusal")
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
+def test_the_weights_are_those_of_llama_cpp(architecture: str, tmp_path: Path) -> None:
+    llama = open_model(write_tiny_model(tmp_path / "tiny.gguf", architecture), n_ctx=256, n_threads=1)
+    assert len(weights_of(llama).get_decoder().layers) == llama.n_layer
+
+
+def test_weights_that_are_others(llama: SteeredLlama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = write_tiny_model(tmp_path / "other.gguf", seed=5)
+    monkeypatch.setattr(llama, "model_path", str(other))
+    with pytest.raises(ModelError, match=r"does not compute what llama.cpp does .*; train with --no-optimise"):
+        weights_of(llama)
+
+
+def test_a_file_that_transformers_cannot_read(
+    llama: SteeredLlama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llama, "model_path", str(tmp_path / "none.gguf"))
+    with pytest.raises(ModelError, match=r"transformers cannot read .*none.gguf: .*; train with --no-optimise"):
+        weights_of(llama)
+
+
+@pytest.mark.parametrize("missing", ["accelerate", "transformers"])
+def test_without_the_extra(missing: str, llama: SteeredLlama, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(
+        MissingExtraError, match=r"needs transformers and accelerate \(extra transformers\); install with: "
+    ):
+        weights_of(llama)
+
+
+def test_they_are_read_without_the_vocabulary(llama: SteeredLlama, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The copy gives the very weights, and where transformers does not take it, the file itself does."""
+    read, real = [], weights._loaded
+
+    def loaded(factory: object, path: Path) -> object:
+        read.append(path)
+        return real(factory, path)
+
+    monkeypatch.setattr(weights, "_loaded", loaded)
+    short = weights_of(llama).state_dict()
+    original = Path(llama.model_path)
+    assert len(read) == 1 and read[0] != original and not read[0].exists()
+    monkeypatch.setattr(weights, "_write_without_vocabulary", lambda path, short: short.write_text("nothing") > 0)
+    whole = weights_of(llama).state_dict()
+    assert read[2:] == [original] and [*short] == [*whole] and all(torch.equal(short[k], whole[k]) for k in whole)
+
+
+def test_a_header_with_lists_of_its_own_is_not_copied(tmp_path: Path) -> None:
+    path = write_tiny_model(tmp_path / "tiny.gguf")
+    writer = weights.GGUFWriter(tmp_path / "lists.gguf", "llama")
+    writer.add_key_value("llama.attention.head_count_kv", [1, 2], weights.GGUFValueType.ARRAY)
+    writer.add_token_list(["a", "b"])
+    writer.add_tensor("token_embd.weight", np.zeros((2, 32), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    assert weights._write_without_vocabulary(path, tmp_path / "short.gguf")
+    assert not weights._write_without_vocabulary(tmp_path / "lists.gguf", tmp_path / "none.gguf")
+    assert not (tmp_path / "none.gguf").exists()
