@@ -303,6 +303,8 @@ class SteeredRequest:
     @property
     def decisions(self) -> tuple[Decision, ...]:
         """One a profile, in order, once they are taken; with what has been found in the answer so far."""
+        if not self._watches.readings:
+            return self._decisions
         return tuple(
             decision if (reading := self._watches.reading(i)) is None else replace(decision, answer=reading)
             for i, decision in enumerate(self._decisions)
