@@ -21,7 +21,7 @@ def tell(stage: str, done: int, total: int) -> None:
     print(f"\r{stage}: {done} of {total}   ", end="", file=sys.stderr)
 
 
-# Without `strength` and `scope` both are tuned. From so few pairs a model as small as smollm2 is steered too far then.
+# Without `strength` and `scope` both are tuned, which takes some minutes more.
 profile = train_profile(
     model,
     data=data / "live.jsonl",

@@ -22,7 +22,8 @@ _NOTE = "<!-- written by tests/command_pages.py: change the command, then run th
 
 def pages() -> dict[str, str]:
     """All pages, by file name."""
-    root = click.Context(program, info_name=PROGRAM)
+    # With its own settings: click remembers the names of the help option that a command was first asked with.
+    root = click.Context(program, info_name=PROGRAM, **program.context_settings)
     found = {"README.md": _overview()}
     for name in COMMANDS:
         command = program.get_command(root, name)

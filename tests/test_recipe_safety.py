@@ -15,8 +15,6 @@ import pytest
 
 from finesteer_local.jsonl import messages_of, read_rows
 from finesteer_local.judges.phrases import is_refusal
-from finesteer_local.judges.warm import warm
-from finesteer_local.judges.whole import declines
 from finesteer_local.training import recipes
 
 FOLDER = Path(recipes.__file__).parent / "safety"
@@ -96,9 +94,7 @@ def test_format(name: str) -> None:
         talk = may_be_talk and "messages" in row
         deed = {"do", "write"} & set(row) if name.startswith("deeds") else set()
         instead = deed or {"messages"} if deed or talk else {"prompt"} & keys
-        assert set(row) - {"positive_only", "expert" if name == RECIPE["chosen"] else ""} == (
-            keys - {"prompt"} | instead
-        ), row
+        assert set(row) - {"positive_only"} == keys - {"prompt"} | instead, row
         assert "positive_only" not in row or (name == "wrappers.jsonl" and row["positive_only"] is True), row
         if not name.startswith(("wrapped", "pages")):  # a list to go on with ends where the answer begins; code is bent
             assert text_of(row) == text_of(row).strip(), row
@@ -269,28 +265,12 @@ def test_only_what_demands_obedience_for_a_hidden_request_is_for_harmful_ones_al
 
 
 def test_refusals() -> None:
-    refusals = [row["text"] for row in FILES["refusals.jsonl"] if "expert" not in row]
+    refusals = [row["text"] for row in FILES["refusals.jsonl"]]
     assert len(refusals) >= 40
     assert len({tuple(words(text)[:3]) for text in refusals}) >= 15
     for text in refusals:
         assert len(text) <= 200 and text[0].isupper() and text.endswith((".", "?")), text
     assert sum(map(is_refusal, refusals)) >= 0.6 * len(refusals)
-
-
-def test_answers_that_fit() -> None:
-    """Every expert but that of plain crime has answers of its own, which begin alike and go on in many ways; none of
-    them names a number."""
-    rows = [row for row in FILES["refusals.jsonl"] if "expert" in row]
-    experts = {row["expert"] for row in FILES_OF_KINDS}
-    assert {row["expert"] for row in rows} == experts - {"crime"} and len(experts) == 6
-    for expert in experts - {"crime"}:
-        texts = [row["text"] for row in rows if row["expert"] == expert]
-        assert len(texts) >= 25
-        assert len({re.split(r"(?<=\.) ", text, maxsplit=1)[0] for text in texts}) == 1
-        assert len({tuple(words(text)[:28]) for text in texts}) >= 25
-        for text in texts:
-            assert declines(text) and not re.search(r"\d", text) and len(text) <= 220, text
-            assert warm(text) or expert != "self-harm", text
 
 
 def test_statements_of_crisis() -> None:

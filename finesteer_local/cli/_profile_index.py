@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -13,6 +12,8 @@ from typing import TYPE_CHECKING
 import click
 
 from finesteer_local import catalog
+from finesteer_local.cli._options import json_option
+from finesteer_local.cli._output import echo_json
 from finesteer_local.errors import ProfileMismatchError, UnknownNameError, one_line
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def register(profiles: click.Group) -> None:
 @click.argument("model", required=False)
 @click.option("--name", default="", metavar="NAME", help="Only profiles of this name.")
 @_index_option
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@json_option
 def search(model: str | None, name: str, index: str, as_json: bool) -> None:
     """Look for profiles for MODEL in the indexes, or list all that these have.
 
@@ -52,7 +53,7 @@ def search(model: str | None, name: str, index: str, as_json: bool) -> None:
 
     found = profile_index.search(name, _identity(model).fingerprint if model else "", only=index)
     if as_json:
-        click.echo(json.dumps([asdict(entry) for entry in found], ensure_ascii=False, indent=2))
+        echo_json([asdict(entry) for entry in found])
         return
     if not found:
         what = f"profile for {model}" if model else "profile"
