@@ -200,3 +200,53 @@ def test_a_link_in_the_store_is_not_followed(profile: bytes, tmp_path: Path) -> 
         with pytest.raises(StorageError, match="is a link; remove it first"):
             catalog.add_profile(file, replace=replace)
     assert outside.read_bytes() == b"precious"
+
+
+def test_goes_on_where_it_stopped(web: Server, tmp_path: Path) -> None:
+    """With a server that sends the rest, and one that sends all of it again."""
+    data = bytes(range(256)) * 40
+
+    def rest(request: BaseHTTPRequestHandler) -> None:
+        start = int(request.headers["Range"].removeprefix("bytes=").rstrip("-"))
+        request.send_response(206)
+        request.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+        request.send_header("Content-Length", str(len(data) - start))
+        request.end_headers()
+        request.wfile.write(data[start:])
+
+    web.pages |= {"/rest": rest, "/all": data}
+    for page in ("/rest", "/all"):
+        target = tmp_path / page[1:]
+        target.write_bytes(data[:1000])
+        seen: list[tuple[int, int]] = []
+        download.download(
+            f"{web.url}{page}",
+            target,
+            limit=len(data),
+            checked=True,
+            resume=True,
+            on_progress=lambda *now, seen=seen: seen.append(now),
+        )
+        assert target.read_bytes() == data
+        assert seen[-1] == (len(data), len(data))
+
+
+def test_a_password_stays_with_its_host(web: Server, tmp_path: Path) -> None:
+    learnt: list[str | None] = []
+
+    def leads_on(request: BaseHTTPRequestHandler) -> None:
+        learnt.append(request.headers.get("Authorization"))
+        request.send_response(302)
+        request.send_header("Location", f"{web.url.replace('127.0.0.1', 'localhost')}/there")
+        request.end_headers()
+
+    def there(request: BaseHTTPRequestHandler) -> None:
+        learnt.append(request.headers.get("Authorization"))
+        request.send_response(200)
+        request.end_headers()
+        request.wfile.write(b"x")
+
+    web.pages |= {"/here": leads_on, "/there": there}
+    headers = {"Authorization": "Bearer secret"}
+    download.download(f"{web.url}/here", tmp_path / "got", limit=10, checked=True, headers=headers)
+    assert learnt == ["Bearer secret", None]

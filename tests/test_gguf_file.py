@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from gguf import GGUFReader, GGUFValueType, GGUFWriter
 
-from finesteer_local.gguf_file import DamagedGGUF, open_gguf
+from finesteer_local.gguf_file import DamagedGGUF, open_gguf, read_header, read_keys
 
 KINDS = [kind for kind in GGUFValueType if kind not in (GGUFValueType.ARRAY, GGUFValueType.STRING)]
 
@@ -104,3 +104,27 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 def test_the_smallest_file(tmp_path: Path) -> None:
     (tmp_path / "x.gguf").write_bytes(header(keys=0))
     assert open_gguf(tmp_path / "x.gguf", max_items=0).tensors == []
+
+
+def test_the_keys_before_a_vocabulary(tmp_path: Path) -> None:
+    """A long list of texts ends the reading; a short one, and numbers, do not."""
+    text = GGUFValueType.STRING
+    path = file(
+        tmp_path / "m.gguf",
+        ("general.name", "Large", text, None),
+        ("numbers", list(range(9000)), GGUFValueType.ARRAY, GGUFValueType.UINT32),
+        ("few", ["a", "b"], GGUFValueType.ARRAY, text),
+        ("many", ["token"] * 9000, GGUFValueType.ARRAY, text),
+        ("general.later", "unread", text, None),
+    )
+    header = read_keys(path)
+    assert header.values["general.name"] == "Large"
+    assert "general.later" not in header.values
+    assert set(header.arrays) == {"numbers", "few"}
+    assert not header.tensors
+    assert set(read_header(path, max_items=30_000).tensors) == {"a"}
+    short = file(tmp_path / "s.gguf", ("few", ["a"], GGUFValueType.ARRAY, text))
+    assert set(read_keys(short).tensors) == {"a"}
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(DamagedGGUF):
+        read_keys(path)

@@ -110,6 +110,10 @@ def test_a_second_profile_joins_the_first(public: Path, tmp_path: Path) -> None:
 def test_what_cannot_be_packed(tiny: Path, profile: Path, tmp_path: Path) -> None:
     make_profile(tiny, name="bare").save(tmp_path / "bare.gguf")
     assert "'bare' has no license" in error_of("profiles", "pack", tmp_path / "bare.gguf", "-o", tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+    good("profiles", "pack", tmp_path / "bare.gguf", "-o", tmp_path / "licensed", "--license", "MIT")
+    [entry] = profile_index.search(only=str(tmp_path / "licensed"))
+    assert entry.license == Profile.load(Path(entry.file)).license == "MIT"
     assert "unknown profile 'nothing'" in error_of("profiles", "pack", "nothing", "-o", tmp_path / "x")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "index.json").write_text("{}")

@@ -260,7 +260,7 @@ def test_a_probe_learns_nothing_from_its_own_fold() -> None:
     """Turns of fold 0 with other states give the same first probe, and other others."""
     positive, contrast = data(n=40, n_contrast=60)
     labels = np.r_[np.ones(40), np.zeros(60)].astype(np.float32)
-    folds = gates._folds(labels, np.array([""] * 100), seed=0)
+    folds = gates.folds_of(labels, np.array([""] * 100), seed=0)
     other = contrast.states.copy()
     for i in np.flatnonzero(folds[40:] == 0):
         other[slice(*contrast.offsets[i : i + 2])] += 1

@@ -30,7 +30,7 @@ COMMANDS = {
     "eval": "Measure a profile on suites of prompts, beside other methods.",
     "bench": "Measure what steering costs beside llama.cpp alone.",
     "doctor": "Say what works on this machine, and what to do about the rest.",
-    "profiles": "List, show, add and remove profiles.",
+    "profiles": "List, show, add, adapt, correct and remove profiles.",
     "models": "List, fetch and remove models.",
     "cache": "Show or clear the kept hidden states.",
     "inspect": "Show what a profile or a model file holds.",

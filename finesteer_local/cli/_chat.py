@@ -68,6 +68,11 @@ class Chat:
         """The last question."""
         return next((m["content"] for m in reversed(self.messages) if m["role"] == "user"), None)
 
+    @property
+    def asked(self) -> list[dict[str, str]]:
+        """What the last answer answers: the conversation up to its question, with the system prompt."""
+        return self._with_system(self._up_to_question())
+
     def ask(self, question: str, on_text: OnText | None = None) -> TimedAnswer:
         """Answer `question` and keep both; an answer stopped before its first word leaves the chat as it was.
 

@@ -18,6 +18,7 @@ from finesteer_local.cli._answers import TimedAnswer
 from finesteer_local.cli._chat import Chat
 from finesteer_local.cli._open import find_profile, train_line
 from finesteer_local.cli._view import number, one_line, quiet_line, side_by_side, why
+from finesteer_local.cli._wrong import ARGUMENT, wrong
 from finesteer_local.errors import PromptError, UnknownNameError
 
 
@@ -215,6 +216,7 @@ def _quit(_: Screen, __: str) -> None:
 
 COMMANDS = {
     "why": Command(_why, "", "why the last answer was steered or not"),
+    "wrong": Command(wrong, ARGUMENT, "it should have been steered, or not: keep that as a correction"),
     "compare": Command(_compare, "", "the last question unsteered and steered, side by side"),
     "strength": Command(_strength, "X|default", "steer less or more; 0 steers nothing"),
     "profile": Command(_profile, "NAME|off", "steer with another profile; without a name, list them"),

@@ -109,7 +109,12 @@ def _completer(commands: list[str], profiles: Names) -> Any:
             elif command in ("save", "load"):
                 yield from paths_of.get_completions(Document(argument), complete_event)
             else:
-                known = {"profile": [*profiles(), "off"], "strength": ["default"], "system": ["off"]}.get(command, [])
+                known = {
+                    "profile": [*profiles(), "off"],
+                    "strength": ["default"],
+                    "system": ["off"],
+                    "wrong": ["steer", "leave"],
+                }.get(command, [])
                 start = argument.rsplit(" ", 1)[-1]
                 yield from (Completion(word, -len(start)) for word in known if word.startswith(start))
 

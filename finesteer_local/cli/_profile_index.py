@@ -117,8 +117,9 @@ def get(name: str, model: str | None, index: str, replace: bool) -> None:
     "-o", "--output", "folder", metavar="FOLDER", default="profiles", show_default=True, type=click.Path(path_type=Path)
 )
 @click.option("--not-for", multiple=True, metavar="TEXT", help="What it must not be used for; repeatable.")
+@click.option("--license", default="", metavar="NAME", help="Instead of the profile's own, such as Apache-2.0.")
 @click.option("--key", metavar="FILE", type=click.Path(path_type=Path), help="Sign with this secret key of minisign's.")
-def pack(profile: str, model: str | None, folder: Path, not_for: Sequence[str], key: Path | None) -> None:
+def pack(profile: str, model: str | None, folder: Path, not_for: Sequence[str], license: str, key: Path | None) -> None:
     """Write what the publisher of a profile uploads into FOLDER.
 
     That is the profile, its card (figures, data, what it must not be used for), its SHA-256, its signature, and its
@@ -136,7 +137,7 @@ def pack(profile: str, model: str | None, folder: Path, not_for: Sequence[str], 
         path = _own(profile, model)
     key = key.expanduser() if key else None
     password = click.prompt("Password of the key", hide_input=True, err=True) if key and is_encrypted(key) else None
-    packed = pack_profile(path, folder, not_for=not_for, key_file=key, password=password)
+    packed = pack_profile(path, folder, not_for=not_for, license=license, key_file=key, password=password)
     for file, what in ((packed.profile, "the profile"), (packed.card, "its card"), (packed.index, "the index")):
         click.echo(f"{file}: {what}")
     click.echo(f"SHA-256 {packed.sha256}", err=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from finesteer_local import catalog
-from finesteer_local.cli import _profile_index
+from finesteer_local.cli import _profile_adapt, _profile_corrections, _profile_index, _profile_refit
 from finesteer_local.cli._options import json_option
 from finesteer_local.cli._output import echo_json
 from finesteer_local.errors import DownloadError, ProfileError, UnknownNameError
@@ -25,12 +25,17 @@ _MAX_DOWNLOAD = 256 << 20
 model_option = click.option("--model", metavar="MODEL", help="For which model, where several have such a profile.")
 
 
-@click.group("profiles", short_help="List, show, add and remove profiles.", invoke_without_command=True)
+@click.group("profiles", short_help="List, show, add, adapt, correct and remove profiles.", invoke_without_command=True)
 @click.pass_context
 def command(ctx: click.Context) -> None:
-    """List, show, add and remove profiles, teach them to read answers, and look for or publish them."""
+    """List, show, add and remove profiles, adapt, correct and teach them, and look for or publish them."""
     if ctx.invoked_subcommand is None:
         ctx.invoke(list_profiles, model=None, as_json=False)
+
+
+command.add_command(_profile_adapt.command)
+command.add_command(_profile_corrections.command)
+command.add_command(_profile_refit.command)
 
 
 @command.command("list")

@@ -41,6 +41,12 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="With --data: JSONL rows with `prompt` that must stay untouched.  [default: the ordinary prompts of `safety`]",
 )
+@click.option(
+    "--behaviour",
+    metavar="SENTENCE",
+    help="What answers should be like, in a sentence: the model itself writes what the profile is trained on.",
+)
+@click.option("-y", "--yes", is_flag=True, help="With --behaviour: train on what the model wrote without asking.")
 @click.option("--name", metavar="NAME", help="The profile's name.  [default: the recipe's, or the data file's]")
 @new_profile_options
 @click.option(
@@ -100,6 +106,8 @@ def command(
     recipe: str | None,
     data: Path | None,
     contrast: Path | None,
+    behaviour: str | None,
+    yes: bool,
     output: Path | None,
     force: bool,
     minutes: float | None,
@@ -116,8 +124,12 @@ def command(
     The model's own file is all that is needed. An interrupted run goes on where it stopped when the same command is
     given again.
     """
-    if recipe and data:
-        raise click.UsageError("--recipe and --data exclude each other")
+    if sum(map(bool, (recipe, data, behaviour is not None))) > 1:
+        raise click.UsageError("--recipe, --data and --behaviour exclude each other")
+    if behaviour is not None and backend == "transformers":
+        raise click.UsageError("--behaviour goes with llama.cpp, not with --backend transformers")
+    if yes and behaviour is None:
+        raise click.UsageError("--yes goes with --behaviour")
     if contrast and not data:
         raise click.UsageError("--contrast goes with --data")
     if minutes and quality:
@@ -131,24 +143,36 @@ def command(
     check_new_profile(output, force)
     training.require_extra()
     path = Path(model) if backend == "transformers" else fetch_model(model)
+    material = None
+    opened = {"n_threads": threads, "n_gpu_layers": gpu_layers, "rpc": rpc}
+    if behaviour is not None:
+        from finesteer_local.cli import _behaviour
+
+        settings["name"] = settings["name"] or _behaviour.name_of(behaviour)
+        material = _behaviour.written_material(path, behaviour, settings["name"], settings["seed"], yes, opened)
+        if not material.near_misses:
+            settings["gate"] = "always"
     with _progress.stages() as report:
         profile = training.train_profile(
             path,
-            recipe=recipe or (None if data else "safety"),
-            data=data,
+            recipe=recipe or (None if data or material else "safety"),
+            data=material.data(settings["name"]) if material else data,
             contrast=contrast,
             quality=quality,
-            n_threads=threads,
             progress=report,
             backend=backend,
             gguf=gguf,
-            n_gpu_layers=gpu_layers,
-            rpc=rpc,
+            **opened,
             **settings,
         )
+    found = None
+    if material:
+        profile, found = _behaviour.shown(path, profile, material, opened)
     kept = keep_profile(profile, output)
     chat_with = str(gguf or "MODEL.gguf") if backend == "transformers" else model
     _tell(profile, kept, model, chat_with, str(output or profile.name))
+    if found:
+        _behaviour.tell(found)
 
 
 _FORMS = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ def pack_profile(
     folder: Path,
     *,
     not_for: Sequence[str] = (),
+    license: str = "",
     key_file: Path | None = None,
     password: str | None = None,
 ) -> Packed:
@@ -57,6 +58,7 @@ def pack_profile(
 
     Args:
         not_for: what it must not be used for, beside `NOT_FOR`.
+        license: in place of the profile's own.
         key_file: a secret key of minisign's to sign with.
         password: of that key, None where it has none.
 
@@ -67,15 +69,20 @@ def pack_profile(
         MissingExtraError: a key without py-minisign.
     """
     profile = Profile.load(path)
+    if license:
+        profile = replace(profile, license=license)
     if not profile.license:
         raise StorageError(
-            f"the profile {profile.name!r} has no license: nobody may use what you publish; train it anew with one"
+            f"the profile {profile.name!r} has no license, and nobody may use what has none; "
+            "add --license NAME (an SPDX identifier, such as Apache-2.0)"
         )
     ensure_dir(folder)
     base = f"{profile.name}.{profile.model.fingerprint[:12]}"
     file, card, index = folder / f"{base}.gguf", folder / f"{base}.md", folder / FILE_NAME
     content = _read(index)
-    if path.resolve() != file.resolve():
+    if license:
+        profile.save(file)
+    elif path.resolve() != file.resolve():
         with atomic_write(file) as temporary:
             shutil.copyfile(path, temporary)
     digest = sha256_of(file)

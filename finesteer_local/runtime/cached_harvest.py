@@ -103,6 +103,19 @@ def read_states(
     return Harvest(states, offsets)
 
 
+def n_missing(
+    llama: TrainableModel,
+    requests: Sequence[StatesRequest],
+    layers: Sequence[int],
+    *,
+    kind: type[np.float16] | type[np.float32] = np.float16,
+) -> int:
+    """How many of the requests `read_states` would have to read, because the cache does not have them."""
+    model = _model_key(llama)
+    stores = [_Store(model, layer, np.dtype(kind), Path(llama.model_path).name) for layer in layers]
+    return sum(not all(store.has(_key(request.tokens), request.first) for store in stores) for request in requests)
+
+
 def _harvest(
     llama: TrainableModel,
     missing: Mapping[bytes, StatesRequest],

@@ -10,6 +10,7 @@ from finesteer_local.distribution import missing_extra
 
 if TYPE_CHECKING:
     from finesteer_local.profile import Profile
+    from finesteer_local.training.data import TrainingData
     from finesteer_local.training.progress import Progress
 
 DEFAULT_MINUTES = 10.0
@@ -27,7 +28,7 @@ def train_profile(
     model: str | Path,
     *,
     recipe: str | None = None,
-    data: str | Path | None = None,
+    data: str | Path | TrainingData | None = None,
     contrast: str | Path | None = None,
     name: str | None = None,
     gate: str = "contrastive",
@@ -50,7 +51,8 @@ def train_profile(
 
     Args:
         recipe: a named recipe (`recipes.recipe_names`) or a folder with a `recipe.json`; or
-        data: a JSONL file of pairs (`prompt`, `chosen`, `rejected`, or lists of `correct` and `wrong`), with
+        data: a JSONL file of pairs (`prompt`, `chosen`, `rejected`, or lists of `correct` and `wrong`), or pairs and
+            contrast prompts that were read otherwise (`training.data.TrainingData`); with
         contrast: a JSONL file of prompts that must stay untouched; without it the `safety` recipe's ordinary prompts.
         name: the profile's name; without it the recipe's, or the data file's.
         gate: `contrastive`, `scs` (the paper's) or `always`.
@@ -78,10 +80,14 @@ def train_profile(
     """
     require_extra()
     from finesteer_local.training import train
+    from finesteer_local.training.data import TrainingData
     from finesteer_local.training.recipes import load_data
     from finesteer_local.training.settings import TrainingSettings
 
-    loaded = load_data(recipe=recipe, data=data, contrast=contrast, name=name, seed=seed)
+    if isinstance(data, TrainingData):
+        loaded = data
+    else:
+        loaded = load_data(recipe=recipe, data=data, contrast=contrast, name=name, seed=seed)
     return train.train_profile(
         model,
         data=loaded,

@@ -178,7 +178,7 @@ def fit_contrastive_gate(
     """
     data = _Standardised([positive, contrast])
     labels = np.r_[np.ones(len(positive)), np.zeros(len(contrast))].astype(np.float32)
-    folds = _folds(labels, np.array(families or [""] * len(labels)), seed)
+    folds = folds_of(labels, np.array(families or [""] * len(labels)), seed)
     form = np.array(forms or [PLAIN] * len(labels))
     examples = _examples(data.lengths, labels, requests or [None] * len(labels), seed)
     probes = _train(data, examples, folds, seed, progress)
@@ -210,7 +210,7 @@ def fit_contrastive_gate(
     return gate, replace(_fit(gate, inside, outside), forms={each: found for each, found in shares.items() if found})
 
 
-def _folds(labels: NDArray[np.float32], families: NDArray[np.str_], seed: int) -> NDArray[np.intp]:
+def folds_of(labels: NDArray[np.float32], families: NDArray[np.str_], seed: int) -> NDArray[np.intp]:
     """A fold for every row, each with its share of both labels, and whole families in one fold."""
     rng = np.random.default_rng(seed)
     folds = np.zeros(len(labels), np.intp)

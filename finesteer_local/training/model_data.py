@@ -157,16 +157,20 @@ class ModelData:
         of = before + len(prompts) if total is None else total
         read = read_states(
             self.llama,
-            list(map(self._turn, prompts)),
+            self.requests(prompts),
             [layer],
             progress=lambda done, _: self.progress("reading prompts", before + done, of),
             reader=lambda requests: self._reader(layer, requests),
         )
         return Turns(read.states[layer], read.offsets)
 
+    def requests(self, prompts: Sequence[Prompt]) -> list[StatesRequest]:
+        """What `turns` reads of the prompts."""
+        return list(map(self._turn, prompts))
+
     def timed(self, prompts: Sequence[Prompt], layer: int) -> float:
         """Seconds that reading a token takes, beside those with which all prompts begin."""
-        requests = list(map(self._turn, prompts))
+        requests = self.requests(prompts)
         reader = self._reader(layer, requests)
         list(reader.harvest(requests[:8]))  # the first ones also pay for setting up
         started = time.monotonic()
