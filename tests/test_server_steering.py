@@ -130,6 +130,7 @@ def test_the_catalogue_serves_profiles_for_this_model(
         "layers": [2],
         "experts": ["expert a", "expert b", "expert c", "expert d"],
         "kinds": [],
+        "on_answer": "off",
         "active": True,
         "required": False,
     }
@@ -168,8 +169,8 @@ def test_a_profile_that_is_replaced_is_read_again(server: Served, tiny: Path, tm
 def test_the_defaults_are_swapped_while_it_runs(server: Served) -> None:
     assert server.http.get("/v1/steering").json() == {
         "profiles": [
-            {"name": "firm", "strength": 2.0, "policy": {}},
-            {"name": "warm", "strength": 1.0, "policy": {}},
+            {"name": "firm", "strength": 2.0, "policy": {}, "on_answer": None},
+            {"name": "warm", "strength": 1.0, "policy": {}, "on_answer": None},
         ],
         "scope": None,
         "required": [],

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
 
 from finesteer_local.errors import SteeringError
-from finesteer_local.runtime.tap import Array, Handler, Rows
+from finesteer_local.runtime.tap import Array, Handler, Rows, Tap
 from finesteer_local.steering import ON_ANSWER, REWIND, STOP, AnswerGate, AnswerReading, AnswerWatch
 
 NEAR = 32
@@ -160,6 +161,19 @@ class StatesOf:
     def rows(self) -> dict[int, Array]:
         """What was seen, by layer: (n, n_embd)."""
         return {layer: np.concatenate(pieces) for layer, pieces in self._seen.items() if pieces}
+
+    @contextmanager
+    def shown_by(self, tap: Tap) -> Iterator[None]:
+        """Let `tap` show them in the block's passes, if there are any; raises what the tap raised."""
+        if not self._seen:
+            yield
+            return
+        tap.arm(self.handlers)
+        try:
+            yield
+        finally:
+            tap.disarm()
+        tap.check()
 
     def _keep(self, layer: int, rows: Rows) -> bool:
         self._seen[layer].append(rows.read(0, rows.n_rows))  # one micro-batch of several

@@ -35,7 +35,6 @@ _NAMES = {  # module of llama_cpp -> what we take from it
         "LlamaBatch.set_batch",
         "LlamaContext.decode",
         "LlamaModel",
-        "LlamaSampler.accept",
         "LlamaSampler.add_dist",
     ),
     "_logger": ("llama_log_callback",),

@@ -23,7 +23,6 @@ from finesteer_local.runtime.answer_watch import Opening, StatesOf
 from finesteer_local.runtime.check import Check, asked_for, checking
 from finesteer_local.runtime.compat import asks_reset
 from finesteer_local.runtime.control import ControlVector
-from finesteer_local.runtime.held_answers import HeldAnswers, TakenBack
 from finesteer_local.runtime.probe import steerable_layers
 from finesteer_local.runtime.prompt import (
     NOTHING,
@@ -34,6 +33,7 @@ from finesteer_local.runtime.prompt import (
     turn_start,
     unsteered_parts,
 )
+from finesteer_local.runtime.rewindable import RewindableLlama, TakenBack
 from finesteer_local.runtime.rpc import check_workers
 from finesteer_local.runtime.steered_request import (
     Seen,
@@ -42,8 +42,7 @@ from finesteer_local.runtime.steered_request import (
     Steering,
     check_range,
     check_steer,
-    shared_on_answer,
-    shared_policy,
+    steers,
 )
 from finesteer_local.runtime.thinking import opened_at
 from finesteer_local.runtime.trainable import WholeAnswer
@@ -52,7 +51,7 @@ from finesteer_local.steering import REPORT, REWIND, STEER, STOP, Decision
 _NEVER = 1 << 62  # a token index that no cache reaches
 
 
-class SteeredLlama(HeldAnswers):
+class SteeredLlama(RewindableLlama):
     """A drop-in `llama_cpp.Llama` with steering profiles.
 
     Chat and text completion, streaming, stop words, tools, logprobs and sampling are llama-cpp-python's own. While
@@ -156,12 +155,7 @@ class SteeredLlama(HeldAnswers):
         if isinstance(profiles, str | Path | Profile):
             profiles = (profiles,)
         chosen = [p if isinstance(p, Profile) else Profile.load(p) for p in profiles]
-        policies = shared_policy(chosen, policy or {})
-        acts = shared_on_answer(chosen, on_answer)
-        steer = tuple(
-            Steer(profile, strength, scope, each, act)
-            for profile, each, act in zip(chosen, policies, acts, strict=True)
-        )
+        steer = steers(chosen, strength, scope, policy, on_answer)
         check_range(strength, scope)
         check_steer(steer, self)
         if steer:
@@ -412,15 +406,9 @@ class SteeredLlama(HeldAnswers):
             if request.vectors:
                 self._steered_from = min(self._steered_from, self.n_tokens)
             seen = StatesOf(request.answer_layers(len(run)))
-            if seen.handlers:
-                self.tap.arm(seen.handlers)
-            self.tap.stand_aside(self.ctx)
-            try:
+            with seen.shown_by(self.tap):
+                self.tap.stand_aside(self.ctx)
                 super().eval(run)
-            finally:
-                if seen.handlers:
-                    self.tap.disarm()
-            self.tap.check()
             if opening := request.answer_read(seen.rows, len(run)):
                 self._act(request, opening)
 

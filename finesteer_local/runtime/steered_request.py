@@ -120,6 +120,23 @@ def shared_policy(profiles: Sequence[Profile], policy: Mapping[str, str]) -> lis
     return found
 
 
+def steers(
+    profiles: Sequence[Profile],
+    strength: float | None,
+    scope: str | None,
+    policy: Mapping[str, str] | None,
+    on_answer: str | None,
+) -> tuple[Steer, ...]:
+    """These profiles, each with the part of `policy` and of `on_answer` that it can follow.
+
+    Raises:
+        ProfileError: no profile can (`shared_policy`, `shared_on_answer`).
+    """
+    policies, acts = shared_policy(profiles, policy or {}), shared_on_answer(profiles, on_answer)
+    found = zip(profiles, policies, acts, strict=True)
+    return tuple(Steer(profile, strength, scope, each, act) for profile, each, act in found)
+
+
 def check_steer(steer: Sequence[Steer], model: Identified) -> None:
     """Raise `ProfileError` where these cannot steer one request of `model` together."""
     names = [one.profile.name for one in steer]
@@ -303,6 +320,8 @@ class SteeredRequest:
     @property
     def decisions(self) -> tuple[Decision, ...]:
         """One a profile, in order, once they are taken; with what has been found in the answer so far."""
+        if not self._watches.readings:
+            return self._decisions
         return tuple(
             decision if (reading := self._watches.reading(i)) is None else replace(decision, answer=reading)
             for i, decision in enumerate(self._decisions)

@@ -13,7 +13,7 @@ from finesteer_local.errors import ProfileError, StorageError, UnknownNameError
 from finesteer_local.identity import ModelIdentity
 from finesteer_local.profile import SCOPES, Profile
 from finesteer_local.runtime.batch import Steer
-from finesteer_local.runtime.steered_request import check_on_answer, check_policy, shared_on_answer, shared_policy
+from finesteer_local.runtime.steered_request import check_on_answer, check_policy, steers
 from finesteer_local.server.errors import ApiError
 from finesteer_local.server.schemas import ActiveProfile, Defaults, DefaultsNow, Steering, WantedProfile
 from finesteer_local.steering import ACTIONS, OFF, ON_ANSWER
@@ -96,12 +96,7 @@ class Policy:
         """
         self.shelf = shelf
         self._lock = threading.RLock()
-        policies = shared_policy(profiles, kinds or {})
-        acts = shared_on_answer(profiles, on_answer)
-        self._defaults = tuple(
-            Steer(profile, strength, scope, each, act)
-            for profile, each, act in zip(profiles, policies, acts, strict=True)
-        )
+        self._defaults = steers(profiles, strength, scope, kinds, on_answer)
         self._scope = scope
         self.skip_thinking = False
         self._required = {steer.profile.name: steer for steer in self._defaults if steer.profile.name in required}

@@ -13,7 +13,7 @@ from fastapi import Request as HttpRequest
 from pydantic import ValidationError
 
 from finesteer_local.runtime.batch import Answer, Decided, Finished, Piece, Showed, TokenScore
-from finesteer_local.runtime.held_answers import CONTENT_FILTER
+from finesteer_local.runtime.rewindable import CONTENT_FILTER
 from finesteer_local.server.chat_schemas import ChatRequest
 from finesteer_local.server.errors import ApiError, api_error
 from finesteer_local.server.logprobs import chat_logprobs

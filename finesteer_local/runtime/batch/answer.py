@@ -55,7 +55,7 @@ class Showed:
 class Finished:
     """The last event."""
 
-    reason: str  # STOP, LENGTH, CANCELLED, or `CONTENT_FILTER` (held_answers)
+    reason: str  # STOP, LENGTH, CANCELLED, or `CONTENT_FILTER` (rewindable)
     n_prompt: int  # tokens
     n_answer: int  # tokens
     n_cached: int  # of the prompt's tokens, those that did not have to be read

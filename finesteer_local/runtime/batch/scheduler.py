@@ -29,8 +29,8 @@ from finesteer_local.runtime.batch.prefix import PrefixStore
 from finesteer_local.runtime.batch.score import token_score
 from finesteer_local.runtime.batch.sequence import Sequence, Waiting
 from finesteer_local.runtime.control import Vectors, same_vectors
-from finesteer_local.runtime.held_answers import CONTENT_FILTER
 from finesteer_local.runtime.prompt import token_text
+from finesteer_local.runtime.rewindable import CONTENT_FILTER
 from finesteer_local.runtime.steered import SteeredLlama
 from finesteer_local.runtime.steered_request import n_common
 from finesteer_local.runtime.tap import Addition, Array

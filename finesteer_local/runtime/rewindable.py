@@ -23,7 +23,7 @@ class TakenBack(Exception):
     """Some of the answer is gone: `request.tokens` has what is left."""
 
 
-class HeldAnswers(ConstrainedLlama, ChatLlama):
+class RewindableLlama(ConstrainedLlama, ChatLlama):
     """A `Llama` whose answers may become shorter again (`TakenBack`), which `eval` decides.
 
     Attributes:
