@@ -218,7 +218,7 @@ def test_defaults(tiny: Path, asked: list[dict[str, Any]]) -> None:
         "recipe": "safety",
         "gate": "contrastive",
         "quality": None,
-        "watch": True,
+        "watch": False,
         "keep": False,
         "seed": 0,
         "optimise": None,
@@ -242,7 +242,7 @@ def test_what_is_not_asked_for(tiny: Path, asked: list[dict[str, Any]]) -> None:
 
 def test_every_option_arrives(tiny: Path, pairs: Path, contrast: Path, asked: list[dict[str, Any]]) -> None:
     options = ["--data", pairs, "--contrast", contrast, "--name", "mine", "--gate", "scs", "--seed", "7"]
-    options += ["--quality", "quick", "--keep", "--no-watch"]
+    options += ["--quality", "quick", "--keep"]
     options += ["--layer", "2", "--strength", "0.5", "--scope", "response", "--optimise", "--threads", "3"]
     good("train", tiny, *options)
     [call_] = asked

@@ -379,7 +379,7 @@ def test_recipes_of_refusals_get_a_gate_on_the_answers(tiny: Path, monkeypatch: 
     monkeypatch.setattr(answer_gate, "LEAST", 16)
     stages: list[str] = []
     llama = open_model(tiny, n_threads=1)
-    settings = TrainingSettings(quality="quick", optimise=False)
+    settings = TrainingSettings(quality="quick", optimise=False, watch=True)
     profile = train(llama, refusing(), settings, lambda stage, done, total: stages.append(stage))
     assert stages[-1] == "training the answers' gate" and "watching answers" in stages
     gate, fit = profile.answer_gate, profile.training["figures"]["answer_gate"]

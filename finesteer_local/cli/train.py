@@ -69,11 +69,10 @@ if TYPE_CHECKING:
     "are full.",
 )
 @click.option(
-    "--watch/--no-watch",
-    default=True,
-    show_default=True,
+    "--watch",
+    is_flag=True,
     help="With a recipe of refusals, learn a second gate that reads the answers: from those that the model gives by "
-    "itself, of which no word is kept.",
+    "itself, of which no word is kept. An experiment (docs/watch.md).",
 )
 @click.option("--keep", is_flag=True, help="When interrupted (Ctrl-C), keep the best profile so far.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
@@ -144,7 +143,7 @@ def command(
     training.require_extra()
     path = Path(model) if backend == "transformers" else fetch_model(model)
     material = None
-    opened = {"n_threads": threads, "n_gpu_layers": gpu_layers, "rpc": rpc}
+    opened: dict[str, Any] = {"n_threads": threads, "n_gpu_layers": gpu_layers, "rpc": rpc}
     if behaviour is not None:
         from finesteer_local.cli import _behaviour
 

@@ -35,7 +35,7 @@ def train_profile(
     quality: str | None = None,
     minutes: float = DEFAULT_MINUTES,
     keep: bool = False,
-    watch: bool = True,
+    watch: bool = False,
     seed: int = 0,
     layer: int | None = None,
     strength: float | None = None,

@@ -219,7 +219,7 @@ def _auroc(scores: Floats, needs: NDArray[np.bool_]) -> float:
 
 def _fit(gate: Gate, scores: Floats, found: Sample) -> GateFit:
     opened, needs = scores > gate.threshold, found.needs
-    slope, offset = log_odds(scores, needs.astype(float))
+    slope, offset = log_odds(scores.astype(np.float32), needs.astype(float))
     forms: dict[str, dict[str, float]] = {}
     for form in FORMS:
         of = found.forms == form
@@ -256,7 +256,7 @@ def _kinds(profile: Profile, data: TrainingData, found: AdaptedGate) -> tuple[Ki
         return None, None
     kinds = replace(kinds, slope=found.fit.slope, offset=found.fit.offset)
     hits = []
-    for i in np.flatnonzero(found.sample.needs):
+    for i in np.flatnonzero(found.sample.needs).tolist():
         prompt, turn = found.sample.prompts[i], found.turns[i]
         belongs = {each.kind.name for each in data.kinds if prompt.kind in each.of} & set(kinds.names)
         if not belongs:

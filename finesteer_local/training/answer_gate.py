@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,7 +93,8 @@ def fit_answer_gate(
     first = max(FIRST // every, 1)  # readings
     examples, of = _examples(turns, step, every)
     folds = np.array([_fold(each.prompt) for each in answers.asked])
-    weight, bias = np.zeros(turns[0].shape[1], np.float32), 0.0
+    weight: NDArray[Any] = np.zeros(turns[0].shape[1], np.float32)
+    bias = 0.0
     traces: list[Array] = [np.empty(0, np.float32)] * len(turns)
     for fold in range(FOLDS):
         learnt = folds[of] != fold
@@ -159,7 +161,7 @@ def _threshold(traces: Sequence[Array], first: int, every: int) -> float:
     which is on the safe side of what is bounded), and a whole answer for as many independent ones as it is longer.
     """
     peaks = np.array([highest(trace, first) for trace in traces if len(trace)])
-    longer = max(WHOLE / (np.mean([len(trace) for trace in traces]) * every), 1.0)
+    longer = max(WHOLE / (float(np.mean([len(trace) for trace in traces])) * every), 1.0)
     start = float(np.quantile(peaks, 1 - TAIL))
     excess = peaks[peaks > start] - start
     scale = float(excess.mean()) if len(excess) else 0.0

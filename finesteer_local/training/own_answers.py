@@ -87,11 +87,11 @@ def _balanced(prompts: Iterable[Prompt]) -> list[Prompt]:
     while left:
         form = min(left, key=lambda each: (taken[each] + 1) / SHARES[each])
         taken[form] += 1
-        prompt = next(left[form], None)
-        if prompt is None:
+        following = next(left[form], None)
+        if following is None:
             del left[form]
         else:
-            found.append(prompt)
+            found.append(following)
     return found
 
 
@@ -183,5 +183,5 @@ def _answered(
         "declined": np.array([declines(text) for text in texts]),
     }
     with paths.atomic_write(file) as temporary, temporary.open("wb") as stream:
-        np.savez(stream, **found)
+        np.savez(stream, **found)  # type: ignore[arg-type]
     return found

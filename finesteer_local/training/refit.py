@@ -66,7 +66,7 @@ class Reference:
     @property
     def counted(self) -> NDArray[np.bool_]:
         """Which of them are counted, (n,); the others measure."""
-        return np.arange(len(self.states)) % COUNTED == 0
+        return np.asarray(np.arange(len(self.states)) % COUNTED == 0)
 
 
 @dataclass(frozen=True)

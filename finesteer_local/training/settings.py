@@ -35,7 +35,7 @@ class TrainingSettings:
     quality: str | None = None
     minutes: float = DEFAULT_MINUTES
     keep: bool = False
-    watch: bool = True
+    watch: bool = False
 
     def __post_init__(self) -> None:
         if self.gate not in GATES:
