@@ -242,7 +242,7 @@ def test_what_is_not_asked_for(tiny: Path, asked: list[dict[str, Any]]) -> None:
 
 def test_every_option_arrives(tiny: Path, pairs: Path, contrast: Path, asked: list[dict[str, Any]]) -> None:
     options = ["--data", pairs, "--contrast", contrast, "--name", "mine", "--gate", "scs", "--seed", "7"]
-    options += ["--quality", "quick", "--keep"]
+    options += ["--quality", "quick", "--keep", "--watch"]
     options += ["--layer", "2", "--strength", "0.5", "--scope", "response", "--optimise", "--threads", "3"]
     good("train", tiny, *options)
     [call_] = asked
@@ -255,7 +255,7 @@ def test_every_option_arrives(tiny: Path, pairs: Path, contrast: Path, asked: li
         "name": "mine",
         "gate": "scs",
         "quality": "quick",
-        "watch": False,
+        "watch": True,
         "keep": True,
         "seed": 7,
         "layer": 2,
