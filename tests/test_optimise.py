@@ -22,7 +22,7 @@ from finesteer_local.training.data import Pair, Prompt
 from finesteer_local.training.optimise import (
     FEW,
     LONGEST,
-    PAIRS,
+    MANY,
     Example,
     Vectors,
     likelier,
@@ -85,7 +85,7 @@ def margin(llama: SteeredLlama, pairs: list[Pair], vectors: Vectors) -> float:
 
 def test_chosen_answers_become_likelier(llama: SteeredLlama) -> None:
     model, seen = weights_of(llama), []
-    pairs = [pair(i) for i in range(3 * PAIRS)]
+    pairs = [pair(i) for i in range(3 * MANY)]
 
     def run() -> Vectors:
         return likelier(model, llama, pairs, LAYERS, seed=0, progress=lambda *at: seen.append(at))
