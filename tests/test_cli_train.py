@@ -315,7 +315,7 @@ def test_profiles_that_cannot_be_written(tiny: Path, asked: list[dict[str, Any]]
 @pytest.mark.parametrize(
     ("options", "what"),
     [
-        (["--recipe", "safety", "--data", "x"], "--recipe and --data exclude each other"),
+        (["--recipe", "safety", "--data", "x"], "--recipe, --data and --behaviour exclude each other"),
         (["--contrast", "x"], "--contrast goes with --data"),
         (["--recipe", "safety", "--contrast", "x"], "--contrast goes with --data"),
         (["--gate", "open"], "'open' is not one of"),
