@@ -17,7 +17,7 @@ from typing import Any
 
 from finesteer_local import paths
 from finesteer_local.errors import DataError, UnknownNameError
-from finesteer_local.jsonl import Messages, is_text, messages_of, read_rows
+from finesteer_local.jsonl import Messages, is_text, messages_of, read_rows, rows_text
 
 STEER, LEAVE = "steer", "leave"
 SHOULD = (STEER, LEAVE)
@@ -147,8 +147,7 @@ def _correction(row: dict[str, Any], where: str) -> Correction:
 
 def _write(corrections: Sequence[Correction]) -> None:
     with paths.atomic_write(file()) as temporary:
-        text = "".join(json.dumps(asdict(each), ensure_ascii=False) + "\n" for each in corrections)
-        temporary.write_text(text, encoding="utf-8", newline="\n")
+        temporary.write_text(rows_text(map(asdict, corrections)), encoding="utf-8", newline="\n")
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,11 @@ def _finite(text: str) -> float:
     if math.isinf(value := float(text)):
         raise _NoNumberError(f"{text[:40]} is too large")
     return value
+
+
+def rows_text(rows: Iterable[dict[str, Any]]) -> str:
+    """What `read_rows` reads: a line for every row."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def is_text(value: Any) -> bool:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from finesteer_local.runtime import open_model
+from finesteer_local.training import effort
 from finesteer_local.training import gate_data as module
 from finesteer_local.training.data import Prompt, TrainingData
 from finesteer_local.training.effort import Deadline
@@ -34,7 +35,7 @@ class Clock(Deadline):
     def __init__(self, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
         self.seconds = seconds
-        monkeypatch.setattr(module.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(effort.time, "monotonic", lambda: self.now)
 
     @property
     def left(self) -> float:

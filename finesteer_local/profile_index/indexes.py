@@ -33,9 +33,10 @@ def named_indexes() -> list[Index]:
         if text.strip():
             index = _parse(text.strip(), by_variable=True)
             found.setdefault(index.place, index)
-    for place in _state()["indexes"]:
+    state = _state()
+    for place in state["indexes"]:
         found.setdefault(place, Index(place))
-    keys = _state()["keys"]
+    keys = state["keys"]
     return [
         each if each.key else Index(each.place, keys.get(each.place, ""), each.by_variable) for each in found.values()
     ]

@@ -22,9 +22,10 @@ from finesteer_local.identity import ModelIdentity
 from finesteer_local.judges.statistics import auroc
 from finesteer_local.profile import Profile
 from finesteer_local.runtime.trainable import TrainableModel
-from finesteer_local.steering import AlwaysGate, ContrastiveGate, Experts, Gate, Kinds
-from finesteer_local.training.data import FORMS, Pair, Prompt, TrainingData, in_drawn_order, spread
-from finesteer_local.training.gates import OPENINGS, SENT, GateFit, log_odds
+from finesteer_local.steering import AlwaysGate, ContrastiveGate, Kinds
+from finesteer_local.training.assemble import blank, rounded
+from finesteer_local.training.data import Pair, Prompt, TrainingData, in_drawn_order, spread
+from finesteer_local.training.gates import OPENINGS, SENT, GateFit, gate_fit
 from finesteer_local.training.known import Sample, fitting, gate_scores, sample
 from finesteer_local.training.model_data import ModelData, Turns
 from finesteer_local.training.pairs import OWN_TOKENS, held_out, lesson
@@ -173,7 +174,7 @@ def adapted_gate(model_data: ModelData, profile: Profile, data: TrainingData) ->
     turns = model_data.turns(found.prompts, profile.gate_layer)
     changed: list[str] = []
     gate, scores = old, gate_scores(old, turns, found.folds)
-    if _gate_problem(profile, _fit(old, scores, found)):
+    if _gate_problem(profile, gate_fit(old, scores, found.needs, found.forms)):
         moved = _standardised_anew(old, turns)
         anew = gate_scores(moved, turns, found.folds)
         if _auroc(anew, found.needs) > _auroc(scores, found.needs):
@@ -185,7 +186,7 @@ def adapted_gate(model_data: ModelData, profile: Profile, data: TrainingData) ->
     if low is not None:
         changed.append(f"threshold {gate.low:.2f} -> {low[0]:.2f}")
         gate = replace(gate, low=low[0], high=low[1])
-    return AdaptedGate(gate, _fit(gate, scores, found), tuple(changed), found, turns)
+    return AdaptedGate(gate, gate_fit(gate, scores, found.needs, found.forms), tuple(changed), found, turns)
 
 
 def _threshold(gate: ContrastiveGate, sent: Floats, *, graded: bool, held_out: bool) -> tuple[float, float] | None:
@@ -215,24 +216,6 @@ def _standardised_anew(gate: ContrastiveGate, turns: Turns) -> ContrastiveGate:
 
 def _auroc(scores: Floats, needs: NDArray[np.bool_]) -> float:
     return auroc(scores[needs], scores[~needs]) or 0.0
-
-
-def _fit(gate: Gate, scores: Floats, found: Sample) -> GateFit:
-    opened, needs = scores > gate.threshold, found.needs
-    slope, offset = log_odds(scores.astype(np.float32), needs.astype(float))
-    forms: dict[str, dict[str, float]] = {}
-    for form in FORMS:
-        of = found.forms == form
-        shares = {
-            name: float(opened[of & (needs == label)].mean())
-            for label, name in ((True, "recall"), (False, "openings"))
-            if (of & (needs == label)).any()
-        }
-        if shares:
-            forms[form] = shares
-    return GateFit(
-        _auroc(scores, needs), float(opened[needs].mean()), float(opened[~needs].mean()), forms, slope, offset
-    )
 
 
 def _gate_problem(profile: Profile, fit: GateFit) -> str:
@@ -283,7 +266,7 @@ def _answers(model_data: ModelData, profile: Profile, data: TrainingData, folder
     prompts, pairs = _untaught(model_data, profile, data)
     trials = Trials(
         llama,
-        _blank(profile, llama),
+        blank(profile.name, llama, profile.layers[0]),
         profile.experts,
         pairs,
         prompts,
@@ -303,18 +286,6 @@ def _answers(model_data: ModelData, profile: Profile, data: TrainingData, folder
         tried.append(trials.trial(_setting(profile, strength), rivals=tried))
     llama.set_profiles([])
     return max(tried, key=lambda trial: (not _answers_problem(profile, trial), trial.score))
-
-
-def _blank(profile: Profile, llama: TrainableModel) -> Profile:
-    """Open for everything, and steering nothing: a trial puts in the experts."""
-    layer = profile.layers[0]
-    return Profile(
-        name=profile.name,
-        model=llama.identity,
-        gate=AlwaysGate(),
-        gate_layer=layer,
-        experts={layer: Experts.fixed(np.zeros(llama.n_embd(), np.float32))},
-    )
 
 
 def _near(strengths: Sequence[float], own: float) -> list[float]:
@@ -355,7 +326,7 @@ def _provenance(profile: Profile, llama: TrainableModel, found: Adapted, kinds: 
     before = dict(profile.training)
     own = dict(before.get("figures") or {})
     answers = {key: value for key, value in asdict(found.answers).items() if key != "prompts"}
-    figures = {**own, "gate": _rounded(asdict(found.gate)) if found.gate else None, "answers": _rounded(answers)}
+    figures = {**own, "gate": rounded(asdict(found.gate)) if found.gate else None, "answers": rounded(answers)}
     if kinds is not None and "kinds" in own:
         figures["kinds"] = {**own["kinds"], "first": round(kinds, 4)}
     earlier = before.pop("adapted", None)
@@ -378,11 +349,3 @@ def _provenance(profile: Profile, llama: TrainableModel, found: Adapted, kinds: 
             "seconds": round(found.seconds, 1),
         },
     }
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _rounded(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_rounded(each) for each in value]
-    return round(value, 4) if isinstance(value, float) else value

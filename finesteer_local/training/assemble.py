@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from finesteer_local.profile import Profile
+from finesteer_local.runtime.trainable import TrainableModel
 from finesteer_local.steering import AlwaysGate, AnswerGate, Experts, Gate, Kinds
 from finesteer_local.training.answer_gate import AnswerGateFit
 from finesteer_local.training.gates import GateFit
@@ -21,17 +22,21 @@ from finesteer_local.training.run import Run, watches
 from finesteer_local.training.search import Trial, as_rows
 
 
-def blank_profile(run: Run) -> Profile:
-    """The profile before anything was chosen: open for everything, and steering nothing."""
+def blank(name: str, llama: TrainableModel, layer: int) -> Profile:
+    """A profile that is open for everything, and steers nothing: a trial puts in the experts."""
     return Profile(
-        name=run.data.name,
-        model=run.llama.identity,
+        name=name,
+        model=llama.identity,
         gate=AlwaysGate(),
-        gate_layer=run.layers[0],
-        experts={run.layers[0]: Experts.fixed(np.zeros(run.llama.n_embd(), np.float32))},
-        description=run.data.description,
-        license=run.data.license,
+        gate_layer=layer,
+        experts={layer: Experts.fixed(np.zeros(llama.n_embd(), np.float32))},
     )
+
+
+def blank_profile(run: Run) -> Profile:
+    """The run's profile before anything was chosen."""
+    made = blank(run.data.name, run.llama, run.layers[0])
+    return replace(made, description=run.data.description, license=run.data.license)
 
 
 def assemble(

@@ -131,7 +131,7 @@ class TrainingData:
         """
         positive = [(True, prompt) for prompt in sorted(self.positive, key=_place)]
         contrast = [(False, prompt) for prompt in sorted(self.contrast, key=_place)]
-        return [each for pair in zip_longest(positive, contrast) for each in pair if each is not None]
+        return in_turn([positive, contrast])
 
     def part(self, most: int | None) -> TrainingData:
         """The same data with the first `most` prompts of its order; all of it for None."""
@@ -160,6 +160,11 @@ def drawn_by(text: str) -> int:
 def in_drawn_order(prompts: Sequence[Prompt], purpose: str) -> list[Prompt]:
     """The prompts in an order that their texts alone draw, another one for every purpose."""
     return sorted(prompts, key=lambda prompt: drawn_by(f"{purpose} {prompt.text}"))
+
+
+def in_turn(groups: Sequence[Sequence[_Item]]) -> list[_Item]:
+    """The first of every group, then the second of every group, and so on."""
+    return [each for row in zip_longest(*groups) for each in row if each is not None]
 
 
 def first_equal(prompts: Sequence[Prompt]) -> list[int]:

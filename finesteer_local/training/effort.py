@@ -7,9 +7,9 @@ of the time allows (gate_data.py). So a plan only has to choose how thoroughly t
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from finesteer_local.runtime.trainable import TrainableModel
 from finesteer_local.training.data import Prompt, TrainingData, spread
@@ -21,6 +21,8 @@ from finesteer_local.training.pairs import MAX_PAIRS, OWN_TOKENS, lesson
 from finesteer_local.training.progress import quiet
 from finesteer_local.training.search import search_name
 from finesteer_local.training.trials import ANSWERS, OWN_ANSWERS
+
+_Item = TypeVar("_Item")
 
 MIN_PROMPTS = 1000
 """From so many prompts a gate learns, if a recipe has them, however little time there is."""
@@ -168,6 +170,27 @@ def fitting(minutes: float, pace: Pace, *, learns: bool, judge: str) -> Effort:
         watched = min(int(last / pace.watched), max(each.watched for each in EFFORTS.values()))
         watched = watched if watched >= MIN_WATCHED else 0
     return replace(fits[-1] if fits else EFFORTS["quick"], prompts=None, watched=watched)
+
+
+def portions(
+    items: Sequence[_Item], size: int, deadline: Deadline, *, least: int, later: float = 0.0
+) -> Iterator[tuple[int, Sequence[_Item]]]:
+    """How many items will have been worked on after a portion, and its items: as many portions as there is time for.
+
+    Args:
+        size: of a portion.
+        least: so many items are worked on in any case.
+        later: seconds that each item will take once all are there.
+    """
+    seconds = 0.0  # that the slowest portion took
+    for start in range(0, len(items), size):
+        part = items[start : start + size]
+        n = start + len(part)
+        if start >= least and deadline.left < seconds + n * later:
+            return
+        begun = time.monotonic()
+        yield n, part
+        seconds = max(seconds, time.monotonic() - begun)
 
 
 class Deadline:

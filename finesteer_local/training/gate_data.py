@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from finesteer_local.training.data import Prompt, TrainingData
-from finesteer_local.training.effort import FIT_SECONDS, MIN_PROMPTS, Deadline
+from finesteer_local.training.effort import FIT_SECONDS, MIN_PROMPTS, Deadline, portions
 from finesteer_local.training.model_data import ModelData, Turns
 
 PORTION = 2000
@@ -39,8 +37,8 @@ def read_for_gate(model_data: ModelData, data: TrainingData, layer: int, deadlin
     read: list[Turns] = []
     n = 0
     try:
-        for n, part in _portions(order, deadline):
-            read.append(model_data.turns(part, layer, before=n - len(part), total=len(order)))
+        for n, part in portions(order, PORTION, deadline, least=MIN_PROMPTS, later=FIT_SECONDS):
+            read.append(model_data.turns([prompt for _, prompt in part], layer, before=n - len(part), total=len(order)))
     except KeyboardInterrupt:
         if not keep or sum(map(len, read)) < MIN_PROMPTS:
             raise
@@ -53,16 +51,3 @@ def read_for_gate(model_data: ModelData, data: TrainingData, layer: int, deadlin
         contrast=[taken[i][1] for i in contrast],
         turns=Turns.joined(read, [*positive, *contrast], model_data.folder),
     )
-
-
-def _portions(order: Sequence[tuple[bool, Prompt]], deadline: Deadline) -> Iterator[tuple[int, list[Prompt]]]:
-    """How many prompts will have been read after a portion, and its prompts."""
-    seconds = 0.0  # that the slowest portion took
-    for start in range(0, len(order), PORTION):
-        part = [prompt for _, prompt in order[start : start + PORTION]]
-        n = start + len(part)
-        if start >= MIN_PROMPTS and deadline.left < seconds + n * FIT_SECONDS:
-            return
-        begun = time.monotonic()
-        yield n, part
-        seconds = max(seconds, time.monotonic() - begun)

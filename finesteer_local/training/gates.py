@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -73,17 +73,32 @@ def fit_subspace_gate(
 
     inside, outside = scores(held_positive), scores(held_contrast)
     gate = SubspaceGate(mean, basis, np.sort(inside), eps=eps)
-    return gate, _fit(gate, inside, outside)
+    needs = np.arange(len(inside) + len(outside)) < len(inside)
+    return gate, gate_fit(gate, np.r_[inside, outside], needs)
 
 
-def _fit(gate: Gate, positive: Array, contrast: Array) -> GateFit:
-    labels = np.r_[np.ones(len(positive)), np.zeros(len(contrast))]
-    slope, offset = log_odds(np.r_[positive, contrast], labels)
-    opened = np.array([gate.value(float(s)) > 0 for s in np.r_[positive, contrast]])
+def gate_fit(
+    gate: Gate, scores: NDArray[np.floating[Any]], needs: NDArray[np.bool_], forms: NDArray[np.str_] | None = None
+) -> GateFit:
+    """What the gate's scores of held-out prompts, (n,), say of it.
+
+    Args:
+        needs: whether each prompt needs intervention, (n,).
+        forms: of the prompts, each one of `data.FORMS`, (n,).
+    """
+    slope, offset = log_odds(np.asarray(scores, np.float32), needs.astype(float))
+    opened = np.array([gate.value(float(score)) > 0 for score in scores])
+
+    def shares(of: NDArray[np.bool_]) -> dict[str, float]:
+        kinds = {"recall": of & needs, "openings": of & ~needs}
+        return {name: float(opened[rows].mean()) for name, rows in kinds.items() if rows.any()}
+
+    by_form = {} if forms is None else {form: shares(forms == form) for form in FORMS if (forms == form).any()}
     return GateFit(
-        auroc=auroc(positive, contrast) or 0.0,
-        recall=float(opened[labels == 1].mean()),
-        openings=float(opened[labels == 0].mean()),
+        auroc=auroc(scores[needs], scores[~needs]) or 0.0,
+        recall=float(opened[needs].mean()),
+        openings=float(opened[~needs].mean()),
+        forms=by_form,
         slope=slope,
         offset=offset,
     )
@@ -183,9 +198,8 @@ def fit_contrastive_gate(
     examples = _examples(data.lengths, labels, requests or [None] * len(labels), seed)
     probes = _train(data, examples, folds, seed, progress)
     held_out = _score(probes, data)[np.arange(len(labels)), folds]
-    inside, outside = held_out[labels == 1], held_out[labels == 0]
     sent = held_out[(labels == 0) & np.isin(form, SENT)]
-    calibrated = sent if len(sent) else outside
+    calibrated = sent if len(sent) else held_out[labels == 0]
     low, wide = (float(q) for q in np.quantile(calibrated, [1 - (2 if graded else 1) * OPENINGS, 1 - OPENINGS]))
     gate = ContrastiveGate(
         mean=data.mean,
@@ -198,16 +212,7 @@ def fit_contrastive_gate(
         high=max(wide, low + RAMP),
         window=WINDOW,
     )
-    opened = held_out > low
-    shares = {
-        each: {
-            name: float(opened[(labels == label) & (form == each)].mean())
-            for label, name in ((1, "recall"), (0, "openings"))
-            if ((labels == label) & (form == each)).any()
-        }
-        for each in FORMS
-    }
-    return gate, replace(_fit(gate, inside, outside), forms={each: found for each, found in shares.items() if found})
+    return gate, gate_fit(gate, held_out, labels == 1, form)
 
 
 def folds_of(labels: NDArray[np.float32], families: NDArray[np.str_], seed: int) -> NDArray[np.intp]:

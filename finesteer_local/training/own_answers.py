@@ -5,10 +5,8 @@ Nobody writes harmful answers: the model gives them, they are judged and read, a
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,8 +17,8 @@ from finesteer_local import paths
 from finesteer_local.judges.whole import declines
 from finesteer_local.runtime.harvest import Reader
 from finesteer_local.runtime.packing import StatesRequest
-from finesteer_local.training.data import FOREIGN, PAGE, PLAIN, WRAPPED, Prompt, TrainingData, in_drawn_order
-from finesteer_local.training.effort import MIN_WATCHED, Deadline
+from finesteer_local.training.data import FOREIGN, PAGE, PLAIN, WRAPPED, Prompt, TrainingData, in_drawn_order, in_turn
+from finesteer_local.training.effort import MIN_WATCHED, Deadline, portions
 from finesteer_local.training.model_data import ModelData, Turns, answer_tokens, whole_answers
 
 TOKENS = 128  # of an answer, at most
@@ -72,7 +70,7 @@ def prompts_to_answer(data: TrainingData, n: int) -> list[AskedPrompt]:
     kinds = {prompt.kind for prompt in data.positive} - {""}
     near = [prompt for prompt in data.contrast if prompt.kind in kinds]
     ordinary = [prompt for prompt in data.contrast if prompt.kind not in kinds]
-    contrast = _in_turn([_balanced(near), _balanced(ordinary)])
+    contrast = in_turn([_balanced(near), _balanced(ordinary)])
     pairs = zip(_balanced(data.positive), contrast, strict=False)
     return [each for wanted, other in pairs for each in (AskedPrompt(True, wanted), AskedPrompt(False, other))][:n]
 
@@ -82,7 +80,7 @@ def _balanced(prompts: Iterable[Prompt]) -> list[Prompt]:
     groups: dict[str, dict[str, list[Prompt]]] = {}
     for prompt in in_drawn_order([prompt for prompt in prompts if len(prompt.text) <= LONGEST], "answer"):
         groups.setdefault(prompt.form, {}).setdefault(prompt.family or prompt.kind, []).append(prompt)
-    left = {form: iter(_in_turn(list(kinds.values()))) for form, kinds in groups.items()}
+    left = {form: iter(in_turn(list(kinds.values()))) for form, kinds in groups.items()}
     taken, found = dict.fromkeys(left, 0), []
     while left:
         form = min(left, key=lambda each: (taken[each] + 1) / SHARES[each])
@@ -93,11 +91,6 @@ def _balanced(prompts: Iterable[Prompt]) -> list[Prompt]:
         else:
             found.append(following)
     return found
-
-
-def _in_turn(groups: Sequence[Sequence[Prompt]]) -> list[Prompt]:
-    """The first of every group, then the second of every group, and so on."""
-    return [each for each in chain.from_iterable(zip_longest(*groups)) if each is not None]
 
 
 def own_answers(
@@ -122,7 +115,7 @@ def own_answers(
     reader = llama.reader([layer])
     found: list[Mapping[str, NDArray[np.float16]]] = []
     try:
-        for n, block in _blocks(asked, deadline):
+        for n, block in portions(asked, BLOCK, deadline, least=MIN_WATCHED):
             file = model_data.folder / f"own-answers-{layer}-{every}-{TOKENS}-{n:05}.npz"
             found.append(_known(file) or _answered(model_data, block, reader, every, n, file))
             model_data.progress(stage, n, len(asked))
@@ -140,17 +133,6 @@ def own_answers(
             np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         ),
     )
-
-
-def _blocks(asked: Sequence[AskedPrompt], deadline: Deadline) -> Iterator[tuple[int, Sequence[AskedPrompt]]]:
-    """How many prompts will have been answered after a block, and its prompts."""
-    seconds = 0.0  # that the slowest block took
-    for start in range(0, len(asked), BLOCK):
-        if start >= MIN_WATCHED and deadline.left < seconds:
-            return
-        begun = time.monotonic()
-        yield min(start + BLOCK, len(asked)), asked[start : start + BLOCK]
-        seconds = max(seconds, time.monotonic() - begun)
 
 
 def _known(file: Path) -> dict[str, NDArray[np.float16]] | None:

@@ -150,18 +150,13 @@ class Trials:
 
         def compute() -> dict[str, float]:
             self._activate(self._first(layers, self.search.first_strengths[0]))
-            scores = [self._logprobs(pair, MARGIN_TOKENS) for pair in spread(self.pairs, MARGIN_PAIRS)]
+            scores = [_logprobs(self.llama, pair, MARGIN_TOKENS) for pair in spread(self.pairs, MARGIN_PAIRS)]
             return {"margin": float(np.mean([chosen.mean() - rejected.mean() for chosen, rejected in scores]))}
 
         return self._remembered(f"margin {_words(layers)}", compute)["margin"]
 
-    def _logprobs(self, pair: Pair, n_tokens: int) -> list[NDArray[np.float64]]:
-        """Log-probabilities of the first tokens of the chosen and of the rejected answer."""
-        prompt, turn, answers = pair_tokens(self.llama, pair, n_tokens)
-        return self.llama.answer_logprobs(prompt, answers, turn=turn)
-
     def preference(self, layers: Layers, strength: float) -> float:
-        """Mean share of the chosen answer in the probability of both, steered; see `_preferred`."""
+        """Mean share of the chosen answer in the probability of both, steered; see `preferred`."""
 
         def compute() -> dict[str, float]:
             self._activate(self._first(layers, strength))
@@ -170,11 +165,8 @@ class Trials:
         return self._remembered(f"preference {_words(layers)} {strength}", compute)["preference"]
 
     def _preferred(self) -> float:
-        """TruthfulQA's MC2 (arXiv 2109.07958) for two answers, over the pairs, as the model is steered now."""
-        totals = [
-            [answer.sum() for answer in self._logprobs(pair, ANSWER_TOKENS)] for pair in spread(self.pairs, PREFERENCES)
-        ]
-        return float(np.mean([np.exp(-np.logaddexp(0, rejected - chosen)) for chosen, rejected in totals]))
+        """Mean of `preferred` over the pairs."""
+        return float(np.mean([preferred(self.llama, pair) for pair in spread(self.pairs, PREFERENCES)]))
 
     def calibrate(self, own: Sequence[str]) -> None:
         def compute() -> dict[str, float]:
@@ -271,6 +263,19 @@ class Trials:
             "score": max(wanted * coherent - (1 - coherent), 0.0),
             "n_answers": len(answers),
         }
+
+
+def preferred(llama: TrainableModel, pair: Pair) -> float:
+    """TruthfulQA's MC2 (arXiv 2109.07958) for two answers, as the model is steered now: the share of the chosen one in
+    the probability of both, by their first `ANSWER_TOKENS` tokens."""
+    chosen, rejected = (answer.sum() for answer in _logprobs(llama, pair, ANSWER_TOKENS))
+    return float(np.exp(-np.logaddexp(0, rejected - chosen)))
+
+
+def _logprobs(llama: TrainableModel, pair: Pair, n_tokens: int) -> list[NDArray[np.float64]]:
+    """Log-probabilities of the first tokens of the chosen and of the rejected answer."""
+    prompt, turn, answers = pair_tokens(llama, pair, n_tokens)
+    return llama.answer_logprobs(prompt, answers, turn=turn)
 
 
 def _brief(items: Sequence[_Item], prompt: Callable[[_Item], Prompt]) -> Sequence[_Item]:

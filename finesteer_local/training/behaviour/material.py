@@ -10,6 +10,7 @@ from typing import Any
 
 from finesteer_local import paths
 from finesteer_local.errors import DataError
+from finesteer_local.jsonl import rows_text
 from finesteer_local.training.behaviour.sentence import Behaviour, read_sentence
 from finesteer_local.training.data import Pair, Prompt, TrainingData, read_pairs, read_prompts
 
@@ -85,5 +86,4 @@ def folder_of(name: str, fingerprint: str, seed: int) -> Path:
 
 def _write(file: Path, rows: Iterable[dict[str, Any]]) -> None:
     with paths.atomic_write(file) as temporary:
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        temporary.write_text(text, encoding="utf-8", newline="\n")
+        temporary.write_text(rows_text(rows), encoding="utf-8", newline="\n")

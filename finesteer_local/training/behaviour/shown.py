@@ -10,11 +10,10 @@ import numpy as np
 from finesteer_local.profile import Profile
 from finesteer_local.runtime import SteeredLlama
 from finesteer_local.training.behaviour.material import Material
-from finesteer_local.training.data import Pair, Prompt, spread
-from finesteer_local.training.model_data import pair_tokens
+from finesteer_local.training.data import Prompt, spread
 from finesteer_local.training.progress import Progress, quiet
+from finesteer_local.training.trials import preferred as preferred_share
 
-TOKENS = 40  # of an answer whose probability counts
 SHOWN = 3
 _SHOWN_TOKENS = 96
 _STAGE = "comparing before and after"
@@ -56,7 +55,7 @@ def before_and_after(llama: SteeredLlama, profile: Profile, material: Material, 
         llama.set_profiles(profiles)
         shares = []
         for pair in pairs:
-            shares.append(_preferred(llama, pair))
+            shares.append(preferred_share(llama, pair))
             progress(_STAGE, i * len(pairs) + len(shares), total)
         preferred.append(float(np.mean(shares)) if shares else 0.0)
         answers.append([answer.strip() for answer in llama.greedy_answers(asked, _SHOWN_TOKENS, at_most=8)])
@@ -77,13 +76,6 @@ def before_and_after(llama: SteeredLlama, profile: Profile, material: Material, 
 
 def _words(answers: Sequence[str]) -> float:
     return float(np.mean([len(answer.split()) for answer in answers])) if answers else 0.0
-
-
-def _preferred(llama: SteeredLlama, pair: Pair) -> float:
-    """TruthfulQA's MC2 for two answers, as the model is steered now."""
-    prompt, turn, answers = pair_tokens(llama, pair, TOKENS)
-    chosen, rejected = (scores.sum() for scores in llama.answer_logprobs(prompt, answers, turn=turn))
-    return float(np.exp(-np.logaddexp(0, rejected - chosen)))
 
 
 def _opened(llama: SteeredLlama, prompts: Sequence[Prompt]) -> float | None:
