@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from finesteer_local.errors import ModelError, PromptError
 from finesteer_local.runtime.harvest import Harvester, differ
@@ -73,6 +74,24 @@ def test_a_batch_that_is_known_is_left_out_and_changes_nothing(tiny: Path, monke
     assert len(rest) < len(everything)
     assert {i for i in everything if i % 9 == 0} <= set(rest)
     assert all((rest[i] == everything[i]).all() for i in rest)
+
+
+def test_batches_read_side_by_side_are_those_read_one_by_one(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(int8_reader, "BATCH", 32)
+    asked = requests(40)
+    n_threads = torch.get_num_threads()
+    found = []
+    try:
+        for n in (1, 3):
+            torch.set_num_threads(n)
+            found.append(list(Int8Reader(tiny, 1, asked).harvest(asked)))
+            next(iter(Int8Reader(tiny, 1, asked).harvest(asked)))  # one that nobody reads to its end
+            assert torch.get_num_threads() == n
+    finally:
+        torch.set_num_threads(n_threads)
+    one, three = found
+    assert [i for i, _ in one] == [i for i, _ in three]
+    assert all((a == b).all() for (_, a), (_, b) in zip(one, three, strict=True))
 
 
 def test_what_cannot_be_read_this_way_says_so(tmp_path: Path) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from finesteer_local.errors import PromptError
@@ -14,7 +18,7 @@ from finesteer_local.runtime.packing import Batch, Plan, StatesRequest
 from finesteer_local.training.data import spread
 from finesteer_local.training.int8_model import Int8Model
 
-BATCH = 256  # tokens: attention grows with it, and matrices gain nothing from more
+BATCH = 512  # tokens: fewer leave threads waiting for each other, and many more gain nothing
 _SEQUENCES = 1 << 30
 _SAMPLE = 1024  # tokens of which the ranges of activations are taken
 
@@ -46,18 +50,43 @@ class Int8Reader(Reader):
         n_past, past = len(plan.root), None
         if n_past:
             _, past = self._model.read(plan.root.tolist(), self._model.places(np.arange(n_past), _causal(n_past)))
-        for batch in plan.batches():
-            if all(known(read.request) for read in batch.reads):
-                continue
+
+        def rows(batch: Batch) -> NDArray[np.float32]:
             sees = np.concatenate([np.ones((len(batch.tokens), n_past), np.bool_), _seen(batch)], 1)
-            places = self._model.places(np.array(batch.positions), sees)
-            states, _ = self._model.read(batch.tokens, places, past)
-            rows = states.numpy()
+            states, _ = self._model.read(batch.tokens, self._model.places(np.array(batch.positions), sees), past)
+            return np.asarray(states.numpy(), np.float32)
+
+        wanted = (batch for batch in plan.batches() if not all(known(read.request) for read in batch.reads))
+        for batch, found in _side_by_side(rows, wanted):
             for index, at in batch.reads:
-                yield index, rows[at][None]
+                yield index, found[at][None]
 
     def close(self) -> None:
         """The layers go with the reader."""
+
+
+def _side_by_side(
+    rows: Callable[[Batch], NDArray[np.float32]], batches: Iterator[Batch]
+) -> Iterator[tuple[Batch, NDArray[np.float32]]]:
+    """What `rows` gives for every batch, in their order, as many at once as PyTorch has threads.
+
+    Each is computed by one thread: a batch is too small for several to share, which gain 1.1 of its time where two
+    batches side by side gain nearly 2.
+    """
+    n_threads = torch.get_num_threads()
+    waiting: deque[tuple[Batch, Future[NDArray[np.float32]]]] = deque()
+    executor = ThreadPoolExecutor(n_threads, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        while True:
+            for batch in islice(batches, n_threads + 1 - len(waiting)):
+                waiting.append((batch, executor.submit(rows, batch)))
+            if not waiting:
+                return
+            batch, future = waiting.popleft()
+            yield batch, future.result()
+    finally:
+        executor.shutdown(cancel_futures=True)
+        torch.set_num_threads(n_threads)  # what a new thread starts with, too
 
 
 def _causal(n: int) -> NDArray[np.bool_]:
