@@ -41,16 +41,22 @@ class PromptError(FineSteerError, ValueError):
 
 
 class ContextLengthError(PromptError):
-    """A prompt of `n_prompt` tokens that leaves no room for an answer in the context of `n_ctx`."""
+    """A prompt of `n_prompt` tokens that leaves no room in the context of `n_ctx` for an answer, or for that of
+    `n_answer` tokens which was given."""
 
     def __init__(
-        self, n_prompt: int, n_ctx: int, remedy: str = "shorten it, or open the model with a larger context"
+        self,
+        n_prompt: int,
+        n_ctx: int,
+        remedy: str = "shorten it, or open the model with a larger context",
+        n_answer: int = 0,
     ) -> None:
-        super().__init__(n_prompt, n_ctx, remedy)
-        self.n_prompt, self.n_ctx, self.remedy = n_prompt, n_ctx, remedy
+        super().__init__(n_prompt, n_ctx, remedy, n_answer)
+        self.n_prompt, self.n_ctx, self.remedy, self.n_answer = n_prompt, n_ctx, remedy, n_answer
 
     def __str__(self) -> str:
-        return f"the prompt has {self.n_prompt:,} tokens, the context only {self.n_ctx:,}; {self.remedy}"
+        answer = f" and its answer {self.n_answer:,}" if self.n_answer else ""
+        return f"the prompt has {self.n_prompt:,} tokens{answer}, the context only {self.n_ctx:,}; {self.remedy}"
 
 
 class OptionError(PromptError):

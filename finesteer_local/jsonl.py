@@ -72,11 +72,14 @@ def is_text(value: Any) -> bool:
     return True
 
 
-def messages_of(row: dict[str, Any], where: str) -> Messages:
+def messages_of(row: dict[str, Any], where: str, *, answered: bool = False) -> Messages:
     """Chat messages of a row with `messages`, or with `prompt`: text, or messages as preference data sets have them.
 
+    Args:
+        answered: the last message may be an assistant's, which answers the user's.
+
     Raises:
-        DataError: there is no prompt, or a message lacks its role or content, or the last one is not the user's.
+        DataError: there is no prompt, or a message lacks its role or content, or the last one is of the wrong role.
     """
     value = row.get("messages", row.get("prompt"))
     if is_text(value):
@@ -89,6 +92,9 @@ def messages_of(row: dict[str, Any], where: str) -> Messages:
         if role not in ROLES or not is_text(content):
             raise DataError(f"{where}: every message needs a role ({', '.join(ROLES)}) and content")
         messages.append({"role": str(role), "content": str(content)})
-    if messages[-1]["role"] != "user":
-        raise DataError(f"{where}: the last message must be the user's")
+    if answered and messages[-1]["role"] == "assistant":
+        if not any(message["role"] == "user" for message in messages):
+            raise DataError(f"{where}: there is no message of the user's before the answer")
+    elif messages[-1]["role"] != "user":
+        raise DataError(f"{where}: the last message must be the user's{' or an answer' if answered else ''}")
     return messages

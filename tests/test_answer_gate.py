@@ -56,6 +56,16 @@ def test_when_it_opens_and_since_when_it_shows(numbers: list[float], opened_at: 
     assert (watch.opened_at, watch.began) == (opened_at, began), watch.scores
 
 
+@pytest.mark.parametrize(
+    ("numbers", "highest"),
+    [([], None), ([4], 3), ([4, 2], 1), ([9, 4, 2], 1), ([9, 9, 0, 5, 1], 4)],
+)
+def test_the_highest_is_one_that_could_have_opened_it(numbers: list[float], highest: float | None) -> None:
+    """From token 3 on; of a shorter answer it is the last. Without a mean over the tokens before, for clearness."""
+    assert watched(numbers, replace(GATE, decay=0.0)).highest == highest
+    assert watched([0, 9, 0, 5, 0, 7, 0], replace(GATE, decay=0.0, every=2)).highest == 6
+
+
 def test_it_stays_open_and_can_be_cut_back() -> None:
     watch = watched([0, 0, 0, 9, 9, -99])
     assert watch.opened_at == 4

@@ -10,7 +10,7 @@ import pytest
 
 from cli import call, error_of
 from finesteer_local.runtime import open_model
-from tiny import make_kinds, make_profile, write_tiny_model
+from tiny import make_answer_gate, make_kinds, make_profile, write_tiny_model
 
 TEXTS = ["hello there", "the user is in the house", "on and on", "what is a train?", "in", "the user"]
 
@@ -20,9 +20,13 @@ def model(tmp_path: Path) -> Path:
     return write_tiny_model(tmp_path / "tiny.gguf")
 
 
-def profile_at(model: Path, gate: str, name: str = "test") -> Path:
+def profile_at(model: Path, gate: str, name: str = "test", threshold: float | None = None) -> Path:
+    """With a `threshold` it reads answers."""
     path = model.parent / f"{name}.gguf"
-    make_profile(model, name=name, gate=gate, kinds=make_kinds(64, np.random.default_rng(5))).save(path)
+    reads = None if threshold is None else make_answer_gate(64, threshold=threshold, first=4)
+    make_profile(model, name=name, gate=gate, kinds=make_kinds(64, np.random.default_rng(5)), answer_gate=reads).save(
+        path
+    )
     return path
 
 
@@ -80,6 +84,35 @@ def test_policy(model: Path, profile: Path) -> None:
     assert reported.exit_code == 3
 
 
+def test_what_was_answered(model: Path) -> None:
+    opens, shut = profile_at(model, "closed", "opens", -1e6), profile_at(model, "closed", "shut", 1e6)
+    found = call("check", model, "hello there", "--answer", "on and on and on", "-p", opens)
+    assert found.exit_code == 3 and found.stdout.startswith("flagged · ") and found.stdout.count("\n") == 1
+    assert "; shown by the answer at token 4: score " in found.stdout and found.stderr == ""
+    found = call("check", model, "hello there", "--answer", "-", "-p", shut, stdin="on and on and on\n")
+    assert found.exit_code == 0 and found.stdout.startswith("not flagged · shut: score ")
+    assert "; answer: score " in found.stdout and "kind" not in found.stdout
+    short = call("check", model, "hello there", "--answer", "on", "-p", opens)
+    assert short.exit_code == 0 and short.stdout.endswith("(too short to tell)\n")
+    told = json.loads(call("check", model, "hello there", "--answer", "on and on", "-p", opens, "--json").stdout)
+    [decision] = told["decisions"]
+    assert told["flagged"] and told["likely_kinds"] == [max(told["kinds"], key=told["kinds"].get)]
+    assert decision["action"] == decision["answer"]["action"] == "report" and decision["answer"]["opened_at"] == 4
+    assert told["usage"]["completion_tokens"] > 4
+
+
+def test_rows_with_answers(model: Path, tmp_path: Path) -> None:
+    asked = [{"role": "user", "content": "hello there"}]
+    answered = [*asked, {"role": "assistant", "content": "on and on and on"}]
+    rows = "".join(json.dumps({"messages": messages}) + "\n" for messages in (asked, answered, [*answered, *asked]))
+    found = call("check", model, "--jsonl", "-", "-p", profile_at(model, "closed", threshold=-1e6), stdin=rows)
+    told = [json.loads(line) for line in found.stdout.splitlines()]
+    assert found.exit_code == 3 and [row["flagged"] for row in told] == [False, True, False]
+    assert [bool(row["decisions"][0]["answer"]) for row in told] == [False, True, False]
+    left_out = call("check", model, "--jsonl", "-", "-p", profile_at(model, "closed"), stdin=rows)
+    assert left_out.exit_code == 0
+
+
 def test_a_refusal_at_once_by_run(model: Path, profile: Path) -> None:
     every = [arg for kind in ("fraud", "hate", "drugs") for arg in ("--policy", f"{kind}=refuse")]
     found = call("run", model, "hello there", "-p", profile, "--explain", *every)
@@ -92,6 +125,9 @@ def test_a_refusal_at_once_by_run(model: Path, profile: Path) -> None:
     [
         ((), "give a TEXT, or - to read it from stdin, or --jsonl FILE"),
         (("hello", "--jsonl", "x.jsonl"), "give a TEXT"),
+        (("--jsonl", "x.jsonl", "--answer", "on"), "give --answer with a TEXT"),
+        (("--answer", "on"), "give a TEXT"),
+        (("-", "--answer", "-"), "only one of the two from stdin"),
         (("hello", "--policy", "fraud"), "'fraud' is not KIND=ACTION, with an action of leave, report, steer, refuse"),
         (("hello", "--policy", "fraud=forgive"), "is not KIND=ACTION"),
     ],
@@ -103,6 +139,12 @@ def test_wrong_usage(model: Path, arguments: tuple[str, ...], said: str) -> None
 
 def test_what_cannot_be_checked(model: Path, profile: Path, tmp_path: Path) -> None:
     assert "the text is empty" in error_of("check", model, " ", "-p", profile)
+    assert "the answer is empty" in error_of("check", model, "hello", "--answer", " ", "-p", profile)
+    unread = error_of("check", model, "hello", "--answer", "on", "-p", profile)
+    assert "does not read answers" in unread and f"profiles watch test {model}" in unread
+    reads = profile_at(model, "closed", "reads", 1e6)
+    too_long = error_of("check", model, "hello", "--answer", "x " * 3000, "-p", reads)
+    assert "and its answer" in too_long and "--ctx" in too_long
     assert "there is no profile 'safety' for tiny.gguf yet" in error_of("check", model, "hello")
     assert "--ctx" in error_of("check", model, "x " * 3000, "-p", profile)
     assert "knows a kind 'theft'" in error_of("check", model, "hello", "-p", profile, "--policy", "theft=leave")

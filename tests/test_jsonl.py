@@ -108,3 +108,13 @@ def test_a_message_without_role_or_content(message: object) -> None:
 def test_the_last_message_is_the_users(role: str) -> None:
     with pytest.raises(DataError, match=r"^here: the last message must be the user's$"):
         messages_of({"messages": [USER, {"role": role, "content": "hello"}]}, "here")
+
+
+def test_the_last_message_may_be_an_answer() -> None:
+    answer = {"role": "assistant", "content": "hello to you"}
+    assert messages_of({"messages": [USER, answer]}, "here", answered=True) == [USER, answer]
+    assert messages_of({"prompt": "hello"}, "here", answered=True) == [USER]
+    with pytest.raises(DataError, match=r"^here: there is no message of the user's before the answer$"):
+        messages_of({"messages": [answer]}, "here", answered=True)
+    with pytest.raises(DataError, match=r"^here: the last message must be the user's or an answer$"):
+        messages_of({"messages": [USER, {"role": "system", "content": "hello"}]}, "here", answered=True)

@@ -15,7 +15,7 @@ from finesteer_local.profile import Profile
 from finesteer_local.server.moderations_schemas import CATEGORIES
 from finesteer_local.server.settings import Limits
 from serving import Served, served
-from tiny import make_kinds, make_profile, write_tiny_model
+from tiny import make_answer_gate, make_kinds, make_profile, write_tiny_model
 
 NAMES = ("fraud", "hate", "drugs")
 TEXTS = [f"{word} {i}" for i in range(6) for word in ("hello there", "the user is in the house", "on and on", "in")]
@@ -93,7 +93,37 @@ def test_a_conversation(server: Served) -> None:
     asked = [*talk, {"role": "user", "content": "the user is in the house"}]
     [found] = results(server, input=asked)
     [answered] = results(server, input=[*asked, {"role": "assistant", "content": "I see"}])
+    # nobody reads it here
     assert found == answered and found != results(server, input="the user is in the house")[0]
+
+
+def test_what_was_answered(model: Path) -> None:
+    asked: list[dict[str, Any]] = [{"role": "user", "content": "hello there"}]
+    answered = [*asked, {"role": "assistant", "content": "on and on and on"}]
+    opens = guard(model, gate="closed", answer_gate=make_answer_gate(64, threshold=-1e6, first=4))
+    with served(model, profiles=(opens,)) as server:
+        [alone], [found] = results(server, input=asked), results(server, input=answered)
+        assert not alone["flagged"] and alone["decisions"][0]["answer"] is None
+        [decision] = found["decisions"]
+        assert found["flagged"] and decision["flagged"] and decision["action"] == "report"
+        assert decision["answer"]["opened_at"] == 4 and decision["answer"]["score"] > decision["answer"]["threshold"]
+        # the request's own kinds and scores, of which the likeliest is what a flagged one counts as
+        assert found["kinds"] == alone["kinds"] and found["category_scores"] == alone["category_scores"]
+        assert found["likely_kinds"] == [max(found["kinds"], key=found["kinds"].get)]
+        assert [name for name, holds in found["categories"].items() if holds] == ["illicit"]
+        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none")
+        [moderation] = client.moderations.create(input=answered).results  # type: ignore[arg-type]
+        assert moderation.flagged and moderation.categories.illicit
+        off = {"profiles": [{"name": "guard", "on_answer": "off"}]}
+        assert results(server, input=answered, steering=off) == [alone]
+        page = server.http.get("/metrics").text
+        assert 'finesteer_answers_shown_total{action="report",profile="guard"} 2.0' in page
+        too_long = server.post("/v1/moderations", {"input": [*asked, {**answered[-1], "content": "a " * 5000}]})
+        error = too_long.json()["error"]
+        assert (too_long.status_code, error["code"]) == (400, "context_length_exceeded")
+        assert error["param"] == "input" and "its answer" in error["message"]
+    with served(model, profiles=(opens,), required=frozenset({"guard"})) as server:
+        assert server.post("/v1/moderations", {"input": answered, "steering": off}).status_code == 400
 
 
 def test_it_is_what_a_chat_says_of_itself(server: Served) -> None:

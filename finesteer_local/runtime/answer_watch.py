@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from finesteer_local.errors import SteeringError
 from finesteer_local.runtime.tap import Array, Handler, Rows, Tap
-from finesteer_local.steering import ON_ANSWER, REWIND, STOP, AnswerGate, AnswerReading, AnswerWatch
+from finesteer_local.steering import ON_ANSWER, REPORT, REWIND, STOP, AnswerGate, AnswerReading, AnswerWatch
 
 NEAR = 32
 """A sentence that begins within so many tokens of the answer's beginning is taken back with all that comes before it:
@@ -19,6 +19,7 @@ that is the model's consent ("Sure, here is how:"), and to decline after it woul
 
 _ENDS = re.compile(r"""(?:[.!?…](?<!\d\.)["'”’»)\]*_]*\s|[。！？]|\n)\s*$""")
 """What a text ends with whose next letter begins a sentence; `1.` is a list's."""
+_NOT_SHOWN = "llama.cpp did not show the layer that the answer's gate reads"
 _LOOK_BACK = 8  # tokens that a sentence's end may take, with its quotes and brackets
 
 
@@ -84,13 +85,7 @@ class AnswerWatches:
         """
         found = []
         for i, watch in self.shut.items():
-            for row in range(n):
-                if not watch.due:
-                    watch.pass_by()
-                    continue
-                if len(states.get(watch.gate.layer, ())) <= row:
-                    raise SteeringError("llama.cpp did not show the layer that the answer's gate reads")
-                watch.read(states[watch.gate.layer][row])
+            _follow(watch, n, states.get(watch.gate.layer))
             if watch.opened_at is not None:
                 found.append(self._open(i, watch, keep_from))
         return sorted(found, key=lambda opening: ON_ANSWER.index(opening.action))
@@ -128,6 +123,70 @@ class AnswerWatches:
             return self._opened.get(i)
         watch = self._watches[i]
         return AnswerReading(self._actions[i], watch.gate.threshold, watch.score)
+
+
+class GivenAnswer:
+    """The gates that read an answer that is there already, to its end; nothing is done once one opens.
+
+    Args:
+        tokens: of the answer.
+        gates: by their profile's place among the request's.
+
+    Attributes:
+        tokens: of the answer; none where nobody reads it.
+        layer: the last that is read, up to which the prompt before it has to be computed; 0 where none is.
+    """
+
+    def __init__(self, tokens: Sequence[int], gates: Mapping[int, AnswerGate]) -> None:
+        self._watches = {i: gate.start() for i, gate in gates.items()} if tokens else {}
+        self.tokens = list(tokens) if gates else []
+        self.layer = max((watch.gate.layer for watch in self._watches.values()), default=0)
+
+    def leave_to(self, profiles: Container[int]) -> None:
+        """Let none but these read it."""
+        self._watches = {i: watch for i, watch in self._watches.items() if i in profiles}
+        self.tokens = self.tokens if self._watches else []
+
+    @property
+    def handlers(self) -> dict[int, Handler]:
+        """What the tap is to be armed with while the tokens are computed; each pass ends after the last layer read."""
+        return dict.fromkeys({watch.gate.layer for watch in self._watches.values()}, self._on_layer)
+
+    def _on_layer(self, layer: int, rows: Rows) -> bool:
+        states = rows.read(0, rows.n_rows)
+        for watch in self._watches.values():
+            if watch.gate.layer == layer:
+                _follow(watch, len(states), states)
+        return any(watch.gate.layer > layer for watch in self._watches.values())
+
+    def check(self) -> None:
+        """Make sure that all of it was read.
+
+        Raises:
+            SteeringError: llama.cpp showed another number of rows.
+        """
+        if any(watch.n_tokens != len(self.tokens) for watch in self._watches.values()):
+            raise SteeringError(_NOT_SHOWN)
+
+    def reading(self, i: int) -> AnswerReading | None:
+        """What profile `i`'s gate has found; None where it does not read."""
+        watch = self._watches.get(i)
+        return AnswerReading(REPORT, watch.gate.threshold, watch.highest, watch.opened_at) if watch else None
+
+
+def _follow(watch: AnswerWatch, n: int, states: Array | None) -> None:
+    """Let a gate read the answer's next `n` tokens, with their states (n, n_embd) where one of them is due.
+
+    Raises:
+        SteeringError: these are missing, or one is not finite.
+    """
+    for row in range(n):
+        if not watch.due:
+            watch.pass_by()
+        elif states is None or len(states) <= row:
+            raise SteeringError(_NOT_SHOWN)
+        else:
+            watch.read(states[row])
 
 
 def sentence_start(texts: Sequence[bytes], first: int, at: int) -> int:

@@ -71,6 +71,7 @@ class PromptPass:
         read_from: index from which gates read: 0 where one reads the whole prompt; `turn` where none does.
         steers: False ends the pass after the last gate's layer, and each micro-batch before: what is decided is all
             that is wanted, and the cache holds nothing above.
+        until: without `steers` a layer up to which the cache is needed all the same.
 
     Attributes:
         decisions: one a profile, in order, once the pass is over.
@@ -92,6 +93,7 @@ class PromptPass:
         read_from: int | None = None,
         unsteered: Unsteered = NOTHING,
         steers: bool = True,
+        until: int = 0,
     ) -> None:
         read_from = turn if read_from is None else read_from
         self._profiles, self._starts, self._unsteered = profiles, starts, unsteered
@@ -109,7 +111,8 @@ class PromptPass:
         self._steers = steers
         # So the lowest layer counts the rows, and the last layer is never the one.
         self._counter = min(*gate_layers, n_layer - 2)
-        self._layers = {self._counter} | gate_layers | steered
+        self._until = self._last_gate if steers else max(self._last_gate, until)
+        self._layers = {self._counter, self._until} | gate_layers | steered
         self._first, self._stop = n_past, n_past  # the micro-batch's rows, as indices of the prompt
         self._steered: set[int] = set()
         self.read_again_from: int | None = None
@@ -141,11 +144,11 @@ class PromptPass:
                 raise SteeringError("llama.cpp showed more rows than the prompt has tokens; nothing was generated")
         if layer <= self._last_gate:
             self._read_gates(layer, rows)
-            if layer == self._last_gate and not self._goes_on():
+            if layer == self._last_gate and not self._goes_on() and layer == self._until:
                 return False
         if self._plan:
             self._steer(layer, rows)
-        return True
+        return self._steers or layer < self._until
 
     def _read_gates(self, layer: int, rows: Rows) -> None:
         gates = [i for i, profile in enumerate(self._profiles) if profile.gate_layer == layer]

@@ -16,11 +16,11 @@ import numpy as np
 from llama_cpp import LlamaState
 from numpy.typing import NDArray
 
-from finesteer_local.errors import ContextLengthError, SteeringError
+from finesteer_local.errors import SteeringError
 from finesteer_local.identity import ModelIdentity, read_model_identity
 from finesteer_local.profile import Profile
 from finesteer_local.runtime.answer_watch import Opening, StatesOf
-from finesteer_local.runtime.check import Check, asked_for, checking
+from finesteer_local.runtime.check import Check, answered, asked_for, check_room, checking, read_through
 from finesteer_local.runtime.compat import asks_reset
 from finesteer_local.runtime.control import ControlVector
 from finesteer_local.runtime.probe import steerable_layers
@@ -198,37 +198,37 @@ class SteeredLlama(RewindableLlama):
     # --- checks
 
     def check(self, prompt: str | Sequence[Message]) -> Check:
-        """What the active profiles find a request to be, without an answer.
+        """What the active profiles find a request to be, without answering it, and what an answer to it shows.
 
-        The prompt's pass stops after the last gate's layer, which is some half of it. What the KV cache holds stays.
+        The pass stops after the last layer that a gate reads, which is some half of it. What the KV cache holds stays.
 
         Args:
-            prompt: what a user asks, or a conversation; what follows its last user message is not read.
+            prompt: what a user asks, or a conversation. Where it ends with an assistant's message, profiles that read
+                answers read what was said after the last user message; everything else that follows it is left out.
 
         Raises:
             SteeringError: there is no profile, or nothing to check.
             ContextLengthError: it does not fit the context.
         """
         steer, messages = checking(self.steer), asked_for(prompt)
-        tokens = chat_prompt(self, messages)
-        if len(tokens) >= self.n_ctx():
-            raise ContextLengthError(len(tokens), self.n_ctx())
-        parts = unsteered_parts(self, messages, tokens, skip_thinking=False)
-        request = SteeredRequest(tokens, Steering(steer, turn_start(self, messages, tokens), parts), self.n_layer)
+        tokens, answer = chat_prompt(self, messages), answered(self, prompt, steer)
+        check_room(len(tokens), len(answer), self.n_ctx())
+        steering = Steering(
+            steer,
+            turn_start(self, messages, tokens),
+            unsteered_parts(self, messages, tokens, skip_thinking=False),
+        )
+        request = SteeredRequest(tokens, steering, self.n_layer, answer)
         vectors = self.control.vectors
         with self.set_aside():
             super().forget()
             self.control.set({})
             try:
-                request.begin(0, steers=False)
-                self.tap.arm(request.handlers)
-                self.decode_rows(tokens, 0)
-                request.decided()
+                read_through(self, request)
             finally:
-                self.tap.disarm()
                 super().forget()
                 self.control.set(vectors)
-        return Check(tuple(one.profile for one in steer), request.decisions, len(tokens))
+        return Check(tuple(one.profile for one in steer), request.decisions, request.n_prompt, request.n_answer)
 
     # --- requests
 

@@ -14,13 +14,13 @@ import numpy as np
 from finesteer_local.errors import ProfileError, SteeringError
 from finesteer_local.identity import ModelIdentity
 from finesteer_local.profile import MAX_STRENGTH, SCOPES, Profile
-from finesteer_local.runtime.answer_watch import AnswerWatches, Opening, sentence_start
+from finesteer_local.runtime.answer_watch import AnswerWatches, GivenAnswer, Opening, sentence_start
 from finesteer_local.runtime.control import Vectors
 from finesteer_local.runtime.prompt import NOTHING, Unsteered
 from finesteer_local.runtime.prompt_pass import PromptPass, Segment, first_in_scope, segments, summed
 from finesteer_local.runtime.tap import Addition, Array, Handler
 from finesteer_local.runtime.thinking import Thinking
-from finesteer_local.steering import ACTIONS, OFF, ON_ANSWER, REPORT, REWIND, STEER, STOP, AnswerGate, Decision
+from finesteer_local.steering import ACTIONS, LEAVE, OFF, ON_ANSWER, REPORT, REWIND, STEER, STOP, AnswerGate, Decision
 
 
 class Identified(Protocol):
@@ -190,10 +190,14 @@ class SteeredRequest:
     tells what it saw (`answer_read`). What that returns it does (`act`): with `STOP` the answer ends, with `REWIND` the
     tokens after the first `n_answer` are gone, and all tokens from `plan`'s first on are read once more, steered.
 
+    What was answered to a request that is only checked (`begin` without `steers`) is read by the same gates, once its
+    prompt was: after `decided` the driver shows `given.handlers` the pass over `given.tokens`.
+
     Args:
         tokens: of the prompt, at least one.
         steering: how it is steered.
         n_layer: layers of the model.
+        answered: what was answered, where the request is only checked.
 
     Attributes:
         tokens: of the prompt and of the answer so far.
@@ -202,9 +206,10 @@ class SteeredRequest:
             beginning of the answer that is left where some was taken back.
         end: the tokens that are read before the next is chosen: the prompt's, and of the answer those.
         words: the answer, where a profile refuses the request at once: nothing is to be generated.
+        given: what was answered, and the gates that read it.
     """
 
-    def __init__(self, tokens: Sequence[int], steering: Steering, n_layer: int) -> None:
+    def __init__(self, tokens: Sequence[int], steering: Steering, n_layer: int, answered: Sequence[int] = ()) -> None:
         self.tokens, self.n_prompt = list(tokens), len(tokens)
         self.steering, self.turn = steering, min(steering.turn, self.n_prompt - 1)
         self._decisions: tuple[Decision, ...] = ()
@@ -218,6 +223,8 @@ class SteeredRequest:
         self._vectors: Vectors = {}  # for the answer
         self._thinking: Thinking | None = None  # follows an answer whose thoughts are to be left alone
         self._watches = AnswerWatches({})
+        self._steers = True
+        self.given = GivenAnswer(answered, self._gates_on_answers)
         self._texts: list[bytes] = []  # of the answer's tokens, where it is watched
 
     # --- the prompt
@@ -243,6 +250,7 @@ class SteeredRequest:
 
         Without `steers` the pass ends as soon as all is decided.
         """
+        self._steers = steers
         if not self._profiles:
             return
         if seen and seen.start <= self._read_from < n_past:
@@ -261,6 +269,7 @@ class SteeredRequest:
             n_layer=self._n_layer,
             decide=self._decide,
             steers=steers,
+            until=self.given.layer,
         )
 
     def _decide(self, profile: Profile, h: Array, summary: Array, n_tokens: int, held_open: bool = False) -> Decision:
@@ -301,16 +310,29 @@ class SteeredRequest:
         unsteered = self.steering.unsteered
         self.plan = segments(self._decisions, self._starts, unsteered)
         self._vectors = summed(decision.answer_vectors for decision in self._decisions)
-        self._watches = AnswerWatches(self._answer_gates())
+        if self._steers:
+            self._watches = AnswerWatches(self._answer_gates())
+        else:
+            self.given.leave_to({i for i, decision in enumerate(self._decisions) if decision.action != LEAVE})
+            self.tokens += self.given.tokens
+            self.end = len(self.tokens)
         if (self._vectors or self.watched) and self.steering.skip_thinking:
             self._thinking = Thinking(opened=unsteered.thinking is not None)
+
+    @property
+    def _gates_on_answers(self) -> dict[int, AnswerGate]:
+        """The gates that may read an answer, by their profile's place."""
+        reads = (
+            (i, steer.profile.answer_gate, steer.effective_on_answer) for i, steer in enumerate(self.steering.steer)
+        )
+        return {i: gate for i, gate, action in reads if gate is not None and action != OFF}
 
     def _answer_gates(self) -> dict[int, tuple[AnswerGate, str]]:
         """The gates that read the answer: of the profiles that found nothing in its prompt."""
         found = {}
-        for i, (steer, decision) in enumerate(zip(self.steering.steer, self._decisions, strict=True)):
-            gate, action = steer.profile.answer_gate, steer.effective_on_answer
-            if gate is None or action == OFF or decision.action is not None:
+        for i, gate in self._gates_on_answers.items():
+            action, decision = self.steering.steer[i].effective_on_answer, self._decisions[i]
+            if decision.action is not None:
                 continue
             if decision.strength == 0.0 and action in (STEER, REWIND):
                 action = REPORT
@@ -320,12 +342,15 @@ class SteeredRequest:
     @property
     def decisions(self) -> tuple[Decision, ...]:
         """One a profile, in order, once they are taken; with what has been found in the answer so far."""
-        if not self._watches.readings:
-            return self._decisions
-        return tuple(
-            decision if (reading := self._watches.reading(i)) is None else replace(decision, answer=reading)
-            for i, decision in enumerate(self._decisions)
-        )
+        return tuple(self._with_answer(i, decision) for i, decision in enumerate(self._decisions))
+
+    def _with_answer(self, i: int, decision: Decision) -> Decision:
+        reading = self._watches.reading(i) or self.given.reading(i)
+        if reading is None:
+            return decision
+        # An answer that is being written was acted upon (`act`); of a given one it is only told.
+        shows = not self._steers and reading.opened_at is not None and decision.action is None
+        return replace(decision, answer=reading, action=REPORT if shows else decision.action)
 
     @property
     def seen(self) -> Seen | None:

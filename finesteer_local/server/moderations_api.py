@@ -1,4 +1,5 @@
-"""OpenAI's `/v1/moderations`: what kind of request an input is, from the pass up to the gate's layer alone."""
+"""OpenAI's `/v1/moderations`: what kind of request an input is, and what an answer to it shows, from a pass that stops
+after the last layer that a gate reads."""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ def router(service: Service) -> APIRouter:
 
     @routes.post("/v1/moderations", response_model=Moderation)
     async def create_moderation(http: HttpRequest, wanted: ModerationRequest) -> Any:
-        """Say what kind of request each input is; nothing is answered."""
+        """Say what kind of request each input is, and whether an answer at its end shows more; nothing is answered."""
         if not (wanted.model or "").startswith(_OPENAI):
             service.check_name(wanted.model)
         requests = await service.prepare(lambda model: _requests(model, wanted, service), size_of(http))

@@ -34,7 +34,8 @@ class ModerationRequest(Given):
         None, description="This server's, or one of OpenAI's moderation models: all mean the same."
     )
     input: str | Annotated[Many[str] | Many[ContentPart] | Many[Message], Field(min_length=1)] = Field(
-        description="A text; a list of texts, each by itself; the parts of one text; or one conversation's messages."
+        description="A text; a list of texts, each by itself; the parts of one text; or one conversation's messages, "
+        "whose last one may be the answer to be checked."
     )
     steering: SteeringField = None
 
@@ -62,7 +63,7 @@ class ModerationResult(BaseModel):
     category_scores: dict[str, float]
     category_applied_input_types: dict[str, list[Literal["text"]]]
     kinds: dict[str, float] = Field(description="The profile's own kinds of request, likeliest first.")
-    likely_kinds: list[str] = Field(description="What a flagged one counts as.")
+    likely_kinds: list[str] = Field(description="What a flagged one counts as; where its answer was, the request.")
     mlcommons: dict[str, float] = Field(description="The hazard categories of MLCommons' AILuminate.")
     decisions: list[DecisionOut]
 

@@ -133,7 +133,9 @@ class AnswerReadingOut(BaseModel):
 
     action: OnAnswer = Field(description="What is done once its gate opens, or was done.")
     threshold: float
-    score: float | None = Field(description="Of the last token read, or of the one that opened it.")
+    score: float | None = Field(
+        description="Of the last token read, or of the one that opened it; in a moderation the highest."
+    )
     opened_at: int | None = Field(description="The answer's tokens when it opened, thoughts included; null while shut.")
     taken_back: int = Field(description="How many of these were taken back.")
 

@@ -71,7 +71,8 @@ class AnswerReading:
 
     Attributes:
         action: what is done once it opens, or was done.
-        score: the running mean, that of the opening once it is open; None before the first reading.
+        score: the running mean, that of the opening once it is open, and of an answer that was read to its end the
+            highest (`AnswerWatch.highest`); None before the first reading.
         opened_at: the tokens that the answer had, thoughts included, when the gate opened; None while it is shut.
         taken_back: how many of these were taken back.
     """
@@ -108,6 +109,12 @@ class AnswerWatch:
     def score(self) -> float | None:
         """The running mean; None before the first reading."""
         return self.scores[-1] if self.scores else None
+
+    @property
+    def highest(self) -> float | None:
+        """The greatest running mean of those with which it could open; of a shorter answer the last one."""
+        could = self.scores[-(-self.gate.first // self.gate.every) - 1 :]
+        return max(could) if could else self.score
 
     def pass_by(self) -> None:
         """A token that is not read."""

@@ -57,7 +57,7 @@ class Finished:
 
     reason: str  # STOP, LENGTH, CANCELLED, or `CONTENT_FILTER` (rewindable)
     n_prompt: int  # tokens
-    n_answer: int  # tokens
+    n_answer: int  # tokens; of a request that checks, those that were read of what was answered
     n_cached: int  # of the prompt's tokens, those that did not have to be read
     seed: int
     queue_seconds: float  # from submission until a place was free

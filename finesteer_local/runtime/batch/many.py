@@ -110,7 +110,8 @@ def checks(llama: SteeredLlama, requests: Sequence[Request], *, n_parallel: int 
 
 def check_of(request: Request, answer: Answer) -> Check:
     """The result of a `check_request`, from its answer."""
-    return Check(tuple(one.profile for one in request.steer), answer.decisions, answer.finished.n_prompt)
+    done = answer.finished
+    return Check(tuple(one.profile for one in request.steer), answer.decisions, done.n_prompt, done.n_answer)
 
 
 def _decided(stream: AnswerStream, wanted: Callable[[tuple[Decision, ...]], bool]) -> Iterator[Event]:
@@ -124,5 +125,5 @@ def _decided(stream: AnswerStream, wanted: Callable[[tuple[Decision, ...]], bool
 
 def _length(llama: SteeredLlama, request: Request) -> int:
     """Tokens that a request has with the longest answer that it may get."""
-    n_ctx = llama.n_ctx()
-    return n_ctx if request.max_tokens is None else min(len(request.prompt) + max(request.max_tokens, 1), n_ctx)
+    n_ctx, n_read = llama.n_ctx(), len(request.prompt) + len(request.answered)
+    return n_ctx if request.max_tokens is None else min(n_read + max(request.max_tokens, 1), n_ctx)

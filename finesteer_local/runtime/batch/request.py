@@ -9,9 +9,9 @@ from typing import Any
 
 from llama_cpp import Llama
 
-from finesteer_local.errors import ContextLengthError, FineSteerError, OptionError, PromptError
+from finesteer_local.errors import FineSteerError, OptionError, PromptError
 from finesteer_local.runtime.chat import TEMPLATE_OPTIONS
-from finesteer_local.runtime.check import asked_for, checking
+from finesteer_local.runtime.check import answered, asked_for, check_room, checking
 from finesteer_local.runtime.compat import model_of
 from finesteer_local.runtime.constrained import constraint_of
 from finesteer_local.runtime.constraint import Compiled, Constraint
@@ -81,6 +81,7 @@ class Request:
             one reading needs, `WHOLE` all, for answers that nobody reads before their end.
         checks: only decides: the pass stops after the last gate's layer, nothing is generated, and what was read serves
             no other request.
+        answered: tokens that were answered, which profiles that read answers read, of a request that `checks`.
     """
 
     prompt: Sequence[int]
@@ -95,6 +96,7 @@ class Request:
     skip_thinking: bool = False
     look_ahead: int | None = None
     checks: bool = False
+    answered: Sequence[int] = ()
 
     def check(self, llama: SteeredLlama, n_ctx: int) -> None:
         """Check what the caller gave, for a model and the length of its context.
@@ -107,10 +109,9 @@ class Request:
         n_vocab, sampling = llama.n_vocab(), self.sampling
         if not self.prompt:
             raise PromptError("the prompt is empty")
-        if len(self.prompt) >= n_ctx:
-            raise ContextLengthError(len(self.prompt), n_ctx)
+        check_room(len(self.prompt), len(self.answered), n_ctx)
         unknown = f"a token is not in the model's vocabulary of {n_vocab:,}"
-        if not all(0 <= token < n_vocab for token in self.prompt):
+        if not all(0 <= token < n_vocab for tokens in (self.prompt, self.answered) for token in tokens):
             raise PromptError(unknown)
         if not all(0 <= token < n_vocab for token in sampling.logit_bias):
             raise OptionError(unknown, "logit_bias")
@@ -128,6 +129,8 @@ class Request:
         check_steer(self.steer, llama)
         if self.checks and not self.steer:
             raise PromptError("there is no profile to check with")
+        if self.answered and not self.checks:
+            raise PromptError("what was answered is read by a request that checks, and by no other")
 
     @property
     def steering(self) -> Steering:
@@ -179,14 +182,16 @@ def check_request(
     steer: Sequence[Steer],
     variables: Mapping[str, Any] | None = None,
 ) -> Request:
-    """A request that only finds out what kind of request a prompt is: `llama.check(prompt)` in a batch.
+    """A request that only finds out what kind of request a prompt is, and what an answer that was given shows:
+    `llama.check(prompt)` in a batch.
 
     Raises:
         PromptError: the model's template rejects the conversation.
         SteeringError: there is no profile, or nothing to check.
     """
-    request = chat_request(llama, asked_for(prompt), steer=checking(steer), skip_thinking=False, variables=variables)
-    return replace(request, checks=True, max_tokens=0)
+    steer = checking(steer)
+    request = chat_request(llama, asked_for(prompt), steer=steer, skip_thinking=False, variables=variables)
+    return replace(request, checks=True, max_tokens=0, answered=answered(llama, prompt, steer))
 
 
 def completion_request(

@@ -264,14 +264,15 @@ class Scheduler:
             self.streams.tap.disarm()
 
     def _read_piece(self, sequence: Sequence, start: int, stop: int) -> None:
-        request, last, second = sequence.request, stop == sequence.n_prompt, sequence.reads_again
+        request, last = sequence.request, stop == sequence.n_prompt
+        second, given = sequence.reads_again, sequence.reads_given
         self._steady = 0
         self.streams.control.set({})
         wants_all = sequence.scores_prompt
         if second:
             self.streams.tap.add(sequence.additions(start, stop, all_rows=wants_all))
-        elif sequence.handlers:
-            self.streams.tap.arm(sequence.handlers)
+        elif handlers := sequence.given.handlers if given else sequence.handlers:
+            self.streams.tap.arm(handlers)
         self.streams.decode(
             [
                 Token(sequence.tokens[i], i, sequence.slot, wants_all or i == sequence.end - 1)
@@ -301,7 +302,7 @@ class Scheduler:
                 self._finish(sequence, STOP)
             else:
                 self._accept(sequence, stop - start - 1)
-        elif first_reading_done and request.max_tokens == 0 and not wants_all:
+        elif first_reading_done and request.max_tokens == 0 and not (wants_all or sequence.reads_given):
             self._finish(sequence, LENGTH)
 
     def _tell_decision(self, sequence: Sequence) -> None:

@@ -29,12 +29,13 @@ class Sequence(SteeredRequest):
     """A request in its place.
 
     Its prompt is read in pieces, ended by `ends`. `n_past` tokens are in the cache; the last token of an answer that
-    goes on is not yet. A prompt whose gate opened too late is read once more from `begin_again` on, steered.
+    goes on is not yet. A prompt whose gate opened too late is read once more from `begin_again` on, steered; after that
+    of a request that checks comes what was answered.
     """
 
     def __init__(self, waiting: Waiting, slot: int, n_layer: int, sizes: Sizes) -> None:
         self.request, self.stream, self.sampler = waiting.request, waiting.stream, waiting.sampler
-        super().__init__(self.request.prompt, self.request.steering, n_layer)
+        super().__init__(self.request.prompt, self.request.steering, n_layer, self.request.answered)
         if self.request.prompt_logprobs:
             sizes = replace(sizes, whole=sizes.chunk)  # a row of logits is a thousand times one of the hidden states
         self.waiting, self.slot, self._sizes = waiting, slot, sizes
@@ -46,7 +47,7 @@ class Sequence(SteeredRequest):
         self.prompt_scores: dict[int, TokenScore] = {}  # by the token's place
         self.started = time.perf_counter()
         self.first_token: float | None = None
-        self._again: list[int] | None = None  # ends of the pieces of the second reading
+        self._again: list[int] | None = None  # ends of the pieces of the second reading, or of what was answered
 
     def may_reuse(self, seen: Seen | None = None) -> int:
         """As `SteeredRequest.may_reuse`; nothing where every token of the prompt is to be scored."""
@@ -65,7 +66,7 @@ class Sequence(SteeredRequest):
 
     @property
     def answering(self) -> bool:
-        """Whether the prompt is read."""
+        """Whether all is read that comes before the next token."""
         return self.n_past >= self.n_prompt and self._again is None
 
     @property
@@ -76,7 +77,12 @@ class Sequence(SteeredRequest):
     @property
     def reads_again(self) -> bool:
         """Whether the coming piece is read for the second time."""
-        return self._again is not None
+        return self._again is not None and not self.request.checks
+
+    @property
+    def reads_given(self) -> bool:
+        """Whether the coming piece is of what was answered to a request that checks."""
+        return self._again is not None and self.request.checks
 
     def piece(self) -> tuple[int, int]:
         """The tokens [start, stop) to read next."""
@@ -90,11 +96,15 @@ class Sequence(SteeredRequest):
             SteeringError: llama.cpp did not show what the profiles need.
         """
         self.n_past, done = stop, stop == self.end
-        if self.reads_again:
+        if self._again is not None:
             self._again = None if done else self._again
+            if done and self.request.checks:
+                self.given.check()
             return False
         if done:
             self.decided()
+            if self.n_left:
+                self._again = cuts_from(stop, self.end, sizes=self._sizes)
         if not self.request.checks:  # the upper layers' keys and values are missing else
             self.clean = [end for end in [*self.clean, stop] if not self.plan or end <= self.plan[0].start]
         return done
