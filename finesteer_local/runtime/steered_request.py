@@ -342,6 +342,8 @@ class SteeredRequest:
     @property
     def decisions(self) -> tuple[Decision, ...]:
         """One a profile, in order, once they are taken; with what has been found in the answer so far."""
+        if not (self._watches.readings or self.given.tokens):
+            return self._decisions
         return tuple(self._with_answer(i, decision) for i, decision in enumerate(self._decisions))
 
     def _with_answer(self, i: int, decision: Decision) -> Decision:
