@@ -13,6 +13,7 @@ pytest.importorskip("uvicorn", reason="the extra 'serve' is not installed")
 
 from playwright.sync_api import Page, expect
 
+from finesteer_local import corrections
 from page_browser import (
     CRISIS,
     HARMFUL,
@@ -29,6 +30,8 @@ from page_browser import (
     server,
 )
 from page_server import ANSWER, REFUSAL, WORDS, PageServer
+from serving import served
+from test_steered_watch import FIRST, watching
 
 __all__ = ["browser", "one_server", "opened", "server"]  # fixtures
 pytestmark = needs_chromium
@@ -245,3 +248,25 @@ def test_an_older_conversation_and_a_bad_one(opened: Opener, tmp_path: Path) -> 
         if said:
             expect(page.locator(".toast")).to_contain_text(said)
         expect(page.locator(".list li")).to_have_count(before if said else before + 1)
+
+
+def test_over_the_real_server(opened: Opener, tiny: Path) -> None:
+    """What the server without a model says is what the real one says."""
+    with served(tiny, profiles=(watching(tiny),)) as real:
+        page = opened(f"{real.url}/")
+        page.keyboard.press("Alt+Comma")
+        for label, value in (("Temperature", "0"), ("Max tokens", "8")):
+            page.get_by_label(label).fill(value)
+        ask(page, "Hello there")
+        expect(gate(page).locator("summary .state").last).to_contain_text(f"open at token {FIRST}, {FIRST} taken back")
+        assert f"shown at token {FIRST}, {FIRST} tokens taken back, steered from there" in facts(page)["Answer"]
+        page.get_by_role("button", name="Wrong?").click()
+        page.get_by_role("button", name="Keep as a correction").click()
+        kept = page.locator("p.wrong")
+        expect(kept).to_contain_text("should have been steered")
+        [row] = corrections.kept()
+        assert (row.should, row.messages) == ("steer", [{"role": "user", "content": "Hello there"}])
+        expect(kept).to_contain_text(row.id)
+        kept.get_by_role("button", name="Undo").click()
+        expect(kept).to_have_count(0)
+        assert corrections.kept() == []
