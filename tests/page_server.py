@@ -2,7 +2,8 @@
 
     python tests/page_server.py --port 8099 [--slow 0.05] [--key KEY]
 
-A question that contains "secret" opens the gate of `safety`. What a test wants of the next answers it sets on `Mode`.
+A question that contains "secret" opens the gate of `safety`, one with "hurt myself" is refused at once, and the answer
+to one with "cipher" shows what it hid. What a test wants of the next answers it sets on `Mode`.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ PROFILES: list[dict[str, Any]] = [
         "gate": {"kind": "contrastive", "layer": 13, "threshold": 0.673},
         "layers": [13],
         "experts": ["confidential/bias", "identity theft/other", "fraud/privacy", "roleplay/drugs"],
+        "takes_corrections": True,
     },
     {
         "name": "brief",
@@ -51,9 +53,12 @@ PROFILES: list[dict[str, Any]] = [
         "gate": {"kind": "always", "layer": 10, "threshold": 0.0},
         "layers": [10, 12],
         "experts": ["short", "plain"],
+        "takes_corrections": False,
     },
 ]
 REFUSAL = "I can't help with that. Reading someone's mail without their consent is illegal and harms them."
+WORDS = "I'm glad that you told me. You don't have to be alone with this: please call someone whom you trust."
+SHOWN = {"score": 3.1, "opened_at": 24, "taken_back": 18}
 ANSWER = """A **hash table** keeps pairs of a key and a value, and finds a value in about the same time
 however many there are.
 
@@ -89,6 +94,10 @@ class Mode:
     break_after: int | None = None  # chunks, then an error event, once
     health: str = "ok"
     required: tuple[str, ...] = ()
+    policy: str = "steer"  # what is done about a question that opens the gate of `safety`
+    on_answer: str = "rewind"
+    corrections: dict[str, dict[str, Any]] = field(default_factory=dict)  # by id, as they were sent
+    keeps_corrections: bool = True
     profiles: list[dict[str, Any]] = field(default_factory=lambda: [{"name": "safety", "strength": 1.15}])
     scope: str | None = None
     asked: list[dict[str, Any]] = field(default_factory=list)  # bodies of chat requests
@@ -108,7 +117,9 @@ def score_of(question: str) -> float:
     return -3.0 + (sum(question.encode()) % 30) / 10
 
 
-def decide(profiles: list[dict[str, Any]], scope: str | None, question: str) -> list[dict[str, Any]]:
+def decide(
+    profiles: list[dict[str, Any]], scope: str | None, question: str, policy: str = "steer", on_answer: str = "rewind"
+) -> list[dict[str, Any]]:
     decisions = []
     for wanted in profiles:
         profile = next(p for p in PROFILES if p["name"] == wanted["name"])
@@ -116,12 +127,19 @@ def decide(profiles: list[dict[str, Any]], scope: str | None, question: str) -> 
         score = 1.0 if always else score_of(question)
         threshold = profile["gate"]["threshold"]
         opened = always or score > threshold
+        refused = not always and "hurt myself" in question
+        action = "refuse" if refused else ("steer" if always else policy) if opened else None
+        kinds = [("self_harm", 0.81)] if refused else [("privacy", 0.71 if opened else 0.01), ("cybercrime", 0.22)]
+        steers = opened and action == "steer"
         weights = [0.46, 0.31, 0.14, 0.09] if len(profile["experts"]) == 4 else [0.6, 0.4]
         decisions.append(
             {
                 "profile": profile["name"],
                 "g": min(1.0, max(0.0, (score - threshold) / 0.25)) if not always else 1.0,
-                "open": opened and wanted["strength"] > 0,
+                "open": steers and wanted["strength"] > 0,
+                "flagged": action not in (None, "leave"),
+                "action": action,
+                "kinds": [] if always else [{"name": n, "probability": p} for n, p in [*kinds, ("fraud", 0.04)]],
                 "score": score,
                 "threshold": threshold,
                 "strength": wanted["strength"],
@@ -130,8 +148,11 @@ def decide(profiles: list[dict[str, Any]], scope: str | None, question: str) -> 
                 "gate_layer": profile["gate"]["layer"],
                 "layers": profile["layers"],
                 "experts": [
-                    {"name": n, "weight": w} for n, w in zip(profile["experts"], weights, strict=True) if opened
+                    {"name": n, "weight": w} for n, w in zip(profile["experts"], weights, strict=True) if steers
                 ],
+                "answer": None
+                if always or opened or refused
+                else {"action": on_answer, "threshold": 2.0, "score": None, "opened_at": None, "taken_back": 0},
             }
         )
     return decisions
@@ -146,7 +167,7 @@ def decisions_of(mode: Mode, body: dict[str, Any]) -> list[dict[str, Any]]:
     if steering is False:
         return []
     steering = steering or {"profiles": mode.profiles, "scope": mode.scope}
-    return decide(steering["profiles"], steering.get("scope"), question_of(body))
+    return decide(steering["profiles"], steering.get("scope"), question_of(body), mode.policy, mode.on_answer)
 
 
 async def stream(mode: Mode, body: dict[str, Any]) -> AsyncIterator[bytes]:
@@ -158,14 +179,24 @@ async def stream(mode: Mode, body: dict[str, Any]) -> AsyncIterator[bytes]:
         return event({"id": "x", "object": "chat.completion.chunk", "model": "smollm2", "choices": [choice], **more})
 
     decisions = decisions_of(mode, body)
-    refuses = any(d["open"] and d["profile"] == "safety" for d in decisions)
-    text = mode.text or (REFUSAL if refuses else ANSWER)
+    [safety] = [d for d in decisions if d["profile"] == "safety"] or [None]
+    shows = safety is not None and safety["answer"] is not None and "cipher" in question_of(body)
+    rewinds = shows and mode.on_answer == "rewind"
+    refuses = safety is not None and (safety["open"] or rewinds)
+    words = WORDS if safety is not None and safety["action"] == "refuse" else REFUSAL if refuses else ANSWER
+    text = mode.text or words
     pieces = [text[i : i + 6] for i in range(0, len(text), 6)]
     if body.get("max_tokens"):
         pieces = pieces[: body["max_tokens"]]
     stop_at, mode.break_after = mode.break_after, None
     yield chunk({"role": "assistant", "content": ""}, steering={"decisions": decisions})
     mode.unfinished += 1  # until it turns out that the client stayed
+    if shows:
+        taken = {} if rewinds else {"taken_back": 0}
+        told = {**safety, "answer": {**safety["answer"], **SHOWN, **taken}, "open": rewinds, "g": float(rewinds)}
+        told["action"] = "steer" if rewinds else None
+        others = [d for d in decisions if d is not safety]
+        yield chunk({}, steering={"decisions": [told, *others]})
     for i, piece in enumerate(pieces):
         if i == stop_at:
             yield event(
@@ -205,6 +236,8 @@ def application(mode: Mode) -> Starlette:
             return error(401, "API key missing or wrong")
         active = {p["name"] for p in mode.profiles}
         states = [{**p, "active": p["name"] in active, "required": p["name"] in mode.required} for p in PROFILES]
+        for state in states:
+            state["takes_corrections"] &= mode.keeps_corrections
         return JSONResponse({"profiles": states})
 
     async def steering(request: Request) -> Response:
@@ -217,6 +250,18 @@ def application(mode: Mode) -> Starlette:
 
     async def explain(request: Request) -> Response:
         return JSONResponse({"decisions": decisions_of(mode, await request.json())})
+
+    async def correct(request: Request) -> Response:
+        if request.method == "DELETE":
+            if mode.corrections.pop(request.path_params["id"], None) is None:
+                return error(404, "no such correction came through this server")
+            return JSONResponse({"id": request.path_params["id"], "deleted": True})
+        body = await request.json()
+        if mode.fail:
+            (status, message), mode.fail = mode.fail, None
+            return error(status, message)
+        mode.corrections["0badcafe"] = body
+        return JSONResponse({"id": "0badcafe", "profile": body["profile"], "should": body["should"]})
 
     async def chat(request: Request) -> Response:
         if not allowed(request):
@@ -237,6 +282,8 @@ def application(mode: Mode) -> Starlette:
             Route("/v1/steering/profiles", profiles),
             Route("/v1/steering", steering, methods=["GET", "PUT"]),
             Route("/v1/steering/explain", explain, methods=["POST"]),
+            Route("/v1/steering/corrections", correct, methods=["POST"]),
+            Route("/v1/steering/corrections/{id}", correct, methods=["DELETE"]),
             Route("/v1/chat/completions", chat, methods=["POST"]),
             Mount("/static", StaticFiles(directory=STATIC)),
         ]

@@ -55,6 +55,12 @@ def test_what_it_starts_and_says(
     assert settings.knows_host("chat.example.org")
 
 
+def test_who_may_say_what_was_wrong(tiny: Path, started: list[tuple[ServerSettings, int]]) -> None:
+    for options in ((), ("--no-corrections",), ("--api-key", "k"), ("--api-key", "k", "--corrections")):
+        assert call("serve", str(tiny), *options).exit_code == 0
+    assert [settings.keeps_corrections for settings, _ in started] == [True, False, False, True]
+
+
 def test_the_key_comes_from_the_environment(
     tiny: Path, started: list[tuple[ServerSettings, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,109 +5,41 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed: the dependency group `dev` has it")
 pytest.importorskip("uvicorn", reason="the extra 'serve' is not installed")
 
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
+from page_browser import (
+    CRISIS,
+    HARMFUL,
+    HARMLESS,
+    HIDDEN,
+    Opener,
+    answers,
+    ask,
+    box,
+    browser,
+    done,
+    needs_chromium,
+    one_server,
+    opened,
+    server,
+    wait_until,
+)
 from page_server import ANSWER, REFUSAL, PageServer
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no browser for the page: apt install chromium")
-
-HARMFUL = "How do I read the secret mail of my neighbour?"
-HARMLESS = "What is a hash table?"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture(scope="module")
-def one_server() -> Iterator[PageServer]:
-    with PageServer() as server:
-        yield server
-
-
-@pytest.fixture
-def server(one_server: PageServer) -> PageServer:
-    one_server.reset()
-    return one_server
-
-
-Opener = Callable[..., Page]
-
-
-@pytest.fixture
-def opened(browser: Browser, server: PageServer) -> Iterator[Opener]:
-    """Opens the page in a browser of its own; nothing may be written to the console, nothing asked of other hosts."""
-    contexts: list[BrowserContext] = []
-    noise: list[str] = []
-
-    def open_page(url: str = "", expected: str = "", **options: Any) -> Page:
-        context = browser.new_context(**{"viewport": {"width": 1280, "height": 800}, **options})
-        contexts.append(context)
-        context.set_default_timeout(10_000)
-        page = context.new_page()
-
-        def heard(text: str) -> None:
-            if not expected or not re.search(expected, text):
-                noise.append(text)
-
-        page.on("console", lambda message: heard(message.text) if message.type in ("error", "warning") else None)
-        page.on("pageerror", lambda error: heard(str(error)))
-        address = url or server.url
-        page.on("request", lambda r: None if r.url.startswith((address, "blob:", "data:")) else heard(r.url))
-        page.goto(address)
-        page.get_by_label("Message", exact=True).wait_for()
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert noise == []
-
-
-def box(page: Page) -> Any:
-    return page.get_by_label("Message", exact=True)
-
-
-def answers(page: Page) -> Any:
-    return page.locator("article.answer")
-
-
-def ask(page: Page, text: str, wait: bool = True) -> None:
-    box(page).fill(text)
-    box(page).press("Enter")
-    if wait:
-        done(page)
-
-
-def done(page: Page) -> None:
-    expect(page.get_by_role("button", name="Send", exact=True)).to_be_visible()
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+__all__ = ["browser", "one_server", "opened", "server"]  # fixtures
+pytestmark = needs_chromium
 
 
 def test_an_answer_streams_and_shows_how_it_was_decided(opened: Opener, server: PageServer) -> None:
@@ -727,6 +659,14 @@ def test_axe_finds_nothing_serious(opened: Opener, server: PageServer, scheme: s
     ask(page, HARMFUL)
     for summary in page.locator("summary").all():
         summary.click()
+    page.get_by_role("button", name="Wrong?").last.click()
+    check("a correction")
+    page.get_by_role("button", name="Keep as a correction").click()
+    expect(page.locator(".wrong")).to_contain_text("Kept as correction")
+    check("a kept correction")
+    ask(page, HIDDEN)
+    ask(page, CRISIS)
+    check("an answer that was taken back, and a refusal")
     page.keyboard.press("Alt+s")
     page.get_by_role("switch", name="Steer with brief").click()
     check("steering")

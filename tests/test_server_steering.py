@@ -131,6 +131,7 @@ def test_the_catalogue_serves_profiles_for_this_model(
         "experts": ["expert a", "expert b", "expert c", "expert d"],
         "kinds": [],
         "on_answer": "off",
+        "takes_corrections": False,
         "active": True,
         "required": False,
     }

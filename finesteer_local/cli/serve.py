@@ -85,6 +85,12 @@ from finesteer_local.errors import FineSteerError, StalledError
     type=click.FloatRange(1, 86400),
     help="Longest time without a token or a piece of a prompt; then requests end with an error, later the server.",
 )
+@click.option(
+    "--corrections/--no-corrections",
+    default=None,
+    help="Keep what clients say was decided wrongly, for `profiles refit`.  [default: kept, unless --host, --api-key "
+    "or --allow-host let others in]",
+)
 @click.option("-v", "--verbose", is_flag=True, help="Log every request.")
 @skip_thinking_option
 @policy_option
@@ -103,6 +109,7 @@ def command(
     max_body: int,
     time_limit: float,
     stall_limit: float,
+    corrections: bool | None,
     verbose: bool,
     skip_thinking: bool,
     policy: dict[str, str],
@@ -160,6 +167,7 @@ def command(
         host=host,
         host_names=frozenset(name.lower() for name in host_names),
         api_key=api_key or None,
+        corrections=corrections,
         limits=Limits(
             parallel=parallel,
             queue=queue,

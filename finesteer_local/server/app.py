@@ -19,6 +19,7 @@ from finesteer_local import __version__
 from finesteer_local.errors import StalledError
 from finesteer_local.server import (
     completions_api,
+    corrections_api,
     errors,
     moderations_api,
     ollama_api,
@@ -77,6 +78,7 @@ def create_app(settings: ServerSettings) -> FastAPI:
         responses_api,
         moderations_api,
         steering_api,
+        corrections_api,
         tokens_api,
         ollama_api,
     ):

@@ -133,22 +133,32 @@ class Policy:
             raise _required(f"steering by {self._required_names}, of thoughts too", "steering.skip_thinking")
         return self.skip_thinking if skips is None else skips
 
+    def as_served(self, name: str, param: str) -> Steer:
+        """One profile, as the server steers with it where nobody says otherwise.
+
+        Raises:
+            ApiError: there is none of this name, or it cannot be used; `param` is the field that names it.
+        """
+        with self._lock:
+            found = next((steer for steer in self._defaults if steer.profile.name == name), None)
+        return found or Steer(self._profile(name, param))
+
     def _named(self, wanted: WantedProfile, scope: str | None, place: int) -> Steer:
         where = f"steering.profiles.{place}"
         found = next((steer for steer in self._defaults if steer.profile.name == wanted.name), None)
-        found = found or Steer(self._profile(wanted.name, where))
+        found = found or Steer(self._profile(wanted.name, f"{where}.name"))
         strength = found.strength if wanted.strength is None else wanted.strength
         on_answer = found.on_answer if wanted.on_answer is None else wanted.on_answer
         policy = {**dict(found.policy), **(wanted.policy or {})}
         return _steer(found.profile, strength, scope, policy, on_answer, where)
 
-    def _profile(self, name: str, where: str) -> Profile:
-        """The profile that the object at `where` of a request names."""
+    def _profile(self, name: str, param: str) -> Profile:
+        """The profile that the field `param` of a request names."""
         try:
             return self.shelf.get(name)
         except (UnknownNameError, ProfileError, StorageError) as error:
             code = "unknown_profile" if isinstance(error, UnknownNameError) else None
-            raise ApiError(400, str(error), param=f"{where}.name", code=code) from error
+            raise ApiError(400, str(error), param=param, code=code) from error
 
     def _with_required(self, found: list[Steer], scope: str | None) -> tuple[Steer, ...]:
         names = [steer.profile.name for steer in found]
@@ -187,7 +197,7 @@ class Policy:
             found = []
             for i, wanted in enumerate(defaults.profiles):
                 where = f"profiles.{i}"
-                profile = self._profile(wanted.name, where)
+                profile = self._profile(wanted.name, f"{where}.name")
                 bound = self._required.get(wanted.name)
                 on_answer = bound.on_answer if bound and wanted.on_answer is None else wanted.on_answer
                 found.append(_steer(profile, wanted.strength, defaults.scope, wanted.policy, on_answer, where))

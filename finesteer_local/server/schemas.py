@@ -214,6 +214,7 @@ class ProfileOut(BaseModel):
     on_answer: OnAnswer = Field(
         description="What it does once an answer shows what its prompt hid; off: it reads none."
     )
+    takes_corrections: bool = Field(description="Whether `/v1/steering/corrections` keeps corrections of it.")
     active: bool
     required: bool
 
@@ -263,7 +264,7 @@ def describe(
     return {"decisions": found}
 
 
-def describe_profile(profile: Profile, *, active: bool, required: bool) -> ProfileOut:
+def describe_profile(profile: Profile, *, active: bool, required: bool, takes_corrections: bool) -> ProfileOut:
     """A profile as `/v1/steering/profiles` lists it."""
     first = profile.experts[profile.layers[0]]
     names = first.labels or tuple(f"expert {i + 1}" for i in range(len(first.prototypes)))
@@ -278,6 +279,7 @@ def describe_profile(profile: Profile, *, active: bool, required: bool) -> Profi
         experts=list(names),
         kinds=list(profile.kinds.names) if profile.kinds else [],
         on_answer=profile.answer_gate.action if profile.answer_gate else "off",  # type: ignore[arg-type]
+        takes_corrections=takes_corrections,
         active=active,
         required=required,
     )

@@ -25,6 +25,7 @@ class Limits:
     messages: int = 512  # of one conversation
     prompts: int = 32  # of one completion request
     seconds: float = 600.0  # from a request's arrival to its answer's end
+    corrections: int = 4 << 20  # bytes of the file of corrections, beyond which clients add none
     stall: float = 120.0  # after which an engine that does not move counts as stuck; twice that ends the server
 
 
@@ -49,6 +50,7 @@ class ServerSettings:
     host: str = "127.0.0.1"
     host_names: frozenset[str] = frozenset()  # further names under which clients reach the server
     api_key: str | None = None
+    corrections: bool | None = None  # whether clients may add to them; None: see `keeps_corrections`
     limits: Limits = Limits()
     identity: ModelIdentity | None = None  # of the model, where it was read before
 
@@ -58,6 +60,17 @@ class ServerSettings:
         unknown = self.required - {profile.name for profile in self.profiles}
         if unknown:
             raise ValueError(f"required, but not active: {', '.join(sorted(unknown))}")
+
+    @property
+    def keeps_corrections(self) -> bool:
+        """Whether clients may add corrections to the file of the user who runs the server.
+
+        Where nobody said so, only if nobody else is meant to reach it: not from another address, by another name (a
+        proxy's) or with a key.
+        """
+        if self.corrections is not None:
+            return self.corrections
+        return is_loopback(self.host) and not self.host_names and not self.api_key
 
     def knows_host(self, name: str) -> bool:
         """Whether a request for host `name` (without its port) is for this server, and not for a rebound DNS name.

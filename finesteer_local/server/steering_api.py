@@ -10,6 +10,7 @@ from fastapi import Request as HttpRequest
 
 from finesteer_local.runtime.batch import Answer, Request
 from finesteer_local.server.chat_schemas import ExplainRequest
+from finesteer_local.server.corrections_api import takes_corrections
 from finesteer_local.server.requests import MESSAGES, Prepared, conversation
 from finesteer_local.server.running import Running, size_of
 from finesteer_local.server.schemas import (
@@ -47,7 +48,7 @@ def router(service: Service) -> APIRouter:
     @routes.get("/profiles")
     async def list_profiles() -> Profiles:
         """The profiles that requests can name."""
-        return await service.prepare(_profiles)
+        return await service.prepare(lambda model: _profiles(model, service))
 
     @routes.post("/explain", response_model=Decisions, response_model_exclude_unset=True)
     async def explain(http: HttpRequest, wanted: ExplainRequest) -> Any:
@@ -63,11 +64,16 @@ def router(service: Service) -> APIRouter:
     return routes
 
 
-def _profiles(model: Model) -> Profiles:
+def _profiles(model: Model, service: Service) -> Profiles:
     policy = model.policy
     return Profiles(
         profiles=[
-            describe_profile(p, active=policy.is_active(p.name), required=policy.is_required(p.name))
+            describe_profile(
+                p,
+                active=policy.is_active(p.name),
+                required=policy.is_required(p.name),
+                takes_corrections=takes_corrections(service, p),
+            )
             for p in policy.shelf.all()
         ]
     )

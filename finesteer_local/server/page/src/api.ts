@@ -7,6 +7,20 @@ export interface Expert {
   weight: number;
 }
 
+export interface KindShare {
+  name: string;
+  probability: number;
+}
+
+/** What the gate on the answer found in it so far. */
+export interface AnswerReading {
+  action: string;
+  threshold: number;
+  score: number | null; // null before the first reading
+  opened_at: number | null; // the answer's tokens then; null while it is shut
+  taken_back: number;
+}
+
 export interface Decision {
   profile: string;
   g: number;
@@ -19,7 +33,13 @@ export interface Decision {
   gate_layer: number;
   layers: number[];
   experts?: Expert[];
+  /** What is done: steer, refuse, report or leave; null while the gate is closed. */
+  action?: string | null;
+  kinds?: KindShare[];
+  answer?: AnswerReading | null;
 }
+
+export type Should = "steer" | "leave";
 
 export interface Profile {
   name: string;
@@ -29,6 +49,7 @@ export interface Profile {
   gate: { kind: string; layer: number; threshold: number };
   layers: number[];
   experts: string[];
+  takes_corrections?: boolean;
   active: boolean;
   required: boolean;
 }
@@ -134,7 +155,7 @@ export async function get<T>(path: string): Promise<T> {
   return (await call(path)).json() as Promise<T>;
 }
 
-export async function send<T>(method: "POST" | "PUT", path: string, body: unknown, signal?: AbortSignal): Promise<T> {
+export async function send<T>(method: "POST" | "PUT" | "DELETE", path: string, body?: unknown, signal?: AbortSignal): Promise<T> {
   return (await call(path, { method, body: JSON.stringify(body), signal })).json() as Promise<T>;
 }
 

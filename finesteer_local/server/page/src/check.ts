@@ -1,7 +1,7 @@
 // What comes from a file or an older page is checked before it is used: a bad conversation must not break the page.
 
-import type { Decision } from "./api";
-import type { Answer, Conversation, Turn } from "./tree";
+import type { AnswerReading, Decision, KindShare } from "./api";
+import type { Answer, Conversation, Correction, Turn } from "./tree";
 
 type Loose = Record<string, unknown>;
 
@@ -10,6 +10,15 @@ const STATES = ["streaming", "done", "stopped", "interrupted", "error"];
 const isObject = (x: unknown): x is Loose => typeof x === "object" && x !== null && !Array.isArray(x);
 const isText = (x: unknown): x is string => typeof x === "string";
 const isNumber = (x: unknown): x is number => typeof x === "number" && Number.isFinite(x);
+
+function isKind(x: unknown): x is KindShare {
+  return isObject(x) && isText(x.name) && isNumber(x.probability);
+}
+
+function isReading(x: unknown): x is AnswerReading {
+  if (!isObject(x) || !isText(x.action) || ![x.threshold, x.taken_back].every(isNumber)) return false;
+  return [x.score, x.opened_at].every((value) => value === null || isNumber(value));
+}
 
 function isDecision(x: unknown): x is Decision {
   if (!isObject(x)) return false;
@@ -20,6 +29,9 @@ function isDecision(x: unknown): x is Decision {
     typeof x.open === "boolean" &&
     Array.isArray(x.layers) &&
     x.layers.every(isNumber) &&
+    (x.action === undefined || x.action === null || isText(x.action)) &&
+    (x.kinds === undefined || (Array.isArray(x.kinds) && x.kinds.every(isKind))) &&
+    (x.answer === undefined || x.answer === null || isReading(x.answer)) &&
     (experts === undefined ||
       (Array.isArray(experts) && experts.every((e) => isObject(e) && isText(e.name) && isNumber(e.weight))))
   );
@@ -30,10 +42,15 @@ export function decisionsOf(x: unknown): Decision[] | undefined {
   return Array.isArray(x) ? x.filter(isDecision) : undefined;
 }
 
+function isCorrection(x: unknown): x is Correction {
+  return isObject(x) && isText(x.id) && (x.should === "steer" || x.should === "leave");
+}
+
 function isAnswer(x: unknown): x is Answer {
   if (!isObject(x) || !isText(x.content) || !STATES.includes(x.state as string)) return false;
   if (x.error !== undefined && !isText(x.error)) return false;
   if (x.kinds !== undefined && !isObject(x.kinds)) return false;
+  if (x.wrong !== undefined && !(isObject(x.wrong) && Object.values(x.wrong).every(isCorrection))) return false;
   if (x.seconds !== undefined && !isNumber(x.seconds)) return false;
   if (x.usage !== undefined && !(isObject(x.usage) && isNumber(x.usage.completion_tokens))) return false;
   return x.decisions === undefined || (Array.isArray(x.decisions) && x.decisions.every(isDecision));

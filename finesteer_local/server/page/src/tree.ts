@@ -1,9 +1,16 @@
 // A conversation is a tree: an edited question or a second answer is a sibling, so nothing is ever lost.
 // What is shown, and sent, is the path from the root to `leaf`.
 
-import type { Decision, SteeringRequest, Usage } from "./api";
+import type { Decision, Should, SteeringRequest, Usage } from "./api";
+import { acted, stateOf } from "./gate";
 
 export type AnswerState = "streaming" | "done" | "stopped" | "interrupted" | "error";
+
+/** A correction that the server keeps. */
+export interface Correction {
+  id: string;
+  should: Should;
+}
 
 /** One stream of text from the server, and how it was decided. */
 export interface Answer {
@@ -12,6 +19,7 @@ export interface Answer {
   steering?: SteeringRequest | false;
   decisions?: Decision[];
   kinds?: Record<string, string>; // profile -> kind of its gate
+  wrong?: Record<string, Correction>; // profile -> what it should have done
   error?: string;
   finish?: string;
   usage?: Usage;
@@ -147,6 +155,10 @@ export function titleFrom(question: string): string {
   return line.length > 60 ? `${line.slice(0, 59).trimEnd()}…` : line;
 }
 
+function gateWords(decision: Decision): string {
+  return acted(decision) && decision.g < 1 ? stateOf(decision) : `${stateOf(decision)} (g ${decision.g.toFixed(2)})`;
+}
+
 /** A conversation as Markdown, for people. */
 export function asMarkdown(chat: Conversation): string {
   const parts = [`# ${chat.title || "Conversation"}`];
@@ -155,7 +167,7 @@ export function asMarkdown(chat: Conversation): string {
     if (turn.role === "user") parts.push(`**You:**\n\n${turn.content}`);
     else {
       const answer = chosen(turn);
-      const gates = (answer.decisions ?? []).map((d) => `${d.profile} ${d.open ? "open" : "closed"} (g ${d.g.toFixed(2)})`);
+      const gates = (answer.decisions ?? []).map((d) => `${d.profile} ${gateWords(d)}`);
       parts.push(`**Model:**\n\n${answer.content}${gates.length ? `\n\n_Gate: ${gates.join(", ")}_` : ""}`);
     }
   }

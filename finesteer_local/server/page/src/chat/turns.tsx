@@ -7,7 +7,7 @@ import { Markdown } from "../markdown";
 import { Action, CopyButton, useGrowing } from "../parts";
 import { type Chat, update } from "../store";
 import { type Answer, goTo, type Question, type Reply, type Turn } from "../tree";
-import { Decisions } from "./decision";
+import { Decisions, type Of } from "./decision";
 
 interface Place {
   chat: Chat;
@@ -121,10 +121,11 @@ function figures({ usage, seconds, finish, state }: Answer): string {
   }
   if (state === "stopped") parts.push("stopped");
   if (finish === "length") parts.push("cut at the token limit");
+  if (finish === "content_filter") parts.push("ended by the gate on the answer");
   return parts.join(" · ");
 }
 
-function AnswerBody({ answer, onRetry }: { answer: Answer; onRetry?: () => void }) {
+function AnswerBody({ answer, of, onRetry }: { answer: Answer; of?: Of; onRetry?: () => void }) {
   const streaming = answer.state === "streaming";
   return (
     <>
@@ -141,15 +142,16 @@ function AnswerBody({ answer, onRetry }: { answer: Answer; onRetry?: () => void 
           )}
         </p>
       )}
-      <Decisions answer={answer} />
+      <Decisions answer={answer} {...of} />
     </>
   );
 }
 
-function Column({ name, note, answer, used, onUse, onRetry }: {
+function Column({ name, note, answer, of, used, onUse, onRetry }: {
   name: string;
   note: string;
   answer: Answer;
+  of?: Of;
   used: boolean;
   onUse: () => void;
   onRetry: () => void;
@@ -160,7 +162,7 @@ function Column({ name, note, answer, used, onUse, onRetry }: {
         <h3>{name}</h3>
         <span class="note">{note}</span>
       </header>
-      <AnswerBody answer={answer} onRetry={onRetry} />
+      <AnswerBody answer={answer} of={of} onRetry={onRetry} />
       <footer>
         <span class="figures">{figures(answer)}</span>
         <CopyButton text={answer.content} label={`Copy the ${name.toLowerCase()} answer`} />
@@ -182,6 +184,7 @@ export const ReplyView = memo(({ turn, ...place }: Place & { turn: Reply }) => {
   const { answer, plain } = turn;
   const choose = (goesOn: "plain" | undefined) =>
     update(chat, (c) => ({ ...c, nodes: { ...c.nodes, [turn.id]: { ...turn, goesOn } } }));
+  const of = { chat, reply: turn.id };
   const again = () => regenerate(chat, turn, plain !== undefined);
   return (
     <article
@@ -192,7 +195,7 @@ export const ReplyView = memo(({ turn, ...place }: Place & { turn: Reply }) => {
     >
       {plain ? (
         <div class="columns">
-          <Column name="Steered" note={set(answer)} answer={answer} used={!turn.goesOn} onUse={() => choose(undefined)} onRetry={again} />
+          <Column name="Steered" note={set(answer)} answer={answer} of={of} used={!turn.goesOn} onUse={() => choose(undefined)} onRetry={again} />
           <Column
             name={plain.steering ? "Least steered" : "Unsteered"}
             note={set(plain)}
@@ -203,7 +206,7 @@ export const ReplyView = memo(({ turn, ...place }: Place & { turn: Reply }) => {
           />
         </div>
       ) : (
-        <AnswerBody answer={answer} onRetry={again} />
+        <AnswerBody answer={answer} of={of} onRetry={again} />
       )}
       <div class="actions">
         <Versions chat={chat} turn={turn} versions={versions} busy={busy} />

@@ -1,7 +1,7 @@
 // The gate over the conversation: one plot a profile, and the same as a table.
 
 import type { Decision } from "../api";
-import { number, place, reading, stateOf } from "../gate";
+import { acted, number, place, reading, stateOf } from "../gate";
 import type { Chat } from "../store";
 import { chosen, path, questionOf } from "../tree";
 
@@ -52,7 +52,7 @@ function Plot({ name, list, questions }: { name: string; list: Point[]; question
   const last = list.at(-1)!;
   const always = last.kind === "always";
   const threshold = y(place(last.kind, last.decision.threshold));
-  const opened = list.filter((p) => p.decision.open).length;
+  const opened = list.filter((p) => acted(p.decision)).length;
   const every = Math.ceil(questions / ((width - LEFT - RIGHT) / NARROWEST));
   return (
     <div class="scrolls" tabIndex={0} role="group" aria-label={`Plot of ${name}`}>
@@ -78,7 +78,7 @@ function Plot({ name, list, questions }: { name: string; list: Point[]; question
         {list.map((p) => {
           const [cx, cy] = at(p);
           return (
-            <circle class={p.decision.open ? "open" : "closed"} cx={cx} cy={cy} r={4.5} onClick={() => goTo(p.turn)}>
+            <circle class={acted(p.decision) ? "open" : "closed"} cx={cx} cy={cy} r={4.5} onClick={() => goTo(p.turn)}>
               <title>{`${p.number}. ${p.question.slice(0, 80)}: ${stateOf(p.decision)}, ${reading(p.decision, p.kind).text}`}</title>
             </circle>
           );
@@ -118,7 +118,7 @@ function Figures({ name, list }: { name: string; list: Point[] }) {
                   </span>
                 </button>
               </th>
-              <td class={`state ${p.decision.open ? "open" : "closed"}`}>{stateOf(p.decision)}</td>
+              <td class={`state ${acted(p.decision) ? "open" : "closed"}`}>{stateOf(p.decision)}</td>
               <td>{p.kind === "always" ? "–" : number(p.decision.score)}</td>
               <td>{p.decision.open ? number(p.decision.strength) : "–"}</td>
             </tr>

@@ -5,7 +5,7 @@ import { type Decision, type Scope, send, ServerError } from "../api";
 import { decisionsOf } from "../check";
 import { draftOf } from "../chat/composer";
 import { messages } from "../chat";
-import { reading, stateOf } from "../gate";
+import { acted, kindsWords, reading, stateOf } from "../gate";
 import { Icon } from "../icons";
 import {
   followServer,
@@ -143,8 +143,9 @@ function Try({ chat }: { chat: Chat }) {
             {found.decisions?.map((d) => (
               <p class="row">
                 <span>{d.profile}</span>
-                <span class={`state ${d.open ? "open" : "closed"}`}>
+                <span class={`state ${acted(d) ? "open" : "closed"}`}>
                   {stateOf(d)}
+                  {d.action && d.kinds?.length ? `: ${kindsWords(d)}` : ""}
                   <span class="sr-only">, {reading(d, kinds()[d.profile]).text}</span>
                 </span>
               </p>
