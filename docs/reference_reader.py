@@ -49,7 +49,10 @@ class Profile:
             return {}
         x, logits, _, (start, stop) = attend(self, states)
         attention = softmax(logits[start:stop]).mean(axis=1)  # (stop - start,)
-        odds = attention @ x[start:stop] @ self.tensors["kinds.weight"] + self.tensors["kinds.bias"]
+        y = attention @ x[start:stop]
+        if "kinds.hidden.weight" in self.tensors:
+            y = np.maximum(y @ self.tensors["kinds.hidden.weight"] + self.tensors["kinds.hidden.bias"], 0)
+        odds = y @ self.tensors["kinds.weight"] + self.tensors["kinds.bias"]
         needed = self.keys["finesteer.kinds.slope"] * self.gate(states)[0] + self.keys["finesteer.kinds.offset"]
         return dict(zip(self.kind_names, 1 / (1 + np.exp(-needed)) / (1 + np.exp(-odds)), strict=True))
 

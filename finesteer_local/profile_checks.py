@@ -14,6 +14,7 @@ Array = NDArray[np.float32]
 
 KIND = re.compile(r"[a-z0-9][a-z0-9_]{0,63}")
 _MAX_KINDS = 256
+_MAX_HIDDEN = 4096
 _MAX_TEXT = 4096
 _MAX_EVERY = 64  # tokens
 _MAX_FIRST = 4096  # tokens
@@ -56,7 +57,14 @@ def check_kinds(kinds: Kinds, n_embd: int) -> None:
             "kinds.about",
             f"{kind.name}: action {kind.action!r} is none of {', '.join(ACTIONS)}",
         )
-    check_array("kinds.weight", kinds.weight, (n_embd, n_kinds))
+    n_inputs = n_embd
+    require((kinds.hidden_weight is None) == (kinds.hidden_bias is None), "kinds.hidden", "a half of it is missing")
+    if kinds.hidden_weight is not None and kinds.hidden_bias is not None:
+        n_inputs = kinds.hidden_weight.shape[-1] if kinds.hidden_weight.ndim else 0
+        require(1 <= n_inputs <= _MAX_HIDDEN, "kinds.hidden.weight", f"{n_inputs} hidden units are out of range")
+        check_array("kinds.hidden.weight", kinds.hidden_weight, (n_embd, n_inputs))
+        check_array("kinds.hidden.bias", kinds.hidden_bias, (n_inputs,))
+    check_array("kinds.weight", kinds.weight, (n_inputs, n_kinds))
     check_array("kinds.bias", kinds.bias, (n_kinds,))
     check_number("kinds.slope", kinds.slope, 0.0, 1e9)
     check_number("kinds.offset", kinds.offset, -1e9, 1e9)

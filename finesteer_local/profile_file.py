@@ -56,7 +56,13 @@ _EXPERT_TENSORS = (
     ("residual.{}.beta.2.weight", "output_weight"),
     ("residual.{}.beta.2.bias", "output_bias"),
 )
-_KINDS_TENSORS = ("weight", "bias")
+# Of the kinds, in the order of the fields of `Kinds`; the hidden layer may be missing.
+_KINDS_TENSORS = (
+    ("kinds.weight", "weight"),
+    ("kinds.bias", "bias"),
+    ("kinds.hidden.weight", "hidden_weight"),
+    ("kinds.hidden.bias", "hidden_bias"),
+)
 _KINDS_NUMBERS = ("slope", "offset")
 _ANSWER_COUNTS, _ANSWER_NUMBERS = ("layer", "first", "every"), ("bias", "decay", "threshold")
 # Tensors and float64 keys of each gate kind; both are also the gate's fields.
@@ -123,8 +129,9 @@ def write_profile(profile: Profile, path: Path) -> None:
             writer.add_array("finesteer.kinds.experts", [kind.expert for kind in profile.kinds.kinds])
         for name in _KINDS_NUMBERS:
             writer.add_float64(f"finesteer.kinds.{name}", getattr(profile.kinds, name))
-        for name in _KINDS_TENSORS:
-            writer.add_tensor(f"kinds.{name}", np.ascontiguousarray(getattr(profile.kinds, name)))
+        for name, attribute in _KINDS_TENSORS:
+            if (array := getattr(profile.kinds, attribute)) is not None:
+                writer.add_tensor(name, np.ascontiguousarray(array))
     if profile.answer_gate is not None:
         for name in _ANSWER_COUNTS:
             writer.add_uint32(f"finesteer.answer_gate.{name}", getattr(profile.answer_gate, name))
@@ -347,7 +354,9 @@ class _File:
 
     def kinds(self) -> Kinds:
         about = self.json_object("finesteer.kinds.about") if "finesteer.kinds.about" in self.fields else {}
-        arrays: dict[str, Any] = {name: self.tensor(f"kinds.{name}") for name in _KINDS_TENSORS}
+        deep = "kinds.hidden.weight" in self.tensors
+        there = _KINDS_TENSORS if deep else _KINDS_TENSORS[:2]
+        arrays: dict[str, Any] = {attribute: self.tensor(name) for name, attribute in there}
         arrays |= {name: self.number(f"finesteer.kinds.{name}") for name in _KINDS_NUMBERS}
         names, experts = self.texts("finesteer.kinds.names"), self.texts("finesteer.kinds.experts")
         if len(experts or names) != len(names):

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cli import error_of, good
 from finesteer_local import catalog
-from finesteer_local.profile import Profile
 from tiny import make_profile, write_tiny_model
 
 
@@ -45,40 +43,6 @@ def test_json(file: Path) -> None:
     (row,) = json.loads(good("profiles", "list", "--json").output)
     assert (row["name"], row["bundled"], row["problem"]) == ("loud", False, None)
     assert json.loads(good("profiles", "show", "loud", "--json").output)["name"] == "loud"
-
-
-def test_watch(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from finesteer_local.training import answer_gate, own_answers, watch
-    from finesteer_local.training.data import TrainingData
-    from test_own_answers import made
-
-    def load_recipe(name: str) -> TrainingData:
-        assert name == "some"
-        return made(30)
-
-    monkeypatch.setattr(own_answers, "TOKENS", 6)
-    monkeypatch.setattr(answer_gate, "LEAST", 8)
-    monkeypatch.setattr(watch, "load_recipe", load_recipe)
-    mine, reads = tmp_path / "mine.gguf", tmp_path / "reads.gguf"
-    make_profile(tiny, name="loud", training={"recipe": "some", "figures": {"gate": None}}).save(mine)
-    assert "does not say by which recipe" in error_of("profiles", "watch", _unknown(tiny, tmp_path), tiny)
-    told = good("profiles", "watch", mine, tiny, "--answers", "64", "-o", reads, "--threads", "1")
-    assert f"loud for {tiny.name} reads answers now." in told.stdout and "watching  opens on" in told.stdout
-    before, after = Profile.load(mine), Profile.load(reads)
-    assert before.answer_gate is None and after.answer_gate is not None
-    assert after.answer_gate.layer == before.gate_layer and after.layers == before.layers
-    assert after.training["figures"]["answer_gate"]["answers"] == 64
-    assert "exists; choose another name" in error_of("profiles", "watch", mine, tiny, "-o", reads)
-    monkeypatch.setattr(answer_gate, "LEAST", 1000)
-    assert "ask for more" in error_of("profiles", "watch", mine, tiny, "--answers", "64", "-o", reads, "--force")
-    monkeypatch.setattr(watch, "load_recipe", lambda name: replace(made(30), judge="margin"))
-    assert "not one of refusals" in error_of("profiles", "watch", mine, tiny, "--recipe", "brief")
-
-
-def _unknown(tiny: Path, folder: Path) -> Path:
-    path = folder / "unknown.gguf"
-    make_profile(tiny, name="unknown").save(path)
-    return path
 
 
 def test_one_name_for_several_models(file: Path, tiny: Path, tmp_path: Path) -> None:

@@ -35,8 +35,9 @@ def states(n: int = 20, seed: int = 1) -> np.ndarray:
     return (2 * np.random.default_rng(seed).standard_normal((n, N_EMBD))).astype(np.float32)
 
 
-def test_the_formula() -> None:
-    made = profile()
+@pytest.mark.parametrize("width", [0, 12])
+def test_the_formula(width: int) -> None:
+    made = profile(kinds=make_kinds(N_EMBD, np.random.default_rng(5), width=width))
     gate, kinds, x = made.gate, made.kinds, states()
     assert isinstance(gate, ContrastiveGate) and kinds is not None
     decision = made.decide(x)
@@ -46,6 +47,9 @@ def test_the_formula() -> None:
     assert stop - start == gate.window == 6  # a stretch, not the whole turn
     exponents = np.exp(z[start:stop] @ gate.query)
     pooled = (exponents / exponents.sum(axis=0)).mean(axis=1) @ z[start:stop]
+    if width:
+        assert kinds.hidden_weight is not None and kinds.hidden_weight.shape == (N_EMBD, width)
+        pooled = np.maximum(pooled @ kinds.hidden_weight + kinds.hidden_bias, 0)
     wanted = sigmoid(kinds.slope * decision.score + kinds.offset) * sigmoid(pooled @ kinds.weight + kinds.bias)
     assert dict(decision.kinds) == pytest.approx(dict(zip(kinds.names, wanted, strict=True)), rel=1e-4)
     found = [p for _, p in decision.kinds]
@@ -143,14 +147,16 @@ def test_a_kind_of_which_none_may_be_missed() -> None:
         acting(1.5, "refuse")
 
 
-def test_a_file_keeps_them(tmp_path: Path) -> None:
-    made = profile()
+@pytest.mark.parametrize("width", [0, 12])
+def test_a_file_keeps_them(tmp_path: Path, width: int) -> None:
+    made = profile(kinds=make_kinds(N_EMBD, np.random.default_rng(5), width=width))
     made.save(tmp_path / "p.gguf")
     read = Profile.load(tmp_path / "p.gguf")
     assert read.kinds is not None and made.kinds is not None
     assert read.kinds.kinds == made.kinds.kinds
     assert (read.kinds.slope, read.kinds.offset) == (made.kinds.slope, made.kinds.offset)
-    np.testing.assert_array_equal(read.kinds.weight, made.kinds.weight)
+    for field in ("weight", "bias", "hidden_weight", "hidden_bias"):
+        np.testing.assert_array_equal(getattr(read.kinds, field), getattr(made.kinds, field))
     assert read.decide(states()).kinds == made.decide(states()).kinds
 
 
@@ -164,6 +170,19 @@ def test_a_kind_without_words_has_stock_ones() -> None:
         ({"weight": np.zeros((N_EMBD, 2), np.float32)}, "kinds.weight"),
         ({"weight": np.full((N_EMBD, 3), np.nan, np.float32)}, "kinds.weight"),
         ({"bias": np.zeros(4, np.float32)}, "kinds.bias"),
+        ({"hidden_weight": np.zeros((N_EMBD, 12), np.float32)}, "kinds.hidden"),
+        (
+            {"hidden_weight": np.zeros((N_EMBD, 12), np.float32), "hidden_bias": np.zeros(12, np.float32)},
+            "kinds.weight",
+        ),
+        (
+            {"hidden_weight": np.zeros((4, N_EMBD), np.float32), "hidden_bias": np.zeros(16, np.float32)},
+            "kinds.hidden.weight",
+        ),
+        (
+            {"hidden_weight": np.zeros((N_EMBD, 0), np.float32), "hidden_bias": np.zeros(0, np.float32)},
+            "kinds.hidden.weight",
+        ),
         ({"slope": -1.0}, "kinds.slope"),
         ({"offset": float("inf")}, "kinds.offset"),
         ({"kinds": ()}, "kinds.names"),

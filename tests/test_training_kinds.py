@@ -93,7 +93,7 @@ def test_too_few_prompts(gate: ContrastiveGate) -> None:
 
 
 def test_neither_families_nor_requests_are_in_two_folds(gate: ContrastiveGate, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a fold's regressions learn from shares no family and no request with what they are tried on."""
+    """What a fold's head learns from shares no family and no request with what they are tried on."""
     states, prompts, _ = planted(300)
     prompts = [
         replace(p, family=f"family {i % 12}", form=WRAPPED, request=f"asks {i % 40}")
@@ -102,13 +102,13 @@ def test_neither_families_nor_requests_are_in_two_folds(gate: ContrastiveGate, m
         for i, p in enumerate(prompts)
     ]
     learnt: list[np.ndarray] = []
-    real = module._regressions
+    real = module._head
 
-    def watched(x: np.ndarray, belongs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def watched(x: np.ndarray, belongs: np.ndarray, seed: int) -> dict[str, np.ndarray]:
         learnt.append(x)
-        return real(x, belongs)
+        return real(x, belongs, seed)
 
-    monkeypatch.setattr(module, "_regressions", watched)
+    monkeypatch.setattr(module, "_head", watched)
     assert fit_kinds(gate, states, prompts, TABLE, slope=1.0, offset=0.0) is not None
     rows = {module._attended(gate, states[i]).tobytes(): prompts[i] for i in range(len(prompts))}
     assert len(learnt) == FOLDS + 1 and len(learnt[-1]) == len(prompts)

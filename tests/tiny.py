@@ -6,6 +6,7 @@ Greedy text from them is printable ASCII and never ends by itself: the output we
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -207,14 +208,20 @@ def make_gate(kind: str, n_embd: int, rng: np.random.Generator) -> Gate:
     return ContrastiveGate(mean, scale, query, value_weight, last_weight, bias=0.1, low=low, high=high, window=window)
 
 
-def make_kinds(n_embd: int, rng: np.random.Generator, *, names: Sequence[str] = ("fraud", "hate", "drugs")) -> Kinds:
-    """A random head that tells these kinds apart."""
+def make_kinds(
+    n_embd: int, rng: np.random.Generator, *, names: Sequence[str] = ("fraud", "hate", "drugs"), width: int = 0
+) -> Kinds:
+    """A random head that tells these kinds apart, with a hidden layer of `width` units."""
     kinds = tuple(
         Kind(name, f"what is {name}", (f"No {name} here.",), mlcommons=(f"{name} crimes",), openai=("illicit",))
         for name in names
     )
-    weight = (rng.standard_normal((n_embd, len(names))) / 4).astype(np.float32)
-    return Kinds(kinds, weight, rng.standard_normal(len(names)).astype(np.float32), slope=0.7, offset=0.2)
+    weight = (rng.standard_normal((width or n_embd, len(names))) / 4).astype(np.float32)
+    made = Kinds(kinds, weight, rng.standard_normal(len(names)).astype(np.float32), slope=0.7, offset=0.2)
+    if not width:
+        return made
+    hidden = rng.standard_normal((n_embd, width)).astype(np.float32), rng.standard_normal(width).astype(np.float32)
+    return replace(made, hidden_weight=hidden[0], hidden_bias=hidden[1])
 
 
 def make_answer_gate(n_embd: int, *, layer: int = 2, seed: int = 0, **changes: Any) -> AnswerGate:

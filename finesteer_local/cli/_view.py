@@ -216,6 +216,15 @@ def answer_gate_words(fit: Mapping[str, Any]) -> str:
     )
 
 
+def kinds_fit_words(fit: Mapping[str, Any]) -> str:
+    """What the figures of a profile's training say of its kinds."""
+    parts = ", ".join(f"{form} {share:.0%}" for form, share in fit["forms"].items())
+    return (
+        f"the right one is the likeliest for {fit['first']:.1%} of held-out prompts that need it ({parts}), "
+        f"among two for {fit['among_two']:.1%}"
+    )
+
+
 def gate_tokens(profile: Profile) -> str:
     """Which tokens the gate looks at."""
     if profile.gate.whole:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from finesteer_local import catalog
-from finesteer_local.cli import _profile_adapt, _profile_corrections, _profile_index, _profile_refit
+from finesteer_local.cli import _profile_adapt, _profile_corrections, _profile_index, _profile_parts, _profile_refit
 from finesteer_local.cli._options import json_option
 from finesteer_local.cli._output import echo_json
 from finesteer_local.errors import DownloadError, ProfileError, UnknownNameError
@@ -149,65 +149,6 @@ def _show(profile: Profile, n_bytes: int, digest: str) -> None:
             click.echo(f"  {name:<8} {value}", err=True)
 
 
-@command.command("watch")
-@click.argument("profile")
-@click.argument("model")
-@click.option("--recipe", metavar="NAME|DIR", help="Whose prompts the model answers.  [default: the profile's own]")
-@click.option("--answers", type=click.IntRange(1), help="From so many of the model's own answers.  [default: 1024]")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the profile here, not to your profiles.")
-@click.option("--force", is_flag=True, help="Replace the output file if it exists.")
-@click.option("--threads", type=click.IntRange(1), help="Threads.  [default: this machine's cores]")
-@click.option("--gpu-layers", type=click.IntRange(-1), default=-1, help="Layers on the GPU; -1 is all.  [default: -1]")
-def watch(
-    profile: str,
-    model: str,
-    recipe: str | None,
-    answers: int | None,
-    output: Path | None,
-    force: bool,
-    threads: int | None,
-    gpu_layers: int,
-) -> None:
-    """Teach a profile to read the answers, too: what its gate misses shows in the model's own words.
-
-    PROFILE is a name or a file; MODEL answers prompts of the recipe by itself, and a gate learns which of its answers
-    do what should not be done. No word of them is kept. Everything else of the profile stays as it is. An interrupted
-    run goes on where it stopped.
-    """
-    from finesteer_local import paths, training
-    from finesteer_local.cli import _progress
-    from finesteer_local.cli._open import fetch_model, find_profile, keep_profile, short_name
-    from finesteer_local.cli._view import answer_gate_words
-    from finesteer_local.errors import StorageError
-    from finesteer_local.identity import read_model_identity
-    from finesteer_local.profile import Profile
-
-    if output and output.exists() and not force:
-        raise StorageError(f"{output} exists; choose another name or add --force")
-    paths.check_writable(output or paths.profiles_dir() / "new.gguf")
-    training.require_extra()
-    from finesteer_local.training.watch import ANSWERS, watch_profile
-
-    path = fetch_model(model)
-    read = Profile.load(find_profile(profile, read_model_identity(path), model, path))
-    with _progress.stages() as report:
-        watching, fit = watch_profile(
-            path,
-            read,
-            recipe=recipe,
-            n_answers=answers or ANSWERS,
-            n_threads=threads,
-            progress=report,
-            n_gpu_layers=gpu_layers,
-        )
-    if output:
-        watching.save(output)
-    kept = output or keep_profile(watching)
-    click.echo(f"{watching.name} for {short_name(model)} reads answers now.")
-    click.echo(f"  profile   {kept}")
-    click.echo(f"  watching  {answer_gate_words(asdict(fit))}")
-
-
 @command.command("rm")
 @click.argument("name")
 @model_option
@@ -238,3 +179,4 @@ def _named(name: str, model: str | None) -> list[ProfileRef]:
 
 
 _profile_index.register(command)
+_profile_parts.register(command)

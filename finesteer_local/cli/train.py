@@ -183,7 +183,7 @@ _FORMS = {
 
 
 def _tell(profile: Profile, kept: Path, model: str, chat_with: str, reference: str) -> None:
-    from finesteer_local.cli._view import answer_gate_words, steering_words
+    from finesteer_local.cli._view import answer_gate_words, kinds_fit_words, steering_words
 
     figures = profile.training["figures"]
     answers = figures["answers"]
@@ -217,11 +217,7 @@ def _tell(profile: Profile, kept: Path, model: str, chat_with: str, reference: s
     elif profile.training.get("watched"):
         click.echo("  watching  no gate on the answers: too few of the model's own do what should not be done")
     if kinds := figures.get("kinds"):
-        parts = ", ".join(f"{form} {share:.0%}" for form, share in kinds["forms"].items())
-        click.echo(
-            f"  kinds     the right one is the likeliest for {kinds['first']:.1%} of held-out prompts that need it "
-            f"({parts}), among two for {kinds['among_two']:.1%}"
-        )
+        click.echo(f"  kinds     {kinds_fit_words(kinds)}")
     facts = profile.training
     n_read, n_prompts = facts.get("prompts_for_gate", 0), facts.get("pairs", 0) + facts.get("contrast_prompts", 0)
     if facts.get("minutes") and 0 < n_read < n_prompts:

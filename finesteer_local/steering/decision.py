@@ -128,7 +128,7 @@ def decide(
     """
     if not (np.isfinite(h).all() and np.isfinite(summary).all()):
         raise SteeringError(f"profile {profile!r}: the model's hidden state is not finite; the answer would be unsafe")
-    n_columns = summary.shape[1] - (len(kinds.kinds) if kinds else 0)
+    n_columns = summary.shape[1] - (len(h) if kinds else 0)
     of_gate, of_kinds = summary[:, :n_columns], summary[:, n_columns:]
     score = gate.score(h, of_gate)
     if not np.isfinite(score):

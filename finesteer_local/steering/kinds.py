@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,16 +59,19 @@ class Kinds:
     Where `z_t` are the gate's standardised states, T the tokens in which the gate finds most and `s` its score:
 
         x   = sum_{t in T} w_t z_t,  w_t the mean of softmax_T(q_k'z_t) over the gate's heads
-        p_j = sigmoid(slope s + offset) sigmoid(a_j'x + b_j)
+        y   = max(0, V'x + c), or x without a hidden layer
+        p_j = sigmoid(slope s + offset) sigmoid(a_j'y + b_j)
 
     The first factor is how likely the request needs intervention at all, the second how likely such a one is of kind j.
     """
 
     kinds: tuple[Kind, ...]  # C of them
-    weight: Array  # a, (n_embd, C)
+    weight: Array  # a, (H, C); H is n_embd without a hidden layer
     bias: Array  # b, (C,)
     slope: float
     offset: float
+    hidden_weight: Array | None = None  # V, (n_embd, H)
+    hidden_bias: Array | None = None  # c, (H,)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -95,10 +99,18 @@ class Kinds:
         return found
 
     def summary(self, gate: ContrastiveGate, states: Array) -> Array:
-        """What is kept of hidden states (n, n_embd) beside the gate's own summary: one row a token, (n, C)."""
-        weight = np.ascontiguousarray(self.weight.T)
-        kept: Array = np.einsum("nd,kd->nk", gate.standardised(states), weight)  # see `ContrastiveGate.summary`
-        return kept
+        """What is kept of hidden states (n, n_embd) beside the gate's own summary: one row a token, (n, n_embd).
+
+        All of them, since where the gate finds most is known when the turn has been read.
+        """
+        return gate.standardised(states)
+
+    def logits(self, x: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+        """`a_j'y + b_j` of attended states (.., n_embd): (.., C)."""
+        y = np.asarray(x, np.float64)
+        if self.hidden_weight is not None and self.hidden_bias is not None:
+            y = np.maximum(y @ self.hidden_weight + self.hidden_bias, 0.0)
+        return np.asarray(y @ self.weight + self.bias, np.float64)
 
     def probabilities(self, gate: ContrastiveGate, gate_summary: Array, summary: Array, score: float) -> Probabilities:
         """How likely each kind is, likeliest first.
@@ -108,9 +120,8 @@ class Kinds:
             score: the gate's.
         """
         start, stop, weights = gate.attention(gate_summary)
-        logits = weights @ summary[start:stop] + self.bias
         needed = sigmoid(np.float64(self.slope * score + self.offset))
-        found = needed * sigmoid(logits.astype(np.float64))
+        found = needed * sigmoid(self.logits(weights @ summary[start:stop]))
         return tuple((self.kinds[i].name, float(found[i])) for i in np.argsort(-found, kind="stable"))
 
 

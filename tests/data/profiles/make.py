@@ -43,17 +43,19 @@ def main() -> None:
             make_gate("selective", N_EMBD, np.random.default_rng(1)), window=8, low=2.5, high=3.5
         ),
         "kinds": replace(make_gate("selective", N_EMBD, np.random.default_rng(2)), window=8, low=0.5, high=1.5),
+        "kinds_hidden": replace(make_gate("selective", N_EMBD, np.random.default_rng(5)), window=8, low=0.5, high=1.5),
     }
     lengths = (1, 64, 65, 128, 512, 9000)
-    sizes = dict.fromkeys(("contrastive_window", "kinds"), (3, 8, 9, 21, 40, 70))
+    sizes = dict.fromkeys(("contrastive_window", "kinds", "kinds_hidden"), (3, 8, 9, 21, 40, 70))
     cases = []
     for name, gate in gates.items():
         rank = 0 if name == "always" else 2
         experts = {layer: make_experts(N_EMBD, rng, rank=rank, width=8 if rank else 0) for layer in (2, 4)}
         decay = 0.3 if name == "length_decay" else 0.0
         profile = Profile("vectors", model, gate, 1, experts, strength=0.75, scope="turn", length_decay=decay)
-        if name == "kinds":
-            profile = replace(profile, kinds=make_kinds(N_EMBD, np.random.default_rng(3)))
+        if name.startswith("kinds"):
+            width = 12 if name == "kinds_hidden" else 0
+            profile = replace(profile, kinds=make_kinds(N_EMBD, np.random.default_rng(3), width=width))
         profile.save(HERE / f"{name}.gguf")
         prompts = []
         for n_states, n_tokens in zip(sizes.get(name, (1, 2, 3, 7, 7, 7)), lengths, strict=True):
