@@ -53,6 +53,7 @@ def test_watch(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(own_answers, "TOKENS", 6)
     monkeypatch.setattr(answer_gate, "LEAST", 8)
+    monkeypatch.setattr(answer_gate, "USEFUL", 0.0)  # a random model's answers show nothing
     recipes(monkeypatch, made(30))
     mine, reads = saved(tiny, tmp_path / "mine.gguf"), tmp_path / "reads.gguf"
     assert "does not say by which recipe" in error_of("profiles", "watch", _unknown(tiny, tmp_path), tiny)
@@ -63,6 +64,9 @@ def test_watch(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert after.answer_gate.layer == before.gate_layer and after.layers == before.layers
     assert after.training["figures"]["answer_gate"]["answers"] == 64
     assert "exists; choose another name" in error_of("profiles", "watch", mine, tiny, "-o", reads)
+    monkeypatch.setattr(answer_gate, "USEFUL", 1.1)
+    useless = error_of("profiles", "watch", mine, tiny, "--answers", "64", "-o", tmp_path / "other.gguf")
+    assert "do not show what was asked for" in useless and not (tmp_path / "other.gguf").exists()
     monkeypatch.setattr(answer_gate, "LEAST", 1000)
     assert "ask for more" in error_of("profiles", "watch", mine, tiny, "--answers", "64", "-o", reads, "--force")
     monkeypatch.setattr(parts, "load_recipe", lambda name: replace(made(30), judge="margin"))

@@ -18,7 +18,7 @@ from finesteer_local.errors import MissingExtraError
 from finesteer_local.identity import read_model_identity
 from finesteer_local.profile import Profile
 from finesteer_local.training import train as module
-from tiny import make_profile
+from tiny import make_answer_gate, make_profile
 
 N, N_CONTRAST = 26, 12
 FIGURES = {
@@ -148,6 +148,21 @@ def test_what_is_said(tiny: Path, asked: list[dict[str, Any]]) -> None:
     assert "  gate      always open" in good("train", tiny, "--gate", "always").stdout
 
 
+def test_a_profile_of_each_recipe_in_the_time_of_all(tiny: Path, asked: list[dict[str, Any]], tmp_path: Path) -> None:
+    both = ("--recipe", "safety", "--recipe", "truthful")
+    said = good("train", tiny, *both, "--minutes", "6").stdout
+    assert [(each["recipe"], each["minutes"]) for each in asked] == [("safety", 3.0), ("truthful", 3.0)]
+    assert "Trained safety for" in said and "Trained truthful for" in said
+    assert {ref.name for ref in catalog.available_profiles(read_model_identity(tiny).fingerprint)} == {
+        "safety",
+        "truthful",
+    }
+    for more in (("-o", tmp_path / "out.gguf"), ("--name", "mine")):
+        assert call("train", tiny, *both, *more).exit_code == 2
+    assert call("train", tiny, *both, "--behaviour", "answers briefly").exit_code == 2
+    assert len(asked) == 2
+
+
 def test_how_to_go_on_where_time_was_short(tiny: Path, asked: list[dict[str, Any]], monkeypatch) -> None:
     train = training.train_profile
 
@@ -162,26 +177,39 @@ def test_how_to_go_on_where_time_was_short(tiny: Path, asked: list[dict[str, Any
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "has_gate", "said"),
     [
-        ({"watched": None}, None),  # a recipe that needs none
-        ({"watched": 0, "minutes": 2.0}, "there was no time to ask for enough; try --minutes 6"),
-        ({"watched": 300}, "too few of the model's own do what should not be done"),
+        ({"watched": None}, False, None),  # a recipe that needs none
+        ({"watched": 0, "minutes": 2.0}, False, "there was no time to ask for enough; try --minutes 6"),
+        ({"watched": 300}, False, "too few of the model's own do what should not be done"),
+        (
+            {"watched": 300, "figures": {**FIGURES, "answer_gate": {**WATCHING, "recall": 0.031}}},
+            False,
+            "no gate on the answers, which do not show enough: it opens on 3.1% of held-out answers that do what "
+            "should not be done, after 14 tokens in the median, on 0.5% of those to harmless prompts (1,024 answers)",
+        ),
         (
             {"watched": 300, "figures": {**FIGURES, "answer_gate": WATCHING}},
+            True,
             "opens on 81.2% of held-out answers that do what should not be done, after 14 tokens in the median, "
             "on 0.5% of those to harmless prompts (1,024 answers)",
         ),
     ],
 )
 def test_what_is_said_of_the_gate_on_the_answers(
-    tiny: Path, asked: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, more: dict[str, Any], said: str | None
+    tiny: Path,
+    asked: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    more: dict[str, Any],
+    has_gate: bool,
+    said: str | None,
 ) -> None:
     train = training.train_profile
 
     def trained(*args: Any, **options: Any) -> Profile:
         profile = train(*args, **options)
-        return replace(profile, training={**profile.training, **more})
+        answer_gate = make_answer_gate(profile.model.n_embd) if has_gate else None
+        return replace(profile, answer_gate=answer_gate, training={**profile.training, **more})
 
     monkeypatch.setattr(training, "train_profile", trained)
     [*lines] = [line for line in good("train", tiny).stdout.splitlines() if line.startswith("  watching  ")]

@@ -377,6 +377,7 @@ def test_the_gate_learns_from_as_many_prompts_as_the_quality_says(tiny: Path, mo
 
 def test_recipes_of_refusals_get_a_gate_on_the_answers(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answer_gate, "LEAST", 16)
+    monkeypatch.setattr(answer_gate, "USEFUL", 0.0)  # a random model's answers show nothing
     stages: list[str] = []
     llama = open_model(tiny, n_threads=1)
     settings = TrainingSettings(quality="quick", optimise=False, watch=True)
@@ -387,6 +388,9 @@ def test_recipes_of_refusals_get_a_gate_on_the_answers(tiny: Path, monkeypatch: 
     assert fit["complied"] >= 16 and fit["answers"] >= 2 * 16
     without = train(llama, refusing(), replace(settings, watch=False))
     assert without.answer_gate is None and "answer_gate" not in without.training["figures"]
+    monkeypatch.setattr(answer_gate, "USEFUL", 1.1)
+    useless = train(llama, refusing(), settings)
+    assert useless.answer_gate is None and useless.training["figures"]["answer_gate"]["recall"] < 1.1
     monkeypatch.setattr(answer_gate, "LEAST", 1000)  # answers that all comply, or none that does, teach nothing
     assert train(llama, refusing(), settings).answer_gate is None
 

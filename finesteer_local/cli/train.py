@@ -28,8 +28,11 @@ if TYPE_CHECKING:
 @model_argument
 @click.option(
     "--recipe",
+    "recipes",
+    multiple=True,
     metavar="NAME|DIR",
-    help="Named training data, or a folder with a recipe.json.  [default: safety, unless --data is given]",
+    help="Named training data, or a folder with a recipe.json; repeatable, for a profile of each.  "
+    "[default: safety, unless --data is given]",
 )
 @click.option(
     "--data",
@@ -59,7 +62,8 @@ if TYPE_CHECKING:
 @click.option(
     "--minutes",
     type=click.FloatRange(0, min_open=True),
-    help="How long training may take: it does what fits, and a longer run goes on from a shorter one.  "
+    help="How long training may take, all recipes together: it does what fits, and a longer run goes on from a shorter "
+    "one.  "
     f"[default: {training.DEFAULT_MINUTES:g}]",
 )
 @click.option(
@@ -102,7 +106,7 @@ if TYPE_CHECKING:
 @rpc_option
 def command(
     model: str,
-    recipe: str | None,
+    recipes: tuple[str, ...],
     data: Path | None,
     contrast: Path | None,
     behaviour: str | None,
@@ -123,7 +127,7 @@ def command(
     The model's own file is all that is needed. An interrupted run goes on where it stopped when the same command is
     given again.
     """
-    if sum(map(bool, (recipe, data, behaviour is not None))) > 1:
+    if sum(map(bool, (recipes, data, behaviour is not None))) > 1:
         raise click.UsageError("--recipe, --data and --behaviour exclude each other")
     if behaviour is not None and backend == "transformers":
         raise click.UsageError("--behaviour goes with llama.cpp, not with --backend transformers")
@@ -137,8 +141,10 @@ def command(
         raise click.UsageError("--gguf goes with --backend transformers")
     if rpc and backend == "transformers":
         raise click.UsageError("--rpc goes with llama.cpp, not with --backend transformers")
-    if minutes:
-        settings["minutes"] = minutes
+    if len(recipes) > 1 and (output or settings["name"]):
+        raise click.UsageError("with several --recipe every profile is named by its own; leave --output and --name out")
+    if minutes or len(recipes) > 1:
+        settings["minutes"] = (minutes or training.DEFAULT_MINUTES) / max(len(recipes), 1)
     check_new_profile(output, force)
     training.require_extra()
     path = Path(model) if backend == "transformers" else fetch_model(model)
@@ -151,27 +157,28 @@ def command(
         material = _behaviour.written_material(path, behaviour, settings["name"], settings["seed"], yes, opened)
         if not material.near_misses:
             settings["gate"] = "always"
-    with _progress.stages() as report:
-        profile = training.train_profile(
-            path,
-            recipe=recipe or (None if data or material else "safety"),
-            data=material.data(settings["name"]) if material else data,
-            contrast=contrast,
-            quality=quality,
-            progress=report,
-            backend=backend,
-            gguf=gguf,
-            **opened,
-            **settings,
-        )
-    found = None
-    if material:
-        profile, found = _behaviour.shown(path, profile, material, opened)
-    kept = keep_profile(profile, output)
-    chat_with = str(gguf or "MODEL.gguf") if backend == "transformers" else model
-    _tell(profile, kept, model, chat_with, str(output or profile.name))
-    if found:
-        _behaviour.tell(found)
+    for recipe in recipes or (None if data or material else "safety",):
+        with _progress.stages() as report:
+            profile = training.train_profile(
+                path,
+                recipe=recipe,
+                data=material.data(settings["name"]) if material else data,
+                contrast=contrast,
+                quality=quality,
+                progress=report,
+                backend=backend,
+                gguf=gguf,
+                **opened,
+                **settings,
+            )
+        found = None
+        if material:
+            profile, found = _behaviour.shown(path, profile, material, opened)
+        kept = keep_profile(profile, output)
+        chat_with = str(gguf or "MODEL.gguf") if backend == "transformers" else model
+        _tell(profile, kept, model, chat_with, str(output or profile.name))
+        if found:
+            _behaviour.tell(found)
 
 
 _FORMS = {
@@ -209,8 +216,10 @@ def _tell(profile: Profile, kept: Path, model: str, chat_with: str, reference: s
             click.echo(f"  {form:9} opens {told}: {_FORMS[form]}")
     else:
         click.echo("  gate      always open")
-    if fit := figures.get("answer_gate"):
+    if (fit := figures.get("answer_gate")) and profile.answer_gate is not None:
         click.echo(f"  watching  {answer_gate_words(fit)}")
+    elif fit:
+        click.echo(f"  watching  no gate on the answers, which do not show enough: it {answer_gate_words(fit)}")
     elif profile.training.get("watched") == 0:
         longer = f"{3 * profile.training['minutes']:g}"
         click.echo(f"  watching  no gate on the answers: there was no time to ask for enough; try --minutes {longer}")

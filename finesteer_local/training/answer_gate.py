@@ -34,6 +34,8 @@ WHOLE = 400
 TAIL = 0.1
 """Share of the ordinary answers, those with the highest scores, from which the chance of higher ones is told."""
 SOON = 32
+USEFUL = 0.1
+"""A gate that opens on less than this share of what it should open on is not worth reading every token for."""
 _STEPS, _TOLERANCE = 300, 1e-3
 
 
@@ -49,6 +51,11 @@ class AnswerGateFit:
     tokens: float | None  # median, of the answers on which it opens, after which it does
     refusals: float | None  # share of answers that decline, of prompts that need intervention, on which it opens
     openings: float  # share of answers to harmless prompts on which it opens
+
+    @property
+    def useful(self) -> bool:
+        """Whether the gate catches enough to be part of a profile."""
+        return self.recall >= USEFUL
 
 
 def learn_answer_gate(

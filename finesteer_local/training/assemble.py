@@ -56,11 +56,13 @@ def assemble(
     Args:
         n_prompts: from which the gate was learnt.
         told: the kinds, and how well they are told.
-        watched: the gate that reads the answers, and how well it tells them apart.
+        watched: the gate that reads the answers, and how well it tells them apart; left out where it is of no use.
     """
     settings = run.settings
     kinds, kinds_fit = told or (None, None)
     answer_gate, answer_fit = watched or (None, None)
+    if answer_fit is not None and not answer_fit.useful:
+        answer_gate = None
     return replace(
         blank_profile(run),
         gate=gate,

@@ -45,7 +45,8 @@ def watch_profile(
         recipe: whose prompts the model answers; None: that by which the profile was trained.
 
     Raises:
-        DataError: the recipe has no harmless prompts, is not one of refusals, or the model complies too rarely.
+        DataError: the recipe has no harmless prompts, is not one of refusals, or the model complies too rarely; or its
+            answers do not show what was asked for, so that the gate would be of no use.
         ModelError, ProfileMismatchError, SteeringError: the model cannot be opened, read, or is another one.
     """
     data = recipe_of(profile, recipe)
@@ -64,6 +65,11 @@ def watch_profile(
             f"fewer than {LEAST} of {n_answers} answers do what should not be done, or leave it; ask for more"
         )
     gate, fit = found
+    if not fit.useful:
+        raise DataError(
+            "this model's answers do not show what was asked for: a gate that leaves ordinary ones alone would open on "
+            f"{fit.recall:.1%} of {fit.complied:,} that it should open on; the profile stays as it is (docs/watch.md)"
+        )
     return with_answer_gate(profile, gate, fit), fit
 
 
