@@ -42,6 +42,14 @@ def test_too_little_time_is_what_is_quickest() -> None:
     assert fitting(0.01, PACE, learns=True, judge="refusal") == replace(EFFORTS["quick"], prompts=None, watched=0)
 
 
+def test_the_least_is_a_gate_from_few_prompts() -> None:
+    plan = fitting(0.01, PACE, learns=True, judge="refusal")
+    first = SETTING_UP + PACE.first_part(plan, learns=True, judge="refusal")
+    for n, read in ((300, 300), (70_000, module.MIN_PROMPTS)):
+        seconds = module.least_seconds(plan, PACE, n, learns=True, judge="refusal")
+        assert seconds == pytest.approx(first + PACE.gate(read))
+
+
 def test_seconds_add_up() -> None:
     for learns, work in ((True, EFFORTS["standard"].lessons * 0.5), (False, 160 * 0.2 * module._PAIR)):
         name = "refusal, learnt" if learns else "refusal"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -226,6 +227,14 @@ def test_a_finished_run_is_not_done_again(tiny: Path, data: Path, contrast: Path
     assert not {"measuring this machine", "asking the model"} & {at for at, _ in steps}
     assert [done for at, done in steps if at == "reading prompts"] == [N + N_CONTRAST]
     same(again, whole)
+
+
+def test_who_gives_too_few_minutes_is_told(
+    tiny: Path, data: Path, contrast: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(tiny, data, contrast, minutes=0.01)
+    [told] = [record.getMessage() for record in caplog.records if record.name == "finesteer_local"]
+    assert re.fullmatch(r"with this model, training takes \d+\.\d minutes here at the least", told)
 
 
 def test_a_longer_run_goes_on_from_a_shorter_one(

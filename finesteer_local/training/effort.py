@@ -172,6 +172,12 @@ def fitting(minutes: float, pace: Pace, *, learns: bool, judge: str) -> Effort:
     return replace(fits[-1] if fits else EFFORTS["quick"], prompts=None, watched=watched)
 
 
+def least_seconds(effort: Effort, pace: Pace, n_prompts: int, *, learns: bool, judge: str) -> float:
+    """Seconds that this takes with no more of the recipe's `n_prompts` than a gate needs."""
+    first = SETTING_UP + pace.first_part(effort, learns=learns, judge=judge) + pace.answers_gate(effort.watched)
+    return first + pace.gate(min(n_prompts, MIN_PROMPTS))
+
+
 def portions(
     items: Sequence[_Item], size: int, deadline: Deadline, *, least: int, later: float = 0.0
 ) -> Iterator[tuple[int, Sequence[_Item]]]:

@@ -13,7 +13,7 @@ from finesteer_local.errors import ModelError
 from finesteer_local.runtime.expand import open_fast
 from finesteer_local.runtime.trainable import TrainableModel
 from finesteer_local.training import DEFAULT_MINUTES
-from finesteer_local.training.effort import EFFORTS, MIN_PROMPTS, SETTING_UP, Pace, fitting
+from finesteer_local.training.effort import EFFORTS, MIN_PROMPTS, Pace, fitting, least_seconds
 from finesteer_local.training.layers import candidate_layers
 from finesteer_local.training.model_data import ModelData
 from finesteer_local.training.recipes import load_recipe
@@ -49,12 +49,10 @@ def estimate_seconds(
         model_data, watching = ModelData(llama, data, Path(folder)), watches(data, TrainingSettings())
         pace = Pace.measured(model_data, data, layer, weights, watches=watching)
     effort = EFFORTS[quality] if quality else fitting(minutes, pace, learns=learns, judge=data.judge)
-    first = SETTING_UP + pace.first_part(effort, learns=learns, judge=data.judge)
-    first += pace.answers_gate(effort.watched)
     n_prompts = len(data.positive) + len(data.contrast)
-    whole = first + pace.gate(min(n_prompts, effort.prompts or n_prompts))
     # The gate's share is cut to the time that is left, but not below what it needs.
-    least = first + pace.gate(min(n_prompts, MIN_PROMPTS))
+    least = least_seconds(effort, pace, n_prompts, learns=learns, judge=data.judge)
+    whole = least + pace.gate(min(n_prompts, effort.prompts or n_prompts)) - pace.gate(min(n_prompts, MIN_PROMPTS))
     return whole if quality else max(min(whole, minutes * 60), least)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +13,7 @@ from finesteer_local import paths
 from finesteer_local.errors import DataError, ModelError
 from finesteer_local.runtime.trainable import TrainableModel
 from finesteer_local.training.data import PAGE, Prompt, TrainingData
-from finesteer_local.training.effort import EFFORTS, Deadline, Effort, Pace, fitting
+from finesteer_local.training.effort import EFFORTS, Deadline, Effort, Pace, fitting, least_seconds
 from finesteer_local.training.layers import candidate_layers
 from finesteer_local.training.model_data import ModelData, run_folder
 from finesteer_local.training.pairs import DELTA_TOKENS, MAX_PAIRS
@@ -20,9 +21,13 @@ from finesteer_local.training.progress import Progress
 from finesteer_local.training.settings import TrainingSettings
 from finesteer_local.training.weights import learns_by_itself, weights_of
 
+log = logging.getLogger("finesteer_local")
+
 PLANS = "plans.json"
 """In the folder of all runs of these settings: by the minutes that were given, what was found to fit into them. A run
 that goes on does what it set out to do."""
+LATE = 1.15
+"""Of the minutes that were given: who gave so much too few is told."""
 VECTORS = "vectors.npz"
 """In the run's folder: what was learnt through the model, which takes minutes (learn.py)."""
 
@@ -140,6 +145,10 @@ def _planned(
         pace = Pace.measured(model_data, data, layer, weights, watches=watching)
         model_data.progress("measuring this machine", 1, 1)
         effort = fitting(settings.minutes, pace, learns=learns, judge=data.judge)
+        n_prompts = len(data.positive) + len(data.contrast) if settings.gated else 0
+        needed = least_seconds(effort, pace, n_prompts, learns=learns, judge=data.judge) / 60
+        if needed > LATE * settings.minutes:
+            log.warning("with this model, training takes %.1f minutes here at the least", needed)
         known[key] = [effort.share, effort.lessons, effort.answers, effort.watched]
         with paths.atomic_write(file) as temporary:
             temporary.write_text(json.dumps(known), encoding="utf-8")
