@@ -16,6 +16,7 @@ from finesteer_local.steering import Experts
 from finesteer_local.training import model_data
 from finesteer_local.training import trials as judging
 from finesteer_local.training.data import Pair, Prompt
+from finesteer_local.training.effort import NO_DEADLINE, Deadline
 from finesteer_local.training.model_data import WholeAnswer
 from finesteer_local.training.search import SEARCHES, Setting, Trial, as_rows
 from finesteer_local.training.trials import ANSWERS, BLOCK, TEMPERATURE, WHOLE_TOKENS, Trials
@@ -152,6 +153,7 @@ def tuned(
     prompts: list[Prompt] | None = None,
     learnt: bool = False,
     keep: bool = False,
+    deadline: Deadline = NO_DEADLINE,
 ) -> tuple[Trial, list[Trial]]:
     rng = np.random.default_rng(0)
     experts = {layer: make_experts(64, rng) for layer in layers}
@@ -167,6 +169,7 @@ def tuned(
         learnt=learnt,
         folder=folder,
         keep=keep,
+        deadline=deadline,
         progress=lambda *step: steps.append(step),
     )
     assert {stage for stage, _, _ in steps} == {"tuning"}
@@ -194,6 +197,19 @@ def test_answers_are_generated_at_the_two_layers_with_the_best_margins(blank: Pr
     assert {trial.strength for trial in trials[:3]} == {FIRST_STRENGTH}
     assert chosen.layers == (7,) and {trial.layers for trial in trials[1:]} == {(7,)}
     assert chosen in trials
+
+
+def test_nothing_more_is_tried_when_time_is_up(blank: Profile, tmp_path: Path) -> None:
+    def quality(layer: int, strength: float, scope: str) -> tuple[float, float]:
+        return (1.0 if layer == 7 else 0.5, 1.0)
+
+    chosen, trials = tuned(llama(quality), blank, tmp_path / "late", deadline=Deadline(0.0))
+    assert trials == [chosen] and chosen.layers == (5,)  # the best margin
+    everything = [
+        tuned(llama(quality), blank, tmp_path / f"{i}", deadline=d)
+        for i, d in enumerate((Deadline(None), Deadline(3600)))
+    ]
+    assert everything[0] == everything[1] and len(everything[0][1]) > 4
 
 
 def test_the_better_scope_is_kept(blank: Profile, tmp_path: Path) -> None:

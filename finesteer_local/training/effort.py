@@ -32,6 +32,8 @@ FIT_SECONDS = 7e-3
 """That fitting a gate and the kinds takes for each prompt, beside reading it."""
 _FIRST_PART = 0.5
 """At most this share of the time goes into what steers; the gate decides on everything else."""
+TUNING_PART = 1 / 3
+"""So much of the time tuning has in any case, also where learning has left less."""
 LAST_PART = 0.2
 """And this share, at most, into the answers' gate, where there is to be one."""
 _ASKED = 16  # answers that tell how fast the model writes
@@ -217,3 +219,6 @@ class Deadline:
     def sooner(self, seconds: float) -> Deadline:
         """The same, so many seconds before it."""
         return Deadline(None if self._end is None else self.left - seconds)
+
+
+NO_DEADLINE = Deadline(None)

@@ -18,7 +18,7 @@ from finesteer_local.steering import AlwaysGate, AnswerGate, Gate
 from finesteer_local.training.answer_gate import AnswerGateFit, learn_answer_gate
 from finesteer_local.training.assemble import assemble, blank_profile
 from finesteer_local.training.data import Prompt, TrainingData, spread
-from finesteer_local.training.effort import LAST_PART
+from finesteer_local.training.effort import LAST_PART, TUNING_PART, Deadline
 from finesteer_local.training.gate_data import GateData, read_for_gate
 from finesteer_local.training.gates import GateFit, fit_contrastive_gate, fit_subspace_gate
 from finesteer_local.training.kinds import train_kinds
@@ -73,9 +73,16 @@ def _tune(run: Run, learnt: Learnt) -> tuple[Trial, list[Trial]]:
         n_answers=run.effort.answers,
         expert=run.data.expert,
         keep=run.settings.keep,
+        deadline=_tuned_by(run),
     )
     run.llama.set_profiles([])
     return found
+
+
+def _tuned_by(run: Run) -> Deadline:
+    """Until when settings are tried."""
+    minutes = run.settings.minutes
+    return Deadline(None if run.settings.quality else max(run.deadline.left, minutes * 60 * TUNING_PART))
 
 
 def _asked(run: Run, learnt: Learnt) -> list[Prompt]:

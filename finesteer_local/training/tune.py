@@ -13,6 +13,7 @@ from finesteer_local.profile import Profile
 from finesteer_local.runtime.trainable import TrainableModel
 from finesteer_local.steering import Experts
 from finesteer_local.training.data import Pair, Prompt
+from finesteer_local.training.effort import NO_DEADLINE, Deadline
 from finesteer_local.training.progress import Progress
 from finesteer_local.training.search import LONG, Setting, Trial
 from finesteer_local.training.trials import ANSWERS, Trials
@@ -36,6 +37,7 @@ def tune(
     n_answers: int = ANSWERS,
     expert: Callable[[Prompt], str] = lambda prompt: "",
     keep: bool = False,
+    deadline: Deadline = NO_DEADLINE,
 ) -> tuple[Trial, list[Trial]]:
     """Choose layers, strength, scope, answer strength and length decay with the gate held open.
 
@@ -51,6 +53,7 @@ def tune(
         n_answers: of a trial, at most.
         expert: the name of a prompt's expert, where these go by kind.
         keep: an interruption ends the tuning with the best so far, once anything was tried.
+        deadline: nothing more is tried after it, once anything was.
 
     Returns:
         The chosen trial and all trials.
@@ -60,18 +63,21 @@ def tune(
     trials.calibrate(own)
     chosen: Trial | None = None
     try:
-        chosen = _best_layers(trials, contenders)
+        chosen = _best_layers(trials, contenders, deadline)
         for better in (_best_scope, _best_strength, _best_answer_strength, _best_length_decay):
-            chosen = better(trials, chosen)
+            if deadline.left > 0:
+                chosen = better(trials, chosen)
     except KeyboardInterrupt:
         if not keep or chosen is None:
             raise
     return chosen, trials.made
 
 
-def _best_layers(trials: Trials, contenders: Sequence[Setting]) -> Trial:
+def _best_layers(trials: Trials, contenders: Sequence[Setting], deadline: Deadline) -> Trial:
     tried: list[Trial] = []
     for setting in contenders:
+        if tried and deadline.left <= 0:
+            break
         tried.append(trials.trial(setting, rivals=tried))
     return _first_of_the_best(tried, trials.search.tolerance)
 
