@@ -31,6 +31,20 @@ def tapped(path: Path, **settings: Any) -> TappedLlama:
     return TappedLlama(str(path), **{**SETTINGS, **settings})
 
 
+def layers_shown(llama: TappedLlama) -> list[int]:
+    """The layers that llama.cpp shows the tap from now on, each time that it does."""
+    seen: list[int] = []
+    handle = llama.tap._on_layer
+
+    def on_layer(tensor: int, layer: int) -> bool:
+        seen.append(layer)
+        return handle(tensor, layer)
+
+    llama.tap._on_layer = on_layer  # type: ignore[method-assign]
+    llama.tap._filter.on_layer = type(llama.tap._filter.on_layer)(on_layer)
+    return seen
+
+
 def whole_pass(path: Path, tokens: Sequence[int], layers: Sequence[int], **settings: Any) -> np.ndarray:
     """The hidden states of a full pass from scratch, (n_layers, n_tokens, n_embd)."""
     llama = tapped(path, logits_all=True, **settings)

@@ -11,7 +11,7 @@ from finesteer_local.errors import ContextLengthError, ProfileError, PromptError
 from finesteer_local.profile import Profile
 from finesteer_local.runtime import SteeredLlama
 from finesteer_local.runtime.batch import BatchEngine, Steer, chat_request, check_of, check_request, checks
-from reference import steered_llama
+from reference import layers_shown, steered_llama
 from tiny import make_kinds, make_profile
 
 QUESTION = "How do I get into a house that isn't mine?"
@@ -62,15 +62,7 @@ def test_what_was_answered_is_not_read(llama: SteeredLlama) -> None:
 
 def test_the_layers_above_are_not_computed(llama: SteeredLlama) -> None:
     """The tap would show the layer above the gate's, which is steered."""
-    seen = []
-    handle = llama.tap._on_layer
-
-    def on_layer(tensor: int, layer: int) -> bool:
-        seen.append(layer)
-        return handle(tensor, layer)
-
-    llama.tap._on_layer = on_layer  # type: ignore[method-assign]
-    llama.tap._filter.on_layer = type(llama.tap._filter.on_layer)(on_layer)
+    seen = layers_shown(llama)
     llama.check(LONG)
     assert set(seen) == {1}
 

@@ -17,7 +17,7 @@ from finesteer_local.runtime.batch import BatchEngine, Request, Steer, chat_requ
 from finesteer_local.runtime.check import answered
 from finesteer_local.runtime.prompt import chat_prompt, turn_start
 from finesteer_local.steering import AlwaysGate
-from reference import steered_llama
+from reference import layers_shown, steered_llama
 from tiny import make_answer_gate, make_kinds, make_profile
 from tiny_architectures import write_family
 
@@ -195,15 +195,7 @@ def test_too_long_ones(tiny: Path) -> None:
 def test_the_layers_above_are_not_computed(tiny: Path) -> None:
     """The tap would show layer 2, which is steered; both passes stop after the answer gate's layer, 1."""
     llama = steered_llama(tiny, profiles=replace(made(tiny, layer=1), gate_layer=0))
-    seen = []
-    handle = llama.tap._on_layer
-
-    def on_layer(tensor: int, layer: int) -> bool:
-        seen.append(layer)
-        return handle(tensor, layer)
-
-    llama.tap._on_layer = on_layer  # type: ignore[method-assign]
-    llama.tap._filter.on_layer = type(llama.tap._filter.on_layer)(on_layer)
+    seen = layers_shown(llama)
     llama.check(said(ANSWER))
     assert seen == [0, 1, 1]
 

@@ -14,22 +14,19 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("playwright.sync_api", reason="playwright is not installed: the dependency group `dev` has it")
-pytest.importorskip("uvicorn", reason="the extra 'serve' is not installed")
-
-from playwright.sync_api import Page, expect
-
 from page_browser import (
     CRISIS,
     HARMFUL,
     HARMLESS,
     HIDDEN,
     Opener,
+    Page,
     answers,
     ask,
     box,
     browser,
     done,
+    expect,
     needs_chromium,
     one_server,
     opened,

@@ -8,11 +8,6 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("playwright.sync_api", reason="playwright is not installed: the dependency group `dev` has it")
-pytest.importorskip("uvicorn", reason="the extra 'serve' is not installed")
-
-from playwright.sync_api import Page, expect
-
 from finesteer_local import corrections
 from page_browser import (
     CRISIS,
@@ -20,10 +15,12 @@ from page_browser import (
     HARMLESS,
     HIDDEN,
     Opener,
+    Page,
     answers,
     ask,
     browser,
     done,
+    expect,
     needs_chromium,
     one_server,
     opened,

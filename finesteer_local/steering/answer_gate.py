@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,6 +85,13 @@ class AnswerReading:
     taken_back: int = 0
 
 
+def highest(scores: Sequence[float] | Array, first: int) -> float:
+    """The greatest running mean of those with which a gate could open, from reading `first` on; of a shorter answer the
+    last one, and of one without readings -inf."""
+    could = scores[first - 1 :] if len(scores) >= first else scores[-1:]
+    return float(np.max(could)) if len(could) else -np.inf
+
+
 class AnswerWatch:
     """An `AnswerGate` along one answer.
 
@@ -112,9 +120,9 @@ class AnswerWatch:
 
     @property
     def highest(self) -> float | None:
-        """The greatest running mean of those with which it could open; of a shorter answer the last one."""
-        could = self.scores[-(-self.gate.first // self.gate.every) - 1 :]
-        return max(could) if could else self.score
+        """As `highest`; None before the first reading."""
+        first = -(-self.gate.first // self.gate.every)
+        return highest(self.scores, first) if self.scores else None
 
     def pass_by(self) -> None:
         """A token that is not read."""

@@ -12,6 +12,7 @@ from sklearn.linear_model import LogisticRegression
 
 from finesteer_local.judges.statistics import auroc
 from finesteer_local.steering import AnswerGate
+from finesteer_local.steering.answer_gate import highest
 from finesteer_local.training.data import Prompt, TrainingData, drawn_by
 from finesteer_local.training.effort import Deadline
 from finesteer_local.training.model_data import ModelData
@@ -153,11 +154,6 @@ def _regression(x: Array, of: NDArray[np.intp], complies: NDArray[np.bool_]) -> 
 def _fold(prompt: Prompt) -> int:
     """Of a prompt: that of its family, or of what it asks where it has none."""
     return drawn_by(prompt.family or prompt.request or prompt.text) % FOLDS
-
-
-def highest(trace: Array, first: int) -> float:
-    """The highest score of an answer from reading `first` on; of a shorter answer the last one."""
-    return float(trace[first - 1 :].max()) if len(trace) >= first else float(trace[-1]) if len(trace) else -np.inf
 
 
 def _threshold(traces: Sequence[Array], first: int, every: int) -> float:

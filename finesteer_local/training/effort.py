@@ -126,6 +126,11 @@ class Pace:
         """Seconds for a gate that learns from so many of the model's own answers."""
         return n_answers * self.watched
 
+    def whole(self, effort: Effort, n_prompts: int, *, learns: bool, judge: str) -> float:
+        """Seconds for a training whose gate learns from so many prompts."""
+        first = SETTING_UP + self.first_part(effort, learns=learns, judge=judge)
+        return first + self.answers_gate(effort.watched) + self.gate(n_prompts)
+
 
 _TRIALS = {"refusal, learnt": 8.0, "refusal": 16.0, "margin": 14.0}
 """Settings that are tried, each with all answers of a trial, which are longer than those of the measurement; a trial on
@@ -176,8 +181,7 @@ def fitting(minutes: float, pace: Pace, *, learns: bool, judge: str) -> Effort:
 
 def least_seconds(effort: Effort, pace: Pace, n_prompts: int, *, learns: bool, judge: str) -> float:
     """Seconds that this takes with no more of the recipe's `n_prompts` than a gate needs."""
-    first = SETTING_UP + pace.first_part(effort, learns=learns, judge=judge) + pace.answers_gate(effort.watched)
-    return first + pace.gate(min(n_prompts, MIN_PROMPTS))
+    return pace.whole(effort, min(n_prompts, MIN_PROMPTS), learns=learns, judge=judge)
 
 
 def portions(

@@ -13,7 +13,7 @@ from finesteer_local.errors import ModelError
 from finesteer_local.runtime.expand import open_fast
 from finesteer_local.runtime.trainable import TrainableModel
 from finesteer_local.training import DEFAULT_MINUTES
-from finesteer_local.training.effort import EFFORTS, MIN_PROMPTS, Pace, fitting, least_seconds
+from finesteer_local.training.effort import EFFORTS, Pace, fitting, least_seconds
 from finesteer_local.training.layers import candidate_layers
 from finesteer_local.training.model_data import ModelData
 from finesteer_local.training.recipes import load_recipe
@@ -50,9 +50,9 @@ def estimate_seconds(
         pace = Pace.measured(model_data, data, layer, weights, watches=watching)
     effort = EFFORTS[quality] if quality else fitting(minutes, pace, learns=learns, judge=data.judge)
     n_prompts = len(data.positive) + len(data.contrast)
+    whole = pace.whole(effort, min(n_prompts, effort.prompts or n_prompts), learns=learns, judge=data.judge)
     # The gate's share is cut to the time that is left, but not below what it needs.
     least = least_seconds(effort, pace, n_prompts, learns=learns, judge=data.judge)
-    whole = least + pace.gate(min(n_prompts, effort.prompts or n_prompts)) - pace.gate(min(n_prompts, MIN_PROMPTS))
     return whole if quality else max(min(whole, minutes * 60), least)
 
 

@@ -70,8 +70,8 @@ def _side_by_side(
 ) -> Iterator[tuple[Batch, NDArray[np.float32]]]:
     """What `rows` gives for every batch, in their order, as many at once as PyTorch has threads.
 
-    Each is computed by one thread: a batch is too small for several to share, which gain 1.1 of its time where two
-    batches side by side gain nearly 2.
+    Each is computed by one thread: a batch is too small for several to share. Two threads on one batch are 1.1 times
+    as fast as one, on a batch each 1.5 times as fast as that (docs/experiments.md).
     """
     n_threads = torch.get_num_threads()
     waiting: deque[tuple[Batch, Future[NDArray[np.float32]]]] = deque()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,11 @@ from finesteer_local.steering import AnswerGate, ContrastiveGate
 from finesteer_local.training.answer_gate import LEAST, AnswerGateFit, learn_answer_gate
 from finesteer_local.training.assemble import rounded
 from finesteer_local.training.data import TrainingData
-from finesteer_local.training.effort import EFFORTS, Deadline
+from finesteer_local.training.effort import EFFORTS, NO_DEADLINE
 from finesteer_local.training.gates import log_odds
 from finesteer_local.training.kinds import LEAST as FEWEST
 from finesteer_local.training.kinds import KindsFit, fit_kinds
+from finesteer_local.training.known import gate_scores
 from finesteer_local.training.model_data import ModelData, run_folder
 from finesteer_local.training.progress import Progress, quiet
 from finesteer_local.training.recipes import load_recipe
@@ -54,12 +57,8 @@ def watch_profile(
         raise DataError(
             f"recipe {data.name!r} is not one of refusals: nothing in an answer would show that it is needed"
         )
-    with open_fast(model, n_threads=n_threads, **llama_options) as llama:
-        llama.set_profiles([profile])  # raises where it is for another model
-        llama.set_profiles([])
-        folder = run_folder(llama, data, {"watch": profile.gate_layer})
-        model_data = ModelData(llama, data, folder, progress)
-        found = learn_answer_gate(model_data, data, profile.gate_layer, n_answers, deadline=Deadline(None))
+    with _opened(model, profile, data, "watch", progress, n_threads=n_threads, **llama_options) as model_data:
+        found = learn_answer_gate(model_data, data, profile.gate_layer, n_answers, deadline=NO_DEADLINE)
     if found is None:
         raise DataError(
             f"fewer than {LEAST} of {n_answers} answers do what should not be done, or leave it; ask for more"
@@ -99,11 +98,23 @@ def name_kinds(
         )
     if not data.kinds:
         raise DataError(f"recipe {data.name!r} names no kinds (docs/recipes.md says how it can)")
-    with open_fast(model, n_threads=n_threads, **llama_options) as llama:
+    with _opened(model, profile, data, "kinds", progress, n_threads=n_threads, **llama_options) as model_data:
+        return with_kinds(profile, model_data, data)
+
+
+@contextmanager
+def _opened(
+    model: str | Path, profile: Profile, data: TrainingData, part: str, progress: Progress, **llama_options: Any
+) -> Iterator[ModelData]:
+    """What `part` is learnt from, in a folder where an interrupted run goes on.
+
+    Raises:
+        ModelError, ProfileMismatchError, SteeringError: the model cannot be opened, or is another one.
+    """
+    with open_fast(model, **llama_options) as llama:
         llama.set_profiles([profile])  # raises where it is for another model
         llama.set_profiles([])
-        folder = run_folder(llama, data, {"kinds": profile.gate_layer})
-        return with_kinds(profile, ModelData(llama, data, folder, progress), data)
+        yield ModelData(llama, data, run_folder(llama, data, {part: profile.gate_layer}), progress)
 
 
 def with_kinds(profile: Profile, model_data: ModelData, data: TrainingData) -> tuple[Profile, KindsFit]:
@@ -122,8 +133,7 @@ def with_kinds(profile: Profile, model_data: ModelData, data: TrainingData) -> t
         slope, offset = profile.kinds.slope, profile.kinds.offset
     else:
         everything = model_data.turns([*prompts, *data.contrast], profile.gate_layer)
-        each = (everything[i] for i in range(len(everything)))
-        scores = np.array([gate.score(turn[-1], gate.summary(turn)) for turn in each], np.float32)
+        scores = gate_scores(gate, everything).astype(np.float32)
         slope, offset = log_odds(scores, (np.arange(len(everything)) < len(prompts)).astype(float))
         turns = everything.parted(len(prompts))[0]
     found = fit_kinds(
@@ -138,14 +148,18 @@ def with_kinds(profile: Profile, model_data: ModelData, data: TrainingData) -> t
     if found is None:
         raise DataError(f"too few prompts have a kind: two kinds with {FEWEST} prompts each are the least")
     kinds, fit = found
-    figures = {**profile.training.get("figures", {}), "kinds": rounded(asdict(fit))}
-    return replace(profile, kinds=kinds, training={**profile.training, "figures": figures}), fit
+    return replace(profile, kinds=kinds, training=_with_figures(profile, "kinds", fit)), fit
 
 
 def with_answer_gate(profile: Profile, gate: AnswerGate, fit: AnswerGateFit) -> Profile:
     """The profile with this gate, and with what is known of it among its figures."""
-    figures = {**profile.training.get("figures", {}), "answer_gate": rounded(asdict(fit))}
-    return replace(profile, answer_gate=gate, training={**profile.training, "figures": figures})
+    return replace(profile, answer_gate=gate, training=_with_figures(profile, "answer_gate", fit))
+
+
+def _with_figures(profile: Profile, part: str, fit: KindsFit | AnswerGateFit) -> dict[str, Any]:
+    """The profile's training, with what is known of `part` among its figures."""
+    figures = {**profile.training.get("figures", {}), part: rounded(asdict(fit))}
+    return {**profile.training, "figures": figures}
 
 
 def recipe_of(profile: Profile, recipe: str | None) -> TrainingData:
