@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import json
+from difflib import SequenceMatcher
+from itertools import combinations
 from pathlib import Path
 
 import pytest
 
 from finesteer_local.errors import DataError
 from finesteer_local.judges.phrases import is_refusal
+from finesteer_local.judges.warm import warm
+from finesteer_local.judges.whole import declines
+from finesteer_local.profile import Profile
 from finesteer_local.server.moderations_schemas import CATEGORIES
+from finesteer_local.steering import Kind
 from finesteer_local.training.recipes import load_recipe
 from finesteer_local.training.recipes.kinds import read_kinds
 
 DOCS = Path(__file__).parents[1] / "docs"
+BUNDLED = sorted((DOCS.parent / "models" / "profiles").glob("safety.*.gguf"))
 WITHOUT = {"other", "fragments", "rude_chat", ""}
 """Kinds of the safety recipe's rows that say nothing of what is asked."""
+
+
+@pytest.fixture(scope="module")
+def kinds() -> dict[str, Kind]:
+    return {each.kind.name: each.kind for each in load_recipe("safety").kinds}
 
 
 def test_the_safety_recipe() -> None:
@@ -31,19 +43,38 @@ def test_the_safety_recipe() -> None:
         assert row in page, row
 
 
-def test_the_profiles_own_words() -> None:
-    """Each declines, and none names a number: it would be wrong somewhere. Who is in danger is met at once."""
-    kinds = {each.kind.name: each.kind for each in load_recipe("safety").kinds}
+def test_the_profiles_own_words(kinds: dict[str, Kind]) -> None:
+    """Each declines as a person would, in a few sentences, and none names a number: it would be wrong somewhere. Who is
+    in danger is met at once, and with warmth.
+    """
     assert {name for name, kind in kinds.items() if kind.action != "steer"} == {"self_harm"}
     assert {name for name, kind in kinds.items() if kind.alone} == {"self_harm"}
     for kind in kinds.values():
-        assert len(set(kind.words)) == len(kind.words) >= 8
+        assert len(set(kind.words)) == len(kind.words) >= 25
         for text in kind.words:
             assert len(text) < 300 and not any(letter.isdigit() for letter in text)
+            assert declines(text) or kind.name == "self_harm", text
     for text in kinds["self_harm"].words:
-        assert is_refusal(text) and (
-            "crisis line" in text or "your local emergency number" in text or "helpline" in text
-        )
+        assert warm(text) and is_refusal(text), text
+        assert "crisis line" in text or "your local emergency number" in text or "helpline" in text
+
+
+def test_no_two_of_a_kinds_words_are_nearly_the_same(kinds: dict[str, Kind]) -> None:
+    for kind in kinds.values():
+        for one, other in combinations(kind.words, 2):
+            alike = SequenceMatcher(None, one, other)
+            # the first is an upper bound, and fast
+            assert alike.quick_ratio() < 0.8 or alike.ratio() < 0.8, (one, other)
+
+
+@pytest.mark.parametrize("path", BUNDLED, ids=lambda path: path.name)
+def test_the_bundled_profiles_say_the_recipes_words(path: Path, kinds: dict[str, Kind]) -> None:
+    found = Profile.load(path).kinds
+    assert found is not None and found.kinds == tuple(kinds.values())
+
+
+def test_there_are_bundled_profiles() -> None:
+    assert len(BUNDLED) >= 2
 
 
 @pytest.mark.parametrize(
