@@ -123,7 +123,7 @@ def test_whole_answers_and_their_end_become_likelier(llama: SteeredLlama) -> Non
 
 def test_what_is_learnt_is_what_llama_cpp_adds(llama: SteeredLlama) -> None:
     """Log-probabilities of answers under vectors, of several lengths at once, are llama.cpp's."""
-    model, rng = weights_of(llama), np.random.default_rng(0)
+    model, rng = weights_of(llama).to(torch.float32), np.random.default_rng(0)
     vectors = {layer: rng.normal(0, 0.3, llama.n_embd()).astype(np.float32) for layer in LAYERS}
     talk = [{"role": role, "content": "so it is " * 4} for role in ("user", "assistant", "user")]
     pairs = [pair(1), replace(pair(2), prompt=Prompt(talk), chosen="No."), pair(123456)]

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from finesteer_local.profile import Profile
+from finesteer_local.runtime.trainable import Asked
 from finesteer_local.steering import Experts
 from finesteer_local.training import model_data
 from finesteer_local.training import trials as judging
@@ -71,6 +72,9 @@ class FakeLlama:
         assert turn == 5 and prompt.startswith("question") and answers[0].startswith("no")
         self.scored.append(self.active[0])
         return [np.array([-1.0 + self.margins[self.active[0]]] * 2), np.array([-1.0])]
+
+    def many_logprobs(self, asked: list[Asked]) -> list[list[np.ndarray]]:
+        return [self.answer_logprobs(prompt, answers, turn=turn) for prompt, answers, turn in asked]
 
 
 class FakeFluency:

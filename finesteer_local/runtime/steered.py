@@ -45,7 +45,7 @@ from finesteer_local.runtime.steered_request import (
     steers,
 )
 from finesteer_local.runtime.thinking import opened_at
-from finesteer_local.runtime.trainable import WholeAnswer
+from finesteer_local.runtime.trainable import Asked, WholeAnswer
 from finesteer_local.steering import REPORT, REWIND, STEER, STOP, Decision
 
 _NEVER = 1 << 62  # a token index that no cache reaches
@@ -475,6 +475,10 @@ class SteeredLlama(RewindableLlama):
         from finesteer_local.runtime.score import answer_logprobs
 
         return answer_logprobs(self, prompt, answers, turn=turn)
+
+    def many_logprobs(self, asked: Sequence[Asked]) -> list[list[NDArray[np.float64]]]:
+        """Those of many prompts, one after the other."""
+        return [self.answer_logprobs(prompt, answers, turn=turn) for prompt, answers, turn in asked]
 
     # --- saved states
 

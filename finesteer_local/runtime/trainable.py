@@ -1,6 +1,7 @@
 """What others ask of a model: a chat's prompt, and all that training and its judges need.
 
-`SteeredLlama` is one `TrainableModel`, `training.transformers_model.TransformersModel` the other.
+`SteeredLlama` is one `TrainableModel`, `training.transformers_model.TransformersModel` another, and
+`training.torch_engine.TorchEngine` the first one answering by means of the second.
 """
 
 from __future__ import annotations
@@ -37,6 +38,14 @@ class WholeAnswer(NamedTuple):
 
     text: str
     ended: bool
+
+
+class Asked(NamedTuple):
+    """Tokens of a prompt and of answers that are compared after it, and the index at which its last turn starts."""
+
+    prompt: Sequence[int]
+    answers: Sequence[Sequence[int]]
+    turn: int = 0
 
 
 class TrainableModel(ChatModel, Protocol):
@@ -115,3 +124,6 @@ class TrainableModel(ChatModel, Protocol):
 
         Arguments and result as of `runtime.score.answer_logprobs`.
         """
+
+    def many_logprobs(self, asked: Sequence[Asked]) -> list[list[NDArray[float64]]]:
+        """What `answer_logprobs` gives for each of many prompts, in order."""

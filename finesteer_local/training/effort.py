@@ -102,11 +102,11 @@ class Pace:
             weights: of the model for PyTorch, where it is learnt through.
             watches: whether the answers' gate is learnt.
         """
-        llama = model_data.llama
+        llama, answering = model_data.llama, model_data.answering
         asked = spread(data.positive, _ASKED)
-        list(generate(llama, asked[:1], 4))  # the first answer also pays for setting up
+        list(generate(answering, asked[:1], 4))  # the first answer also pays for setting up
         started = time.monotonic()
-        list(generate(llama, asked, OWN_TOKENS))
+        list(generate(answering, asked, OWN_TOKENS))
         answer = (time.monotonic() - started) / len(asked)
         learning = 0.0 if weights is None else _lesson_seconds(llama, data, weights)
         watched = answer * _WATCHED if watches else 0.0

@@ -89,6 +89,8 @@ class ModelData:
         self, llama: TrainableModel, data: TrainingData | None, folder: Path, progress: Progress = quiet
     ) -> None:
         self.llama, self.data, self.folder, self.progress = llama, data, folder, progress
+        self.answering = llama
+        """What answers and compares answers: the same model, by the faster of two means (torch_engine.py)."""
         self._known: dict[int, tuple[Prompt, NDArray[np.int32]]] = {}  # tokens, by the prompt's id
         self._readers: dict[int, Reader] = {}  # by layer, for thousands of prompts
         self._turn_starts: dict[int, int] = {}  # of those of which the last turn was asked for
@@ -216,13 +218,13 @@ class ModelData:
 
     def replies(self, pairs: Sequence[Pair], max_tokens: int) -> list[str]:
         """The model's own unsteered answers, greedy."""
-        self.llama.set_profiles([])
+        self.answering.set_profiles([])
         file = self.folder / f"replies-{max_tokens}-{len(pairs)}.json"
         known: list[str] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
         while len(known) < len(pairs):
             # One call a block, so that a run that goes on here batches exactly as this one does.
             block = [pair.prompt for pair in pairs[len(known) : len(known) + _FLUSH]]
-            for i, answer in enumerate(generate(self.llama, block, max_tokens)):
+            for i, answer in enumerate(generate(self.answering, block, max_tokens)):
                 known.append(answer)
                 if i == len(block) - 1:
                     with paths.atomic_write(file) as temporary:
@@ -232,14 +234,14 @@ class ModelData:
 
     def likelihood(self, prompts: Sequence[Prompt], answers: Sequence[str], n_tokens: int) -> NDArray[np.float64]:
         """Mean log-probability a token of each answer's first `n_tokens` tokens, unsteered, over the prompts, (n,)."""
-        self.llama.set_profiles([])
+        self.answering.set_profiles([])
         file = self.folder / "likelihood.json"
         if file.exists():
             return np.array(json.loads(file.read_text(encoding="utf-8")))
         tokens = [answer_tokens(self.llama, answer)[:n_tokens] for answer in answers]
         total = np.zeros(len(answers))
         for i, prompt in enumerate(prompts):
-            total += [scores.mean() for scores in self.llama.answer_logprobs(self.tokens(prompt)[0], tokens)]
+            total += [scores.mean() for scores in self.answering.answer_logprobs(self.tokens(prompt)[0], tokens)]
             self.progress("comparing answers", i + 1, len(prompts))
         with paths.atomic_write(file) as temporary:
             temporary.write_text(json.dumps((total / len(prompts)).tolist()), encoding="utf-8")

@@ -40,7 +40,8 @@ FAST = 0.1
 eight at half the rate, in a third of the time (docs/experiments.md)."""
 LONGEST = 320  # tokens of a prompt and its answer; longer ones cost most and teach no more
 WORTH_SHARING = 8  # tokens
-_SAME = 1e-2  # a token's log-probability: only the order of sums is another
+_SAME = {torch.float32: 1e-2, torch.bfloat16: 0.6}
+"""A token's log-probability may differ by this where only the order of sums is another."""
 
 
 class Example(NamedTuple):
@@ -170,7 +171,7 @@ def _learn(
     last = 1 / len(batches) if falling else 1.0
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, last, total_iters=len(batches))
     mask: list[torch.Tensor] = []
-    with _added(model, layers, vectors, mask):
+    with _added(model, layers, vectors, mask), _plain_attention(model):
         beginning = _beginning(model, batches, mask)
         for done, batch in enumerate(batches, 1):
             loss = loss_of(_logprobs(model, batch, mask, beginning))
@@ -209,6 +210,18 @@ def _added(model: Any, layers: Sequence[int], vectors: torch.Tensor, mask: list[
             handle.remove()
 
 
+@contextmanager
+def _plain_attention(model: Any) -> Iterator[None]:
+    """While it lasts attention is computed as it is written: differentiating the fused kernel takes three times as long
+    for sequences as short as these."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
 class _Beginning(NamedTuple):
     """What every prompt begins with, and its keys and values by layer, each (1, n_heads, n_tokens, n)."""
 
@@ -244,7 +257,7 @@ def _beginning(model: Any, batches: Sequence[Sequence[Example]], mask: list[torc
             return _NOTHING
         found = _Beginning(tokens, memory)
         [alone], [after] = _logprobs(model, asked, mask), _logprobs(model, asked, mask, found)
-    return found if bool((alone - after).abs().max() < _SAME) else _NOTHING
+    return found if bool((alone - after).abs().max() < _SAME.get(model.dtype, 0.0)) else _NOTHING
 
 
 def _memory(cache: Any, n_layers: int, n_tokens: int) -> list[tuple[torch.Tensor, torch.Tensor]] | None:
@@ -282,7 +295,8 @@ def _logprobs(
     answers = [index.new_tensor(list(example.answer)) for example in examples]
     ends = [start + len(answer) for start, answer in zip(starts, answers, strict=True)]
     states = torch.cat([row[start:end] for row, start, end in zip(hidden, starts, ends, strict=True)])
-    found = -functional.cross_entropy(model.get_output_embeddings()(states), torch.cat(answers), reduction="none")
+    logits = model.get_output_embeddings()(states).float()
+    found = -functional.cross_entropy(logits, torch.cat(answers), reduction="none")
     return list(torch.split(found, [len(answer) for answer in answers]))
 
 

@@ -28,7 +28,7 @@ from finesteer_local.training.progress import Progress, Stopwatch, quiet
 from finesteer_local.training.run import Run, begin
 from finesteer_local.training.search import Trial
 from finesteer_local.training.settings import TrainingSettings
-from finesteer_local.training.trials import FEWEST_ANSWERS
+from finesteer_local.training.trials import BLOCK, FEWEST_ANSWERS, LARGE_BLOCK
 from finesteer_local.training.tune import tune
 
 
@@ -59,8 +59,9 @@ def train(llama: TrainableModel, data: TrainingData, settings: TrainingSettings,
 
 def _tune(run: Run, learnt: Learnt) -> tuple[Trial, list[Trial]]:
     """The best setting for what was learnt, and all that were tried."""
+    llama = run.model_data.answering
     found = tune(
-        run.llama,
+        llama,
         blank_profile(run),
         learnt.experts,
         learnt.held,
@@ -74,8 +75,10 @@ def _tune(run: Run, learnt: Learnt) -> tuple[Trial, list[Trial]]:
         expert=run.data.expert,
         keep=run.settings.keep,
         deadline=_tuned_by(run),
+        block=BLOCK if llama is run.llama else LARGE_BLOCK,
     )
-    run.llama.set_profiles([])
+    llama.set_profiles([])
+    run.model_data.answering = run.llama  # its weights in PyTorch are no longer needed, and their memory is
     return found
 
 

@@ -29,7 +29,7 @@ from finesteer_local.runtime.prompt import (
 )
 from finesteer_local.runtime.prompt_pass import Segment
 from finesteer_local.runtime.steered_request import Steer, SteeredRequest, Steering, check_range, check_steer
-from finesteer_local.runtime.trainable import WholeAnswer
+from finesteer_local.runtime.trainable import Asked, WholeAnswer
 from finesteer_local.training.transformers_folder import identity_of, load
 from finesteer_local.training.transformers_tap import BlockReader, BlockTap, Stop
 
@@ -214,6 +214,10 @@ class TransformersModel:
             scores = torch.log_softmax(logits, -1)[torch.arange(len(answer)), torch.tensor(list(answer))]
             results.append(np.asarray(scores.cpu().numpy(), np.float64))
         return results
+
+    def many_logprobs(self, asked: Sequence[Asked]) -> list[list[NDArray[np.float64]]]:
+        """Those of many prompts, one after the other."""
+        return [self.answer_logprobs(prompt, answers, turn=turn) for prompt, answers, turn in asked]
 
     @contextmanager
     def _steered(self, plan: Sequence[Segment], start: int, n_rows: int) -> Iterator[None]:

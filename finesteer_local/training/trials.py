@@ -20,7 +20,7 @@ from finesteer_local import paths
 from finesteer_local.judges.fluency import Coherence, Fluency
 from finesteer_local.judges.whole import Verdict, circles
 from finesteer_local.profile import Profile
-from finesteer_local.runtime.trainable import TrainableModel, WholeAnswer
+from finesteer_local.runtime.trainable import Asked, TrainableModel, WholeAnswer
 from finesteer_local.steering import LONG_PROMPT, SHORT_PROMPT, AlwaysGate, Experts
 from finesteer_local.training.data import Pair, Prompt, spread
 from finesteer_local.training.model_data import answer_tokens, generate, pair_tokens, whole_answers
@@ -36,8 +36,9 @@ PREFERENCES = 64
 ANSWERS = 48  # of a trial, at most
 FEWEST_ANSWERS = 24
 """From so many on answers tell whether they still are language."""
-BLOCK = 16
-"""Answers between two looks at whether a trial is behind the best: what loses is not answered to the end."""
+BLOCK, LARGE_BLOCK = 16, 32
+"""Answers between two looks at whether a trial is behind the best: what loses is not answered to the end. More where
+PyTorch answers: it takes little longer over twice as many."""
 BEHIND = 4
 """By so many answers of the same prompts, beyond what is tolerated: chance is behind by as many in one look of ten."""
 OWN_ANSWERS = 48  # unsteered ones, by which language is judged
@@ -68,19 +69,22 @@ class Trials:
         progress: Progress,
         n_answers: int = ANSWERS,
         expert: Callable[[Prompt], str] = lambda prompt: "",
+        block: int = BLOCK,
     ) -> None:
         self.llama, self.blank, self.experts, self.judge, self.expert = llama, blank, experts, judge, expert
+        self._block = block
         self.candidates: list[Layers] = [tuple(sorted(experts))] if learnt else [(layer,) for layer in experts]
         self.search = SEARCHES[search_name(judge, learnt)]
         # Only a length decay asks how long prompts are.
         counted = prompts if self.search.length_decays else ()
         self.prompts = {
-            SHORT: _blockwise(spread(_brief(prompts, lambda prompt: prompt), n_answers)),
+            SHORT: _blockwise(spread(_brief(prompts, lambda prompt: prompt), n_answers), block),
             LONG: _blockwise(
                 spread(
                     [p for p in counted if len(answer_tokens(llama, p.text)) in LONG_TOKENS],
                     round(n_answers * LONG_SHARE),
-                )
+                ),
+                block,
             ),
         }
         self.pairs = _brief(pairs, lambda pair: pair.prompt)
@@ -150,7 +154,7 @@ class Trials:
 
         def compute() -> dict[str, float]:
             self._activate(self._first(layers, self.search.first_strengths[0]))
-            scores = [_logprobs(self.llama, pair, MARGIN_TOKENS) for pair in spread(self.pairs, MARGIN_PAIRS)]
+            scores = logprobs(self.llama, spread(self.pairs, MARGIN_PAIRS), MARGIN_TOKENS)
             return {"margin": float(np.mean([chosen.mean() - rejected.mean() for chosen, rejected in scores]))}
 
         return self._remembered(f"margin {_words(layers)}", compute)["margin"]
@@ -166,7 +170,7 @@ class Trials:
 
     def _preferred(self) -> float:
         """Mean of `preferred` over the pairs."""
-        return float(np.mean([preferred(self.llama, pair) for pair in spread(self.pairs, PREFERENCES)]))
+        return float(np.mean(preferred(self.llama, spread(self.pairs, PREFERENCES))))
 
     def calibrate(self, own: Sequence[str]) -> None:
         def compute() -> dict[str, float]:
@@ -225,7 +229,7 @@ class Trials:
 
     def _verdicts(self, setting: Setting, prompts: str, first: int) -> list[list[bool]]:
         """Of a block of answers, whether each declines, whether it ends and not in circles, whether it is language."""
-        block = self.prompts[prompts][first : first + BLOCK]
+        block = self.prompts[prompts][first : first + self._block]
         answers = self._answers(setting, block, seed=first)
         self.llama.set_profiles([])
         readings = Fluency.throughout(self.llama, [answer.text for answer in answers])
@@ -265,17 +269,17 @@ class Trials:
         }
 
 
-def preferred(llama: TrainableModel, pair: Pair) -> float:
-    """TruthfulQA's MC2 (arXiv 2109.07958) for two answers, as the model is steered now: the share of the chosen one in
-    the probability of both, by their first `ANSWER_TOKENS` tokens."""
-    chosen, rejected = (answer.sum() for answer in _logprobs(llama, pair, ANSWER_TOKENS))
-    return float(np.exp(-np.logaddexp(0, rejected - chosen)))
+def preferred(llama: TrainableModel, pairs: Sequence[Pair]) -> list[float]:
+    """TruthfulQA's MC2 (arXiv 2109.07958) for two answers, as the model is steered now: of every pair the share of the
+    chosen answer in the probability of both, by their first `ANSWER_TOKENS` tokens."""
+    totals = ([answer.sum() for answer in answers] for answers in logprobs(llama, pairs, ANSWER_TOKENS))
+    return [float(np.exp(-np.logaddexp(0, rejected - chosen))) for chosen, rejected in totals]
 
 
-def _logprobs(llama: TrainableModel, pair: Pair, n_tokens: int) -> list[NDArray[np.float64]]:
-    """Log-probabilities of the first tokens of the chosen and of the rejected answer."""
-    prompt, turn, answers = pair_tokens(llama, pair, n_tokens)
-    return llama.answer_logprobs(prompt, answers, turn=turn)
+def logprobs(llama: TrainableModel, pairs: Sequence[Pair], n_tokens: int) -> list[list[NDArray[np.float64]]]:
+    """For every pair the log-probabilities of the first tokens of its chosen and of its rejected answer."""
+    tokens = (pair_tokens(llama, pair, n_tokens) for pair in pairs)
+    return llama.many_logprobs([Asked(each.prompt, each.answers, each.turn) for each in tokens])
 
 
 def _brief(items: Sequence[_Item], prompt: Callable[[_Item], Prompt]) -> Sequence[_Item]:
@@ -284,9 +288,9 @@ def _brief(items: Sequence[_Item], prompt: Callable[[_Item], Prompt]) -> Sequenc
     return brief if len(brief) >= ANSWERS else items
 
 
-def _blockwise(prompts: Sequence[Prompt]) -> list[Prompt]:
-    """The prompts so that every block holds some from all over them."""
-    n_blocks = -(-len(prompts) // BLOCK)
+def _blockwise(prompts: Sequence[Prompt], block: int) -> list[Prompt]:
+    """The prompts so that every block of so many holds some from all over them."""
+    n_blocks = -(-len(prompts) // block)
     return [prompt for i in range(n_blocks) for prompt in prompts[i::n_blocks]]
 
 

@@ -16,7 +16,7 @@ from finesteer_local.training.data import Pair, Prompt
 from finesteer_local.training.effort import NO_DEADLINE, Deadline
 from finesteer_local.training.progress import Progress
 from finesteer_local.training.search import LONG, Setting, Trial
-from finesteer_local.training.trials import ANSWERS, Trials
+from finesteer_local.training.trials import ANSWERS, BLOCK, Trials
 
 _COHERENT = 0.9
 """Below such a share of answers that are language less strength may mend more than it takes."""
@@ -38,6 +38,7 @@ def tune(
     expert: Callable[[Prompt], str] = lambda prompt: "",
     keep: bool = False,
     deadline: Deadline = NO_DEADLINE,
+    block: int = BLOCK,
 ) -> tuple[Trial, list[Trial]]:
     """Choose layers, strength, scope, answer strength and length decay with the gate held open.
 
@@ -54,11 +55,12 @@ def tune(
         expert: the name of a prompt's expert, where these go by kind.
         keep: an interruption ends the tuning with the best so far, once anything was tried.
         deadline: nothing more is tried after it, once anything was.
+        block: answers of a trial between two looks at whether it is behind.
 
     Returns:
         The chosen trial and all trials.
     """
-    trials = Trials(llama, blank, experts, pairs, prompts, judge, learnt, folder, progress, n_answers, expert)
+    trials = Trials(llama, blank, experts, pairs, prompts, judge, learnt, folder, progress, n_answers, expert, block)
     contenders = trials.contenders()
     trials.calibrate(own)
     chosen: Trial | None = None

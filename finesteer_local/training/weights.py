@@ -18,6 +18,7 @@ from finesteer_local.distribution import missing_extra
 from finesteer_local.errors import ModelError
 from finesteer_local.gguf_file import read_header
 from finesteer_local.runtime.trainable import TrainableModel
+from finesteer_local.training.precision import fast_dtype
 
 MAX_PARAMETERS = 700_000_000
 """With more parameters, vectors are learnt through the model only on demand: it would take longer than all the rest.
@@ -35,12 +36,20 @@ def learns_by_itself(llama: TrainableModel, judge: str) -> bool:
     Weak models need to be taught the end of an answer, and stronger ones decline more often so, long prompts above all
     (docs/experiments.md).
     """
+    return judge == "refusal" and opens_by_itself(llama)
+
+
+def opens_by_itself(llama: TrainableModel) -> bool:
+    """Whether a model's weights are opened in PyTorch where the user does not say: they can be, and are few."""
     installed = all(find_spec(name) for name in ("accelerate", "transformers"))
-    return judge == "refusal" and installed and llama.n_parameters <= MAX_PARAMETERS
+    return installed and llama.n_parameters <= MAX_PARAMETERS
 
 
 def weights_of(llama: TrainableModel) -> Any:
-    """The weights of `llama`, a GGUF model, as a transformers model in float32; the `TransformersModel`'s own.
+    """The weights of `llama`, a GGUF model, as a transformers model; the `TransformersModel`'s own.
+
+    They are in the precision in which this machine multiplies fastest (`precision.fast_dtype`). What is learnt through
+    them is the same in bfloat16 (docs/experiments.md).
 
     Raises:
         MissingExtraError: transformers or accelerate is not installed.
@@ -65,7 +74,7 @@ def weights_of(llama: TrainableModel) -> Any:
                 reason = " ".join(str(error).split())[:200]
                 raise ModelError(f"transformers cannot read {path}: {reason}; {WITHOUT}") from error
     _check_same(model.eval(), llama)
-    return model
+    return model.to(fast_dtype())
 
 
 def _loaded(factory: Any, path: Path) -> Any:

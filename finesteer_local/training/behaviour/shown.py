@@ -55,7 +55,7 @@ def before_and_after(llama: SteeredLlama, profile: Profile, material: Material, 
         llama.set_profiles(profiles)
         shares = []
         for pair in pairs:
-            shares.append(preferred_share(llama, pair))
+            shares += preferred_share(llama, [pair])
             progress(_STAGE, i * len(pairs) + len(shares), total)
         preferred.append(float(np.mean(shares)) if shares else 0.0)
         answers.append([answer.strip() for answer in llama.greedy_answers(asked, _SHOWN_TOKENS, at_most=8)])
