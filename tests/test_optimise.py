@@ -17,7 +17,7 @@ from finesteer_local.runtime import SteeredLlama, open_model
 from finesteer_local.runtime.prompt import chat_prompt, turn_start
 from finesteer_local.runtime.score import answer_logprobs
 from finesteer_local.steering import AlwaysGate, Experts
-from finesteer_local.training import optimise
+from finesteer_local.training import optimise, weights
 from finesteer_local.training.data import Pair, Prompt
 from finesteer_local.training.optimise import (
     FEW,
@@ -121,9 +121,10 @@ def test_whole_answers_and_their_end_become_likelier(llama: SteeredLlama) -> Non
     assert all(np.array_equal(same[layer], found[layer]) for layer in LAYERS)  # the rejected answers say nothing
 
 
-def test_what_is_learnt_is_what_llama_cpp_adds(llama: SteeredLlama) -> None:
+def test_what_is_learnt_is_what_llama_cpp_adds(llama: SteeredLlama, monkeypatch: pytest.MonkeyPatch) -> None:
     """Log-probabilities of answers under vectors, of several lengths at once, are llama.cpp's."""
-    model, rng = weights_of(llama).to(torch.float32), np.random.default_rng(0)
+    monkeypatch.setattr(weights, "fast_dtype", lambda: torch.float32)
+    model, rng = weights_of(llama), np.random.default_rng(0)
     vectors = {layer: rng.normal(0, 0.3, llama.n_embd()).astype(np.float32) for layer in LAYERS}
     talk = [{"role": role, "content": "so it is " * 4} for role in ("user", "assistant", "user")]
     pairs = [pair(1), replace(pair(2), prompt=Prompt(talk), chosen="No."), pair(123456)]
