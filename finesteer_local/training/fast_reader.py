@@ -30,7 +30,8 @@ SAMPLE = 120
 _LONGEST = 128  # tokens of a prompt that is timed
 _CLOSE = 0.1
 """Relative difference of states that still serves, the median. A prompt read in a batch and alone differs by .016 on
-SmolLM2 at mid depth, 8 bits by .045, and a gate learns the same from both (docs/experiments.md)."""
+SmolLM2 at mid depth, 8 bits by .045 to .065, from which a gate learns the same, and bfloat16 by .025
+(docs/experiments.md)."""
 
 _LLAMA_CPP = "llama.cpp"
 _choices = SmallCache("readers.json")
