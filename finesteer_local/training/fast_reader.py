@@ -1,7 +1,8 @@
-"""Finds the fastest way of reading prompts here: llama.cpp's, or 8 bits in PyTorch (int8_reader.py).
+"""Finds the fastest way of reading prompts here: llama.cpp's, or PyTorch in 8 bits or bfloat16 (torch_reader.py).
 
-Both are timed once on a few of the prompts, and their states compared; the answer is kept in the cache directory. A run
-that goes on, or another of the same model, reads as the first did.
+A layer in each precision is timed, then the quicker one and llama.cpp on a few of the prompts, and their states
+compared; the answer is kept in the cache directory. A run that goes on, or another of the same model, reads as the
+first did.
 """
 
 from __future__ import annotations
@@ -21,41 +22,47 @@ from finesteer_local.runtime.harvest import EXPAND_FROM, Reader, differ
 from finesteer_local.runtime.packing import StatesRequest
 from finesteer_local.runtime.trainable import TrainableModel
 from finesteer_local.small_cache import SmallCache
-from finesteer_local.training.int8_reader import Int8Reader
+from finesteer_local.training.lower_layers import PRECISIONS, quicker
+from finesteer_local.training.torch_reader import TorchReader
 
 SAMPLE = 120
-"""Prompts by which the ranges of activations are told, and which both ways read."""
+"""Prompts by which 8 bits are told the ranges of activations, and which both ways read."""
 _LONGEST = 128  # tokens of a prompt that is timed
 _CLOSE = 0.1
 """Relative difference of states that still serves, the median. A prompt read in a batch and alone differs by .016 on
-SmolLM2 at mid depth, 8 bits by .045, and a gate learns the same from both (docs/experiments.md)."""
+SmolLM2 at mid depth, 8 bits by .045 to .065, from which a gate learns the same, and bfloat16 by .025
+(docs/experiments.md)."""
 
+_LLAMA_CPP = "llama.cpp"
 _choices = SmallCache("readers.json")
-"""By `_key`, whether 8 bits in PyTorch win."""
+"""By `_key`, what won: `_LLAMA_CPP` or one of `PRECISIONS`. Anything else, as earlier versions kept, is found anew."""
 
 
 def fast_reader(llama: TrainableModel, layer: int, sample: Sequence[StatesRequest], n_tokens: float) -> Reader:
     """What reads many prompts at one layer fastest.
 
     Args:
-        sample: some of the prompts, by which the ranges of activations are told, and which both ways are tried on.
+        sample: some of the prompts, by which 8 bits are told the ranges of activations, and which both ways
+            are tried on.
         n_tokens: that there are to read; few are read by llama.cpp without asking.
     """
     own = llama.reader([layer])
     if not llama.plain_gguf:
         return own
-    key = _key(llama, layer)
-    wins = _choices.get(key)
-    if n_tokens < EXPAND_FROM or wins is False:
+    path, key = Path(llama.model_path), _key(llama, layer)
+    kept = _choices.get(key)
+    if n_tokens < EXPAND_FROM or kept == _LLAMA_CPP:
         return own
+    known = kept in PRECISIONS
     try:
-        reader = Int8Reader(Path(llama.model_path), layer, sample)
+        precision = kept if known else quicker(path, layer)
+        reader = TorchReader(path, layer, precision, sample)
     except ModelError:
         return own
-    if wins is None:
-        wins = _wins(reader, own, sample)
+    wins = known or _wins(reader, own, sample)
+    if not known:
         own.close()
-        _choices.keep(key, wins)
+        _choices.keep(key, precision if wins else _LLAMA_CPP)
     return reader if wins else own
 
 
@@ -63,7 +70,8 @@ def _key(llama: TrainableModel, layer: int) -> str:
     """What the choice depends on: the model file, the layer, the machine, and what computes on it."""
     model = [llama.identity.fingerprint, Path(llama.model_path).stat().st_size, layer]
     versions = [version("llama-cpp-python"), torch.__version__]
-    return json.dumps([*model, *versions, platform.processor() or platform.machine(), torch.get_num_threads()])
+    processor = [platform.processor() or platform.machine(), torch.backends.cpu.get_cpu_capability()]
+    return json.dumps([*model, *versions, *processor, torch.get_num_threads()])
 
 
 def _wins(reader: Reader, own: Reader, requests: Sequence[StatesRequest]) -> bool:

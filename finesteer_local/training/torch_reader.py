@@ -1,4 +1,4 @@
-"""Reads prompts with the 8-bit layers in PyTorch, where that is faster than llama.cpp and gives the same states."""
+"""Reads prompts with the lower layers in PyTorch, where that is faster than llama.cpp and gives the same states."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from finesteer_local.errors import PromptError
 from finesteer_local.runtime.harvest import Reader
 from finesteer_local.runtime.packing import Batch, Plan, StatesRequest
 from finesteer_local.training.data import spread
-from finesteer_local.training.int8_model import Int8Model
+from finesteer_local.training.lower_layers import LowerLayers, Precision, causal
 
-BATCH = 512  # tokens: fewer leave threads waiting for each other, and many more gain nothing
+BATCH = 1024  # tokens: fewer leave more of the time to Python and to small products, and many more gain nothing
 _SEQUENCES = 1 << 30
 _SAMPLE = 1024  # tokens of which the ranges of activations are taken
 
 
-class Int8Reader(Reader):
-    """Reads hidden states of the GGUF model at `path` at one layer; see `int8_model`.
+class TorchReader(Reader):
+    """Reads hidden states of the GGUF model at `path` at one layer; see `lower_layers`.
 
     Args:
-        sample: typical requests, by which the ranges of activations are told.
+        sample: typical requests, by which 8 bits are told the ranges of activations.
 
     Raises:
         ModelError: the model cannot be read this way.
     """
 
-    def __init__(self, path: Path, layer: int, sample: Sequence[StatesRequest]) -> None:
+    def __init__(self, path: Path, layer: int, precision: Precision, sample: Sequence[StatesRequest]) -> None:
         self.layers = [layer]
         mean = sum(len(request.tokens) for request in sample) / len(sample)
         typical = spread(sample, max(round(_SAMPLE / mean), 1))  # from all over them
         tokens = np.concatenate([np.asarray(request.tokens, np.int32) for request in typical])[: 2 * _SAMPLE]
-        self._model = Int8Model(path, layer, tokens.tolist())
+        self._model = LowerLayers(path, layer, precision, tokens.tolist())
 
     def harvest(
         self, requests: Sequence[StatesRequest], known: Callable[[int], bool] = lambda index: False
@@ -49,7 +49,7 @@ class Int8Reader(Reader):
         plan = Plan(requests, n_tokens=BATCH, n_sequences=_SEQUENCES)
         n_past, past = len(plan.root), None
         if n_past:
-            _, past = self._model.read(plan.root.tolist(), self._model.places(np.arange(n_past), _causal(n_past)))
+            _, past = self._model.read(plan.root.tolist(), self._model.places(np.arange(n_past), causal(n_past)))
 
         def rows(batch: Batch) -> NDArray[np.float32]:
             sees = np.concatenate([np.ones((len(batch.tokens), n_past), np.bool_), _seen(batch)], 1)
@@ -87,10 +87,6 @@ def _side_by_side(
     finally:
         executor.shutdown(cancel_futures=True)
         torch.set_num_threads(n_threads)  # what a new thread starts with, too
-
-
-def _causal(n: int) -> NDArray[np.bool_]:
-    return np.tril(np.ones((n, n), np.bool_))
 
 
 def _seen(batch: Batch) -> NDArray[np.bool_]:
