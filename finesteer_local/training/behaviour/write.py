@@ -1,14 +1,15 @@
 """Has a model write what a behaviour is learnt from: questions, near misses, and both kinds of answers.
 
 Questions come as JSON under a schema, a few for each of our subjects, after examples of ours: a small model left to
-itself writes the same question again and again. Answers are written as in a chat, the wanted ones under the rule as a
-system prompt, the others without it, so that the two differ in the behaviour and in nothing else.
+itself writes the same question again and again. Answers are written as in a chat, the wanted ones to a message that
+tells the rule, the others without it, so that the two differ in the behaviour and in little else.
 """
 
 from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -33,6 +34,7 @@ _SHORTEST, _LONGEST = 12, 160  # letters of a message
 _ALIKE = 0.8
 """Two messages that share so much of their letters (difflib) are one."""
 _SAME_ANSWER = 0.9
+_AROUND = re.compile(r"^(the |this )?assistant( says| answers| replies)?:\s*", re.IGNORECASE)
 _SCHEMA = {
     "type": "array",
     "items": {"type": "string", "minLength": _SHORTEST, "maxLength": _LONGEST},
@@ -165,6 +167,19 @@ def asked(rule: str, limit: str, subject: str, near: bool = False) -> str:
     return "\n".join([*lines, f"Subject: {subject}"])
 
 
+def told(rule: str, question: str) -> str:
+    """How an answer by the rule is asked for: in the message itself. Small models hardly heed a system prompt."""
+    return (
+        f'There is an assistant that always {rule}. Somebody asks it: "{question}"\n'
+        "Write only what this assistant answers."
+    )
+
+
+def _bare(answer: str) -> str:
+    """An answer without what some models put around one that was asked for in this way."""
+    return _AROUND.sub("", answer).strip('"“” \n')
+
+
 def is_new(text: str, taken: Sequence[str]) -> bool:
     """Whether a message is none that is there already, nor nearly."""
     if len(text) < _SHORTEST or not any(letter.isalpha() for letter in text):
@@ -181,17 +196,13 @@ def _pairs(
     llama: SteeredLlama, behaviour: Behaviour, questions: Sequence[str], seed: int, progress: Progress
 ) -> Iterator[Pair]:
     """The questions with an answer under the rule and one without it, where the two differ."""
-    system = {
-        "role": "system",
-        "content": f"You are an assistant with one rule for all your answers: it {behaviour.what}.",
-    }
-    chats = [[system, {"role": "user", "content": text}] for text in questions]
+    chats = [[{"role": "user", "content": told(behaviour.what, text)}] for text in questions]
     chats += [[{"role": "user", "content": text}] for text in questions]
     written = []
     for each in llama.whole_answers(chats, ANSWER_TOKENS, _ANSWER_TEMPERATURE, seed=seed, at_most=_AT_MOST):
         written.append(each.text.strip())
         progress("writing answers", len(written), len(chats))
     n = len(questions)
-    for text, chosen, rejected in zip(questions, written[:n], written[n:], strict=True):
+    for text, chosen, rejected in zip(questions, map(_bare, written[:n]), written[n:], strict=True):
         if chosen and rejected and difflib.SequenceMatcher(None, chosen, rejected).ratio() < _SAME_ANSWER:
             yield Pair(_prompt(text), chosen, rejected)
