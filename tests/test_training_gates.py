@@ -110,7 +110,9 @@ def test_a_score_is_the_formulas(fitted: Fitted, window: int, monkeypatch: pytes
     batches = gates._Standardised([positive, contrast])
     got = gates._score(probes, batches)
     assert got.shape == (40, gates.FOLDS)
-    query, value, last, bias = (p.detach().double().numpy() for p in probes.parameters())
+    query, value, last, bias = (
+        part.detach().double().numpy() for part in (probes.query, probes.value, probes.last, probes.bias)
+    )
     for i in range(40):
         turn = positive[i] if i < 20 else contrast[i - 20]
         x = np.clip((turn - batches.mean) / batches.scale, -8, 8).astype(np.float64)
@@ -127,8 +129,7 @@ def test_the_folded_gate_pools_as_the_probes_do() -> None:
     torch.manual_seed(0)
     probes = Probes(N_EMBD, window=12)
     with torch.no_grad():
-        for part in (probes.query, probes.value, probes.last):
-            part.normal_()
+        probes.weight.normal_()
     of = turns(noise(12, np.random.default_rng(0), longest=90))
     batches = gates._Standardised([of])
     got = gates._score(probes, batches)
@@ -142,13 +143,64 @@ def test_the_folded_gate_pools_as_the_probes_do() -> None:
         assert (scores(gate, of) > scores(replace(gate, window=0), of) + 0.1).any()
 
 
+def made_up(scale: float = 1.0) -> Probes:
+    """Probes of a window of 12 tokens with random weights."""
+    torch.manual_seed(0)
+    probes = Probes(N_EMBD, window=12)
+    with torch.no_grad():
+        probes.weight.normal_()
+        probes.query.mul_(scale)
+    return probes
+
+
+def test_pages_and_short_turns_in_one_batch_in_bfloat16() -> None:
+    """Its digits are fewer: of scores that are some 10 apart a tenth is lost, and nothing by what stands beside."""
+    probes, rng = made_up(), np.random.default_rng(0)
+    of = turns([*noise(6, rng, longest=90), *noise(30, rng), *noise(6, rng, longest=90)])
+    batches = gates._Standardised([of])
+    examples = [gates.Example(row, None, 0.0, 0.0) for row in range(len(of))]
+    exact = torch.from_numpy(gates._score(probes, batches))
+    for dtype, tolerance in ((torch.bfloat16, 0.5), (torch.float32, 0.05)):
+        x, lengths, _ = batches.kept(dtype).batch(examples)
+        found = probes(x, lengths).detach()
+        assert found.dtype == torch.float32 and exact.std() > 5
+        torch.testing.assert_close(found, exact, rtol=0.01, atol=tolerance)
+
+
+def test_a_batch_is_pooled_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of whole turns: what they give is what they gave together, and so are the gradients."""
+    probes, lengths = made_up(), [30, 3, 50, 1, 12, 40]
+    x = torch.randn(150, N_EMBD)
+    whole = probes(x, lengths)
+    monkeypatch.setattr(gates, "_PIECE", 45)
+    assert [lengths[rows] for rows in gates._pieces(lengths)] == [[30, 3], [50], [1, 12], [40]]
+    parts = probes(x, lengths)
+    torch.testing.assert_close(parts, whole)
+    [one], [other] = (torch.autograd.grad(each.sum(), [probes.weight]) for each in (whole, parts))
+    torch.testing.assert_close(one, other)
+
+
+def test_logits_that_lie_far_apart() -> None:
+    """A turn to which a head pays less than nothing beside another in the batch has its own softmax all the same."""
+    probes = made_up(scale=60)
+    of = turns(noise(12, np.random.default_rng(0), longest=90))
+    batches = gates._Standardised([of])
+    x, lengths = batches.batch(range(12))
+    with pytest.raises(FloatingPointError):
+        gates._Pooled.apply(x @ probes.weight, [(0, 2), (2, 4), (4, len(x))], torch.tensor([1]))
+    together = probes(x, lengths)
+    alone = torch.cat([probes(batches.batch([row])[0], [lengths[row]]) for row in range(12)])
+    assert together.isfinite().all()
+    torch.testing.assert_close(together, alone, rtol=1e-3, atol=1e-2)
+    assert torch.autograd.grad(together.sum(), [probes.weight])[0].isfinite().all()
+
+
 def test_every_stretch_is_learnt_from() -> None:
     """Gradients are those of the formula, through the stretch that scores highest."""
     torch.manual_seed(1)
     probes, x = Probes(N_EMBD, window=4), torch.randn(17, N_EMBD)
     with torch.no_grad():
-        for part in (probes.query, probes.value, probes.last):
-            part.normal_()
+        probes.weight.normal_()
 
     def plain() -> torch.Tensor:
         found = []
@@ -236,12 +288,19 @@ def test_standardised_as_the_gate_will() -> None:
     np.testing.assert_allclose(batches.scale, everything.std(0), rtol=1e-4)
     stretch = 1, len(contrast[1]) - 1
     rows = [gates.Example(i, part, 1.0, 1.0) for i, part in ((5, None), (31, stretch), (69, None))]
-    x, lengths, pooled_over = batches.batch(rows)
+    x, lengths, pooled_over = batches.kept(torch.float32).batch(rows)
     of = [positive[5], np.concatenate([contrast[1][slice(*stretch)], contrast[1][-1:]]), contrast[39]]
     assert lengths == [len(turn) for turn in of]
     assert pooled_over == [[(0, lengths[0])], [(0, lengths[1] - 1)], [(0, lengths[2])]]
     wanted = np.clip((np.concatenate(of) - batches.mean) / batches.scale, -8, 8)
-    np.testing.assert_allclose(x.numpy(), wanted, rtol=1e-5, atol=1e-6)
+    n = sum(lengths)
+    assert len(x) == gates._ROWS > n and not x[n:].any()  # as many as other batches have
+    np.testing.assert_allclose(x[:n].numpy(), wanted, rtol=1e-3, atol=1e-6)  # kept in float16
+    half = batches.kept(torch.bfloat16).batch(rows)[0]
+    assert half.dtype == torch.bfloat16
+    np.testing.assert_allclose(half[:n].float().numpy(), wanted, rtol=4e-3, atol=1e-6)
+    exact, lengths = batches.batch([5, 69])
+    np.testing.assert_allclose(exact.numpy(), np.delete(wanted, slice(lengths[0], n - lengths[1]), 0), rtol=1e-5)
 
 
 def test_turns_that_are_part_of_a_larger_array() -> None:
@@ -250,10 +309,11 @@ def test_turns_that_are_part_of_a_larger_array() -> None:
     both = np.concatenate([positive.states, contrast.states])
     whole = Turns(both, positive.offsets), contrast
     assert gates._score(Probes(N_EMBD), gates._Standardised(whole)).shape == (70, gates.FOLDS)
-    assert [len(part) for part in gates._Standardised(whole)._turns] == [
-        *np.diff(positive.offsets),
-        *np.diff(contrast.offsets),
-    ]
+    data_of_both = gates._Standardised(whole)
+    assert [len(part) for part in data_of_both._turns] == [*np.diff(positive.offsets), *np.diff(contrast.offsets)]
+    apart = gates._Standardised([positive, contrast])
+    np.testing.assert_array_equal(data_of_both.mean, apart.mean)
+    assert torch.equal(data_of_both.kept(torch.bfloat16).states, apart.kept(torch.bfloat16).states)
 
 
 def test_a_probe_learns_nothing_from_its_own_fold() -> None:
@@ -375,6 +435,30 @@ def test_the_same_seed_gives_the_same_gate() -> None:
     first, again, other = (fit_contrastive_gate(*data(n=60, n_contrast=60), seed=seed)[0] for seed in (1, 1, 2))
     assert all(np.array_equal(a, b) for a, b in zip(arrays(first), arrays(again), strict=True))
     assert not np.array_equal(first.query, other.query)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_number_of_threads_changes_nothing(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gates, "fast_dtype", lambda: dtype)
+    found = []
+    for n in (1, 2):
+        torch.set_num_threads(n)
+        found.append(fit_contrastive_gate(*data(n=60, n_contrast=60), seed=1)[0])
+        assert torch.get_num_threads() == n
+    torch.set_num_threads(1)
+    np.testing.assert_allclose(found[0].query, found[1].query, rtol=1e-3, atol=1e-5)
+
+
+def test_either_precision_learns_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fits differ by less than two seeds do."""
+    fits, found = [], []
+    for dtype in (torch.float32, torch.bfloat16):
+        monkeypatch.setattr(gates, "fast_dtype", lambda dtype=dtype: dtype)
+        gate, fit = fit_contrastive_gate(*data(), seed=0)
+        fits.append(fit.auroc)
+        found.append(np.concatenate([scores(gate, of) for of in data(seed=1)]))
+    assert fits[0] == pytest.approx(fits[1], abs=0.01)
+    assert np.corrcoef(found)[0, 1] > 0.98
 
 
 def subspace(seed: int, n: int, inside: float = 5.0, rank: int = 4) -> np.ndarray:

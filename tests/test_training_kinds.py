@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from finesteer_local.steering import ContrastiveGate, Kind
 from finesteer_local.training import kinds as module
@@ -102,21 +103,56 @@ def test_neither_families_nor_requests_are_in_two_folds(gate: ContrastiveGate, m
         for i, p in enumerate(prompts)
     ]
     learnt: list[np.ndarray] = []
-    real = module._head
+    real = module._Network
 
-    def watched(x: np.ndarray, belongs: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+    def watched(x: np.ndarray, belongs: np.ndarray, seed: int) -> module._Network:
         learnt.append(x)
         return real(x, belongs, seed)
 
-    monkeypatch.setattr(module, "_head", watched)
+    monkeypatch.setattr(module, "_Network", watched)
+    monkeypatch.setattr(watched, "learn", real.learn, raising=False)
     assert fit_kinds(gate, states, prompts, TABLE, slope=1.0, offset=0.0) is not None
-    rows = {module._attended(gate, states[i]).tobytes(): prompts[i] for i in range(len(prompts))}
+    attended = module._attended(gate, states, range(len(prompts)))
+    rows = {row.tobytes(): prompt for row, prompt in zip(attended, prompts, strict=True)}
     assert len(learnt) == FOLDS + 1 and len(learnt[-1]) == len(prompts)
     for fold, x in enumerate(learnt[:-1]):
         seen = [rows[row.tobytes()] for row in x]
         out = [p for p in prompts if module._folds(p) == (fold, fold)]
         assert out and not {p.family for p in seen if p.family} & {p.family for p in out if p.family}
         assert not {p.request or p.text for p in seen} & {p.request or p.text for p in out}
+
+
+def test_what_is_attended_to(gate: ContrastiveGate) -> None:
+    """Turns together give what each gives alone, as the running gate has it."""
+    rng = np.random.default_rng(3)
+    of = turns([*noise(70, rng), *noise(4, rng, longest=150)])
+    rows = [5, *range(8, 74)]
+    found = module._attended(gate, of, rows)
+    assert found.shape == (len(rows), N_EMBD) and found.dtype == np.float32
+    for got, row in zip(found, rows, strict=True):
+        start, stop, weights = gate.attention(gate.summary(of[row]))
+        np.testing.assert_allclose(got, weights @ gate.standardised(of[row][start:stop]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_either_precision_tells_the_same(
+    gate: ContrastiveGate, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "fast_dtype", lambda: dtype)
+    states, prompts, _ = planted(400)
+    found, done = [], []
+    for n_threads in (1, 2):
+        torch.set_num_threads(n_threads)
+        found.append(
+            fit_kinds(
+                gate, states, prompts, TABLE, slope=1.0, offset=0.0, progress=lambda n, total: done.append((n, total))
+            )
+        )
+    torch.set_num_threads(1)
+    one, two = found
+    assert one is not None and two is not None
+    assert one[1].first > 0.8 and done == [(n, FOLDS + 1) for n in range(1, FOLDS + 2)] * 2
+    np.testing.assert_allclose(one[0].weight, two[0].weight, rtol=1e-3, atol=1e-4)
 
 
 def test_log_odds() -> None:

@@ -17,7 +17,9 @@ from finesteer_local.training.data import FORMS, KindOf, Prompt, drawn_by
 from finesteer_local.training.gate_data import GateData
 from finesteer_local.training.gates import GateFit, log_odds
 from finesteer_local.training.model_data import Turns
+from finesteer_local.training.precision import fast_dtype
 from finesteer_local.training.progress import Progress
+from finesteer_local.training.side_by_side import side_by_side
 
 Array = NDArray[np.float32]
 Bools = NDArray[np.bool_]
@@ -29,9 +31,12 @@ HIDDEN = 512
 """Units of the head's hidden layer, with which it tells .05 more of the kinds than without (docs/experiments.md)."""
 EPOCHS = 20
 BATCH = 256
-LEARNING_RATE = 2e-3  # the greatest; it rises to this and falls to nothing (one cycle)
+LEARNING_RATE = float(
+    __import__("os").environ.get("KL", "2e-3")
+)  # the greatest; it rises to this and falls to nothing (one cycle)
 WEIGHT_DECAY = 0.1
 DROPOUT = 0.3
+_TOGETHER = 64  # turns whose states are multiplied at once
 _BINS = 10  # of probabilities, for the calibration's error
 
 
@@ -76,29 +81,42 @@ def fit_kinds(
     if len(table) < 2:
         return None
     prompts, belongs = [prompts[i] for i in rows], belongs[rows]
-    x = np.stack([_attended(gate, turns[i]) for i in rows])  # (n, n_embd)
+    x = _attended(gate, turns, rows)  # (n, n_embd)
     folds = np.array([_folds(prompt) for prompt in prompts])  # (n, 2)
     kinds = tuple(each.kind for each in table)
-    logits, held = np.zeros(belongs.shape), np.zeros(len(rows), bool)
-    for fold in range(FOLDS):
-        out, learnt = (folds == fold).all(axis=1), (folds != fold).all(axis=1)
-        if out.any():
-            tried = Kinds(kinds, slope=slope, offset=offset, **_head(x[learnt], belongs[learnt], seed))
-            logits[out], held[out] = tried.logits(x[out]), True
-        progress(fold + 1, FOLDS + 1)
-    head = _head(x, belongs, seed)
+    outs = [(folds == fold).all(axis=1) for fold in range(FOLDS)]
+    learnt = [(folds != fold).all(axis=1) for fold, out in enumerate(outs) if out.any()]
+    networks = [_Network(x[each], belongs[each], seed) for each in [*learnt, np.ones(len(rows), bool)]]
+    heads = []
+    with side_by_side(len(networks)) as threads:
+        for found in threads.map(_Network.learn, networks):
+            heads.append(found)
+            progress(len(heads), len(networks))
+    head = heads.pop()
+    logits, held = np.zeros(belongs.shape), np.any(outs, axis=0)
+    for out, each in zip((out for out in outs if out.any()), heads, strict=True):
+        logits[out] = Kinds(kinds, slope=slope, offset=offset, **each).logits(x[out])
     scale, shift = _calibrated(logits[held], belongs[held])
-    progress(FOLDS + 1, FOLDS + 1)
     head["weight"], head["bias"] = head["weight"] * scale, head["bias"] * scale + shift
     made = Kinds(kinds, slope=slope, offset=offset, **{name: each.astype(np.float32) for name, each in head.items()})
     forms = np.array([prompt.form for prompt in prompts])
     return made, _fit(sigmoid(logits[held] * scale + shift), belongs[held], table, forms[held])
 
 
-def _attended(gate: ContrastiveGate, states: Array) -> Array:
-    """The mean of the standardised states, by the gate's attention, where it finds most, (n_embd,)."""
-    start, stop, weights = gate.attention(gate.summary(states))
-    return np.asarray(weights @ gate.standardised(states[start:stop]), np.float32)
+def _attended(gate: ContrastiveGate, turns: Turns, rows: Sequence[int]) -> Array:
+    """Of each of these turns the mean of its standardised states, by the gate's attention, where it finds most,
+    (n, n_embd)."""
+    heads = np.concatenate([gate.query, gate.value_weight], axis=1)
+    found = []
+    for at in range(0, len(rows), _TOGETHER):
+        states = [turns[i] for i in rows[at : at + _TOGETHER]]
+        x = gate.standardised(np.concatenate(states))
+        ends = np.cumsum(list(map(len, states)))[:-1]
+        # Not `gate.summary`: it gives a turn in pieces what it gives the whole to the last bit, and is slow for that.
+        for each, summary in zip(np.split(x, ends), np.split(x @ heads, ends), strict=True):
+            start, stop, weights = gate.attention(summary)
+            found.append(weights @ each[start:stop])
+    return np.array(found, np.float32)
 
 
 def _folds(prompt: Prompt) -> tuple[int, int]:
@@ -107,29 +125,52 @@ def _folds(prompt: Prompt) -> tuple[int, int]:
     return asked, drawn_by(prompt.family) % FOLDS if prompt.family else asked
 
 
-def _head(x: Array, belongs: Bools, seed: int) -> dict[str, Array]:
-    """The arrays of `Kinds` that give log-odds for attended states (n, n_embd), learnt from `belongs` (n, C)."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        inputs, labels = torch.from_numpy(x), torch.from_numpy(belongs.astype(np.float32))
-        hidden, output = nn.Linear(x.shape[1], HIDDEN), nn.Linear(HIDDEN, belongs.shape[1])
-        network = nn.Sequential(nn.Dropout(DROPOUT), hidden, nn.ReLU(), nn.Dropout(DROPOUT), output)
-        optimizer = torch.optim.AdamW(network.parameters(), weight_decay=WEIGHT_DECAY)
-        steps = EPOCHS * -(-len(x) // BATCH)
+class _Network:
+    """The arrays of `Kinds` that give log-odds for attended states (n, n_embd), learnt from `belongs` (n, C).
+
+    Matrices are multiplied as this machine does it fastest; the weights and their steps are float32. Networks may
+    learn beside each other in threads: none uses PyTorch's own generator after it was made.
+    """
+
+    def __init__(self, x: Array, belongs: Bools, seed: int) -> None:
+        self._dtype = fast_dtype()
+        self._x, self._labels = torch.from_numpy(x).to(self._dtype), torch.from_numpy(belongs.astype(np.float32))
+        self._rng = np.random.default_rng(seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self._hidden, self._output = nn.Linear(x.shape[1], HIDDEN), nn.Linear(HIDDEN, belongs.shape[1])
+
+    def learn(self) -> dict[str, Array]:
+        """Learn for all epochs; the arrays, by name."""
+        optimizer = torch.optim.AdamW(
+            [*self._hidden.parameters(), *self._output.parameters()], weight_decay=WEIGHT_DECAY, fused=True
+        )
+        steps = EPOCHS * -(-len(self._x) // BATCH)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
         for _ in range(EPOCHS):
-            for rows in torch.split(torch.randperm(len(x)), BATCH):
-                loss = functional.binary_cross_entropy_with_logits(network(inputs[rows]), labels[rows])
+            for rows in torch.split(torch.from_numpy(self._rng.permutation(len(self._x))), BATCH):
+                hidden = self._linear(self._hidden, self._dropped(self._x[rows])).relu()
+                logits = self._linear(self._output, self._dropped(hidden)).float()
+                loss = functional.binary_cross_entropy_with_logits(logits, self._labels[rows])
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 schedule.step()
-    return {
-        "hidden_weight": np.ascontiguousarray(hidden.weight.detach().numpy().T),
-        "hidden_bias": hidden.bias.detach().numpy(),
-        "weight": np.ascontiguousarray(output.weight.detach().numpy().T),
-        "bias": output.bias.detach().numpy(),
-    }
+        return {
+            "hidden_weight": np.ascontiguousarray(self._hidden.weight.detach().numpy().T),
+            "hidden_bias": self._hidden.bias.detach().numpy(),
+            "weight": np.ascontiguousarray(self._output.weight.detach().numpy().T),
+            "bias": self._output.bias.detach().numpy(),
+        }
+
+    def _linear(self, layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+        return functional.linear(x, layer.weight.to(self._dtype), layer.bias.to(self._dtype))
+
+    def _dropped(self, x: torch.Tensor) -> torch.Tensor:
+        # Drawing the numbers took half of the time with PyTorch's dropout; a byte of each will do.
+        drawn = np.frombuffer(bytearray(self._rng.bytes(x.numel())), np.uint8).reshape(x.shape)
+        keep = torch.from_numpy(drawn) >= round(DROPOUT * 256)
+        return x * keep.to(x.dtype).div_(1 - DROPOUT)
 
 
 def _calibrated(logits: NDArray[np.float64], belongs: Bools) -> tuple[Array, Array]:
