@@ -28,7 +28,7 @@ MIN_PROMPTS = 1000
 """From so many prompts a gate learns, if a recipe has them, however little time there is."""
 MIN_WATCHED = 128
 """From fewer of the model's own answers no answers' gate is learnt."""
-FIT_SECONDS = 7e-3
+FIT_SECONDS = 3e-3
 """That fitting a gate and the kinds takes for each prompt, beside reading it."""
 _FIRST_PART = 0.5
 """At most this share of the time goes into what steers; the gate decides on everything else."""
@@ -40,7 +40,7 @@ _ASKED = 16  # answers that tell how fast the model writes
 _READ, _LONGEST = 192, 400  # prompts that tell how fast it is read, and the letters of each
 _LESSONS = 4  # batches that tell how fast answers are learnt through the model
 _COUNTED = 400  # prompts of which the tokens are counted
-SETTING_UP = 25.0  # seconds: loading, the 8-bit layers, and what else does not grow
+SETTING_UP = 25.0  # seconds: loading, the lower layers, and what else does not grow
 
 
 @dataclass(frozen=True)
