@@ -74,7 +74,14 @@ def weights_of(llama: TrainableModel) -> Any:
                 reason = " ".join(str(error).split())[:200]
                 raise ModelError(f"transformers cannot read {path}: {reason}; {WITHOUT}") from error
     _check_same(model.eval(), llama)
-    return model.to(fast_dtype())
+    return _in(fast_dtype(), model)
+
+
+def _in(dtype: torch.dtype, model: Any) -> Any:
+    """The model with its parameters in `dtype`. Buffers stay: the frequencies of positions need all their digits."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model
 
 
 def _loaded(factory: Any, path: Path) -> Any:
