@@ -158,6 +158,7 @@ def tuned(
     learnt: bool = False,
     keep: bool = False,
     deadline: Deadline = NO_DEADLINE,
+    block: int = BLOCK,
 ) -> tuple[Trial, list[Trial]]:
     rng = np.random.default_rng(0)
     experts = {layer: make_experts(64, rng) for layer in layers}
@@ -174,6 +175,7 @@ def tuned(
         folder=folder,
         keep=keep,
         deadline=deadline,
+        block=block,
         progress=lambda *step: steps.append(step),
     )
     assert {stage for stage, _, _ in steps} == {"tuning"}
@@ -545,7 +547,7 @@ def test_an_interrupted_tuning_goes_on(blank: Profile, tmp_path: Path, share: fl
 
 @pytest.mark.parametrize("first", [BLOCK, LARGE_BLOCK])
 def test_a_tuning_that_goes_on_looks_as_often_as_before(blank: Profile, tmp_path: Path, first: int) -> None:
-    """What answers may be another by then: the prompts' order, by which verdicts are remembered, goes with the block."""
+    """What answers may be another by then: the prompts' order, which tells verdicts apart, goes with it."""
 
     def quality(layer: int, strength: float, scope: str) -> tuple[float, float]:
         return 0.5 + strength / 5, 1.2 - strength / 5

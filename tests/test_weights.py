@@ -58,6 +58,24 @@ def test_matrices_that_are_one_stay_one() -> None:
     assert model[1].weight is model[0].weight and model[0].weight.dtype == torch.bfloat16
 
 
+def test_logits_are_those_of_the_whole_model() -> None:
+    """Of one that caps them, too."""
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    sizes = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "head_dim": 8}
+    config = Gemma2Config(**sizes, num_attention_heads=2, num_key_value_heads=2, final_logit_softcapping=0.05)
+    model, tokens = Gemma2ForCausalLM(config).eval(), torch.arange(8)[None]
+    with torch.inference_mode():
+        wanted = model(input_ids=tokens).logits[0]
+        found = weights.logits_of(model, model.get_decoder()(input_ids=tokens).last_hidden_state[0])
+    torch.testing.assert_close(found, wanted)
+    assert 0.01 < found.abs().max() <= 0.05
+    model.config.final_logit_softcapping = None
+    with torch.inference_mode():
+        hidden = model.get_decoder()(input_ids=tokens).last_hidden_state[0]
+        torch.testing.assert_close(weights.logits_of(model, hidden), model(input_ids=tokens).logits[0])
+
+
 def test_weights_are_opened_by_themselves_where_they_are_few(
     llama: SteeredLlama, monkeypatch: pytest.MonkeyPatch
 ) -> None:

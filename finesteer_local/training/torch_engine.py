@@ -32,7 +32,7 @@ from finesteer_local.runtime.trainable import Asked, TrainableModel, WholeAnswer
 from finesteer_local.small_cache import SmallCache
 from finesteer_local.training.precision import processor
 from finesteer_local.training.transformers_tap import BlockRows, Stop
-from finesteer_local.training.weights import opens_by_itself
+from finesteer_local.training.weights import logits_of, opens_by_itself
 
 Array = NDArray[np.float32]
 
@@ -203,18 +203,12 @@ class TorchEngine:
                 ).last_hidden_state
             starts = [len(prompts[i]) - 1 for i, _ in some]
             for (i, answer), row, start in zip(some, hidden, starts, strict=True):
-                logits = self._logits(row[start : start + len(answer)])
+                logits = logits_of(self._model, row[start : start + len(answer)])
                 scores = torch.log_softmax(logits, -1)[torch.arange(len(answer)), torch.tensor(list(answer))]
                 found[i].append(np.asarray(scores.double().numpy(), np.float64))
         return found
 
     # --- one pass
-
-    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits in float32 of hidden states (n, n_embd)."""
-        logits: torch.Tensor = self._model.get_output_embeddings()(hidden).float()
-        cap = getattr(self._model.config, "final_logit_softcapping", None)
-        return logits if cap is None else torch.tanh(logits / cap) * cap
 
     def _decided(self, prompts: Sequence[Sequence[int]], steerings: Sequence[Steering]) -> list[SteeredRequest]:
         """The requests of some prompts, decided by their profiles: one pass up to the highest gate's layer."""
@@ -329,7 +323,7 @@ class _Answering:
                 use_cache=True,
             ).last_hidden_state
         self._first = False
-        logits = engine._logits(hidden[:, -1])
+        logits = logits_of(engine._model, hidden[:, -1])
         chosen = [
             0 if i in self._done else _sampled(row, self._requests[i].sampling, self._generators[i])
             for row, i in zip(logits, rows, strict=True)

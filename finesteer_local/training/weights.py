@@ -84,6 +84,13 @@ def _in(dtype: torch.dtype, model: Any) -> Any:
     return model
 
 
+def logits_of(model: Any, hidden: torch.Tensor) -> torch.Tensor:
+    """Logits in float32, (n, n_vocab), of what the model's decoder gives, (n, n_embd)."""
+    logits: torch.Tensor = model.get_output_embeddings()(hidden).float()
+    cap = getattr(model.config, "final_logit_softcapping", None)
+    return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
 def _loaded(factory: Any, path: Path) -> Any:
     with contextlib.redirect_stderr(io.StringIO()):  # progress bars of its own
         return factory.from_pretrained(
