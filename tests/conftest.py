@@ -123,6 +123,18 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
+def in_float32() -> Iterator[None]:
+    """Weights for PyTorch are float32 on every machine, whatever it multiplies fastest."""
+    import torch
+
+    from finesteer_local.training import weights
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(weights, "fast_dtype", lambda: torch.float32)
+        yield
+
+
+@pytest.fixture(scope="module")
 def short_answers() -> Iterator[None]:
     """Training asks the model for a few tokens at a time: a random model ends no answer."""
     from finesteer_local.training import learn, own_answers, trials

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,10 +26,10 @@ from finesteer_local.errors import (
 )
 from finesteer_local.identity import read_model_identity
 from finesteer_local.profile import Profile
-from finesteer_local.runtime import open_model
+from finesteer_local.runtime import SteeredLlama, open_model
 from finesteer_local.runtime.harvest import Harvester
 from finesteer_local.runtime.prompt import chat_prompt, turn_start
-from finesteer_local.training import answer_gate, gate_data, learn
+from finesteer_local.training import answer_gate, gate_data, learn, torch_engine
 from finesteer_local.training import pairs as preparing
 from finesteer_local.training import run as beginning
 from finesteer_local.training import train as module
@@ -36,6 +38,7 @@ from finesteer_local.training.effort import EFFORTS
 from finesteer_local.training.learn import Learnt
 from finesteer_local.training.model_data import ModelData
 from finesteer_local.training.settings import TrainingSettings
+from finesteer_local.training.torch_engine import TorchEngine
 from finesteer_local.training.train import train
 from finesteer_local.training.trials import FEWEST_ANSWERS
 from tiny import write_tiny_model
@@ -348,6 +351,53 @@ def test_an_interrupted_lesson_goes_on(deep: Path, stage: str, monkeypatch: pyte
             patch.setattr(beginning, "weights_of", None)
         resumed = train(open_model(deep, n_threads=1), refusing(), TrainingSettings())
     same(resumed, train(open_model(deep, n_threads=1), refusing(), TrainingSettings()))
+
+
+@pytest.fixture
+def engine_wins(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref[Any]]:
+    """PyTorch answers, however small the model is; the weights that were opened."""
+    weights: list[weakref.ref[Any]] = []
+    opened = beginning.weights_of
+
+    def weights_of(llama: Any) -> Any:
+        found = opened(llama)
+        weights.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(beginning, "weights_of", weights_of)
+    monkeypatch.setattr(torch_engine, "LEAST_PARAMETERS", 0)
+    monkeypatch.setattr(torch_engine, "_seconds", lambda model, prompts: float(not isinstance(model, TorchEngine)))
+    return weights
+
+
+@pytest.mark.parametrize("optimise", [True, False])
+def test_pytorch_answers_what_tuning_asks(
+    deep: Path, optimise: bool, engine_wins: list[weakref.ref[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interrupted run goes on to the same profile, and the weights are gone once nothing asks any more."""
+    asked: list[int] = []
+    answered = TorchEngine._answered
+    monkeypatch.setattr(TorchEngine, "_answered", lambda self, some: (asked.append(len(some)), answered(self, some))[1])
+    monkeypatch.setattr(SteeredLlama, "whole_answers", None)
+    settings = TrainingSettings(optimise=optimise, quality="quick")
+    alive: dict[str, bool] = {}
+
+    def told(stage: str, done: int, total: int) -> None:
+        alive[stage] = engine_wins[-1]() is not None
+
+    def interrupt(stage: str, done: int, total: int) -> None:
+        if stage == "tuning" and done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(open_model(deep, n_threads=1), refusing(), settings, interrupt)
+    n_asked = len(asked)
+    resumed = train(open_model(deep, n_threads=1), refusing(), settings, told)
+    assert len(engine_wins) == 2 and 0 < n_asked < len(asked)
+    assert alive["tuning"] and not alive["reading prompts"]
+    assert resumed.training["optimised"] == optimise
+    shutil.rmtree(paths.work_dir())
+    same(resumed, train(open_model(deep, n_threads=1), refusing(), settings))
 
 
 def test_layers_and_ways_that_are_asked_for(deep: Path) -> None:

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from finesteer_local.errors import DataError
+from finesteer_local.errors import DataError, ModelError
 from finesteer_local.runtime import SteeredLlama, open_model
 from finesteer_local.training import run as module
-from finesteer_local.training.data import Pair, Prompt, TrainingData
+from finesteer_local.training.data import PAGE, Pair, Prompt, TrainingData
 from finesteer_local.training.progress import Stopwatch, quiet
 from finesteer_local.training.run import VECTORS, begin, candidate_layers
 from finesteer_local.training.settings import TrainingSettings
@@ -58,6 +58,51 @@ def test_weights_are_opened_where_there_is_something_to_learn_through_them(
     (run.folder / VECTORS).write_bytes(b"")
     again, weights = begin(llama, DATA, settings, quiet)
     assert (again.folder, again.learns, weights, len(opened)) == (run.folder, optimise, None, optimise)
+
+
+def test_what_answers_is_the_faster_of_two(llama: SteeredLlama, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that are opened serve learning and answering; where nothing is learnt, only where it may be worth it."""
+    opened: list[SteeredLlama] = []
+    asked: list[tuple[Any, Any, int]] = []
+
+    def faster(llama: Any, weights: Any, prompts: list[Any]) -> Any:
+        asked.append((llama, weights, len(prompts)))
+        return "engine"
+
+    monkeypatch.setattr(module, "faster_engine", faster)
+    monkeypatch.setattr(module, "weights_of", lambda llama: (opened.append(llama), "weights")[1])
+    for optimise, worth in ((True, True), (True, False), (False, True), (False, False)):
+        opened.clear()
+        monkeypatch.setattr(module, "worth_opening", lambda llama, worth=worth: worth)
+        run, weights = begin(llama, DATA, TrainingSettings(optimise=optimise, quality="full"), quiet)
+        assert run.model_data.answering == "engine" and run.llama is llama
+        assert weights == ("weights" if optimise else None) and len(opened) == (optimise or worth)
+        assert asked.pop() == (llama, "weights" if opened else None, module.TIMED)
+    (run.folder.parent / "other").mkdir()  # what was learnt with another effort
+    (run.folder.parent / "other" / VECTORS).write_bytes(b"")
+    monkeypatch.setattr(module, "worth_opening", lambda llama: True)
+    opened.clear()
+    run, weights = begin(llama, DATA, TrainingSettings(optimise=True, quality="full"), quiet)
+    assert weights == "weights" and len(opened) == 1
+
+
+def test_weights_that_cannot_be_read_answer_nothing(llama: SteeredLlama, monkeypatch: pytest.MonkeyPatch) -> None:
+    def weights_of(llama: Any) -> Any:
+        raise ModelError("transformers cannot read it")
+
+    monkeypatch.setattr(module, "weights_of", weights_of)
+    monkeypatch.setattr(module, "worth_opening", lambda llama: True)
+    run, weights = begin(llama, DATA, TrainingSettings(optimise=False, quality="full"), quiet)
+    assert run.model_data.answering is llama and weights is None
+
+
+def test_pages_without_room_are_not_asked_either(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = Prompt([{"role": "user", "content": "x " * 400}], form=PAGE)
+    data = replace(DATA, pairs=[Pair(page, "no", "yes"), *DATA.pairs])
+    asked: list[Any] = []
+    monkeypatch.setattr(module, "faster_engine", lambda llama, weights, prompts: (asked.extend(prompts), llama)[1])
+    begin(open_model(tiny, n_ctx=256, n_threads=1), data, TrainingSettings(optimise=False, quality="full"), quiet)
+    assert len(asked) == module.TIMED and page.messages not in asked
 
 
 def test_nothing_is_read_for_a_run_that_cannot_be(llama: SteeredLlama, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from finesteer_local.profile import Profile
 from finesteer_local.runtime import open_model
 from finesteer_local.runtime.harvest import Harvester
 from finesteer_local.runtime.prompt import chat_prompt, greedy_answer, turn_start, unsteered_parts
+from finesteer_local.runtime.trainable import Asked
 from tiny import make_profile, write_tiny_model
 
 pytest.importorskip("sklearn")
@@ -109,6 +110,13 @@ def test_steered_as_llama_cpp_steers(two: Two, scope: str, gate: str) -> None:
     answer = llama.tokenize(b"the inner", add_bos=False)
     scores = [model.answer_logprobs(prompt, [answer], turn=turn)[0] for model in (llama, other)]
     np.testing.assert_allclose(*scores, atol=5e-3)
+    for model in (llama, other):
+        [first], [second, third] = model.many_logprobs(
+            [Asked(prompt, [answer], turn), Asked(prompt, [answer[:2], answer])]
+        )
+        np.testing.assert_array_equal(first, model.answer_logprobs(prompt, [answer], turn=turn)[0])
+        for one, wanted in zip((second, third), model.answer_logprobs(prompt, [answer[:2], answer]), strict=True):
+            np.testing.assert_array_equal(one, wanted)
     assert greedy_answer(llama, MESSAGES, 12) == greedy_answer(other, MESSAGES, 12) != plain
     [decision] = other.decide(prompt, turn).decisions
     assert decision.g == pytest.approx(llama.last_decision.g, abs=1e-4)

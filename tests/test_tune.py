@@ -20,7 +20,7 @@ from finesteer_local.training.data import Pair, Prompt
 from finesteer_local.training.effort import NO_DEADLINE, Deadline
 from finesteer_local.training.model_data import WholeAnswer
 from finesteer_local.training.search import SEARCHES, Setting, Trial, as_rows
-from finesteer_local.training.trials import ANSWERS, BLOCK, TEMPERATURE, WHOLE_TOKENS, Trials
+from finesteer_local.training.trials import ANSWERS, BLOCK, LARGE_BLOCK, TEMPERATURE, WHOLE_TOKENS, Trials
 from finesteer_local.training.tune import tune
 from tiny import make_experts, make_profile, write_tiny_model
 
@@ -158,6 +158,7 @@ def tuned(
     learnt: bool = False,
     keep: bool = False,
     deadline: Deadline = NO_DEADLINE,
+    block: int = BLOCK,
 ) -> tuple[Trial, list[Trial]]:
     rng = np.random.default_rng(0)
     experts = {layer: make_experts(64, rng) for layer in layers}
@@ -174,6 +175,7 @@ def tuned(
         folder=folder,
         keep=keep,
         deadline=deadline,
+        block=block,
         progress=lambda *step: steps.append(step),
     )
     assert {stage for stage, _, _ in steps} == {"tuning"}
@@ -541,6 +543,32 @@ def test_an_interrupted_tuning_goes_on(blank: Profile, tmp_path: Path, share: fl
     third = llama(quality)
     assert tuned(third, blank, tmp_path / "parts") == wanted
     assert third.generated == []
+
+
+@pytest.mark.parametrize("first", [BLOCK, LARGE_BLOCK])
+def test_a_tuning_that_goes_on_looks_as_often_as_before(blank: Profile, tmp_path: Path, first: int) -> None:
+    """What answers may be another by then: the prompts' order, which tells verdicts apart, goes with it."""
+
+    def quality(layer: int, strength: float, scope: str) -> tuple[float, float]:
+        return 0.5 + strength / 5, 1.2 - strength / 5
+
+    whole = llama(quality)
+    wanted = tuned(whole, blank, tmp_path / "whole", block=first)
+    interrupted = llama(quality, interrupt_after=len(whole.generated) // 2)
+    with pytest.raises(KeyboardInterrupt):
+        tuned(interrupted, blank, tmp_path / "parts", block=first)
+    again = llama(quality)
+    assert tuned(again, blank, tmp_path / "parts", block=BLOCK + LARGE_BLOCK - first) == wanted
+    assert again.generated == whole.generated[-len(again.generated) :]
+
+
+def test_a_larger_block_is_given_up_later(blank: Profile, tmp_path: Path) -> None:
+    def quality(layer: int, strength: float, scope: str) -> tuple[float, float]:
+        return (1.0, 1.0) if strength == FIRST_STRENGTH else (0.0, 1.0)
+
+    for block in (BLOCK, LARGE_BLOCK):
+        _, trials = tuned(llama(quality), blank, tmp_path / str(block), block=block)
+        assert {trial.n_answers for trial in trials if trial.lost} == {block}
 
 
 def test_what_is_remembered_is_json(blank: Profile, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from gguf import GGUFReader
 
 from finesteer_local.errors import MissingExtraError, ModelError
 from finesteer_local.runtime import SteeredLlama, open_model
@@ -31,6 +32,56 @@ def test_by_itself_only_refusals_of_small_models(llama: SteeredLlama, monkeypatc
     for missing in ("accelerate", "transformers"):
         monkeypatch.setattr(weights, "find_spec", lambda name, missing=missing: None if name == missing else name)
         assert not learns_by_itself(llama, "refusal")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_they_are_in_the_fast_precision(
+    llama: SteeredLlama, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All but the frequencies of positions: bfloat16 would turn those of long prompts by a radian."""
+    monkeypatch.setattr(weights, "fast_dtype", lambda: dtype)
+    model = weights_of(llama)
+    assert {parameter.dtype for parameter in model.parameters()} == {model.dtype} == {dtype}
+    assert [*model.named_buffers()] and {buffer.dtype for buffer in model.buffers()} == {torch.float32}
+    assert torch.equal(model.get_input_embeddings().weight[5].float(), _embedding(llama, 5).to(dtype).float())
+
+
+def _embedding(llama: SteeredLlama, token: int) -> torch.Tensor:
+    [tensor] = [each for each in GGUFReader(llama.model_path).tensors if each.name == "token_embd.weight"]
+    return torch.from_numpy(np.array(tensor.data[token]))
+
+
+def test_matrices_that_are_one_stay_one() -> None:
+    model = torch.nn.ModuleList([torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)])
+    model[1].weight = model[0].weight
+    weights._in(torch.bfloat16, model)
+    assert model[1].weight is model[0].weight and model[0].weight.dtype == torch.bfloat16
+
+
+def test_logits_are_those_of_the_whole_model() -> None:
+    """Of one that caps them, too."""
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    sizes = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "head_dim": 8}
+    config = Gemma2Config(**sizes, num_attention_heads=2, num_key_value_heads=2, final_logit_softcapping=0.05)
+    model, tokens = Gemma2ForCausalLM(config).eval(), torch.arange(8)[None]
+    with torch.inference_mode():
+        wanted = model(input_ids=tokens).logits[0]
+        found = weights.logits_of(model, model.get_decoder()(input_ids=tokens).last_hidden_state[0])
+    torch.testing.assert_close(found, wanted)
+    assert 0.01 < found.abs().max() <= 0.05
+    model.config.final_logit_softcapping = None
+    with torch.inference_mode():
+        hidden = model.get_decoder()(input_ids=tokens).last_hidden_state[0]
+        torch.testing.assert_close(weights.logits_of(model, hidden), model(input_ids=tokens).logits[0])
+
+
+def test_weights_are_opened_by_themselves_where_they_are_few(
+    llama: SteeredLlama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert weights.opens_by_itself(llama)
+    monkeypatch.setattr(weights, "MAX_PARAMETERS", llama.n_parameters - 1)
+    assert not weights.opens_by_itself(llama)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2"])

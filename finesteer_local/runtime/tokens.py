@@ -80,6 +80,11 @@ def vocab_of(llama: Llama) -> Any:
     return llama_cpp.llama_model_get_vocab(llama.model)
 
 
+def ends_answer(vocab: Any, token: int) -> bool:
+    """Whether a model with this vocabulary ends its answer with `token`."""
+    return bool(llama_cpp.llama_vocab_is_eog(vocab, token))
+
+
 def _longest_run(llama: Llama, text: bytes) -> int:
     """Letters that a pre-tokenizer may match at once, at most.
 

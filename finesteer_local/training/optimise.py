@@ -29,7 +29,7 @@ from finesteer_local.training.data import Pair
 from finesteer_local.training.model_data import pair_tokens
 from finesteer_local.training.progress import Progress
 from finesteer_local.training.trials import ANSWER_TOKENS
-from finesteer_local.training.weights import WITHOUT
+from finesteer_local.training.weights import WITHOUT, logits_of
 
 MANY = 8  # pairs, or whole answers, of a step
 RATE = 0.05  # Adam's, for so many; one pass over them
@@ -295,8 +295,7 @@ def _logprobs(
     answers = [index.new_tensor(list(example.answer)) for example in examples]
     ends = [start + len(answer) for start, answer in zip(starts, answers, strict=True)]
     states = torch.cat([row[start:end] for row, start, end in zip(hidden, starts, ends, strict=True)])
-    logits = model.get_output_embeddings()(states).float()
-    found = -functional.cross_entropy(logits, torch.cat(answers), reduction="none")
+    found = -functional.cross_entropy(logits_of(model, states), torch.cat(answers), reduction="none")
     return list(torch.split(found, [len(answer) for answer in answers]))
 
 

@@ -6,10 +6,12 @@ and are slower.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import time
 from functools import cache
+from pathlib import Path
 
 import torch
 
@@ -20,8 +22,25 @@ _ROUNDS = 8
 _CLEARLY = 0.75
 """bfloat16 keeps fewer digits, so it must take at most this share of float32's time."""
 
+_TELLING = {"model name", "flags", "CPU part", "Features"}  # in Linux's list of processors, x86's and Arm's
+
 _choices = SmallCache("precision.json")
-"""By machine and version of PyTorch, whether bfloat16 wins."""
+"""By processor and version of PyTorch, whether bfloat16 wins."""
+
+
+@cache
+def processor() -> str:
+    """What tells this machine's processor from others, and what it can: a home may be shared by many, or move.
+
+    On Linux Python itself knows the family alone.
+    """
+    try:
+        first = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n\n")[0]
+    except OSError:
+        first = ""
+    told = sorted(line for line in first.splitlines() if line.partition(":")[0].strip() in _TELLING)
+    own = hashlib.sha256("\n".join(told).encode()).hexdigest()[:16] if told else platform.processor()
+    return f"{platform.system()} {platform.machine()} {own}"
 
 
 @cache
@@ -30,7 +49,7 @@ def fast_dtype() -> torch.dtype:
 
     Timed once and remembered, so that a run that goes on computes as it began.
     """
-    key = json.dumps([platform.processor() or platform.machine(), platform.system(), torch.__version__])
+    key = json.dumps([processor(), torch.__version__])
     wins = _choices.get(key)
     if not isinstance(wins, bool):
         wins = _seconds(torch.bfloat16) < _CLEARLY * _seconds(torch.float32)

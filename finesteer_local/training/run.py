@@ -20,8 +20,8 @@ from finesteer_local.training.model_data import ModelData, run_folder
 from finesteer_local.training.pairs import DELTA_TOKENS, MAX_PAIRS
 from finesteer_local.training.progress import Progress
 from finesteer_local.training.settings import TrainingSettings
-from finesteer_local.training.torch_engine import TIMED, can_answer, faster_engine
-from finesteer_local.training.weights import learns_by_itself, opens_by_itself, weights_of
+from finesteer_local.training.torch_engine import TIMED, faster_engine, worth_opening
+from finesteer_local.training.weights import learns_by_itself, weights_of
 
 log = logging.getLogger("finesteer_local")
 
@@ -127,19 +127,20 @@ def _run(
     model_data.check([*(pair.prompt for pair in fitting_data.pairs), *read])
     # Before anything that takes minutes: they may not be readable.
     weights = weights_of(llama) if learns and not any(model_data.folder.glob(f"*/{VECTORS}")) else None
-    asked = [prompt.messages for prompt in spread(data.positive, TIMED)]
-    model_data.answering = faster_engine(llama, weights or _weights(llama), asked)
+    asked = [prompt.messages for prompt in spread(fitting_data.positive, TIMED)]
+    opened = weights or _weights(llama)
+    model_data.answering = faster_engine(llama, opened, asked)
     effort = asked_for or _planned(model_data, fitting_data, settings, layers[0], learns, weights)
     model_data.go_to(model_data.folder / effort.name)
     if learns and weights is None and not (model_data.folder / VECTORS).exists():
-        weights = weights_of(llama)
+        weights = opened or weights_of(llama)
     return Run(model_data, fitting_data, settings, effort, deadline, layers, learns, progress), weights
 
 
 def _weights(llama: TrainableModel) -> Any:
     """The model's weights for PyTorch where it may answer there, though nothing is learnt through them; or None."""
     with suppress(ModelError):
-        return weights_of(llama) if can_answer(llama) and opens_by_itself(llama) else None
+        return weights_of(llama) if worth_opening(llama) else None
     return None
 
 

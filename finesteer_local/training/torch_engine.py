@@ -8,7 +8,6 @@ rounding of activations is another, as it is between two machines.
 from __future__ import annotations
 
 import json
-import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -18,19 +17,22 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from llama_cpp import llama_cpp
 from numpy.typing import NDArray
 from torch.nn.utils.rnn import pad_sequence
 
+from finesteer_local.errors import SteeringError
 from finesteer_local.runtime.batch import Request, Sampling, chat_request
-from finesteer_local.runtime.prompt import Message, token_text
+from finesteer_local.runtime.batch.text import AnswerText
+from finesteer_local.runtime.prompt import Message, chat_prompt, token_text
 from finesteer_local.runtime.prompt_pass import Segment
 from finesteer_local.runtime.steered import SteeredLlama
 from finesteer_local.runtime.steered_request import SteeredRequest, Steering
-from finesteer_local.runtime.tokens import vocab_of
+from finesteer_local.runtime.tokens import ends_answer, vocab_of
 from finesteer_local.runtime.trainable import Asked, TrainableModel, WholeAnswer
 from finesteer_local.small_cache import SmallCache
+from finesteer_local.training.precision import processor
 from finesteer_local.training.transformers_tap import BlockRows, Stop
+from finesteer_local.training.weights import logits_of, opens_by_itself
 
 Array = NDArray[np.float32]
 
@@ -43,16 +45,25 @@ TOKENS = 8192
 TIMED = 16
 """Answers by which the two are compared."""
 _TIMED_TOKENS = 12
+_COMPARED = 4
+"""Prompts after which the two must find an answer equally likely."""
+_CLOSE = 0.5  # a token's log-probability, the mean; what bfloat16 and 8-bit activations move is a fifth of it
+_SAMPLE = "The capital of France is Paris."
 _SHRINK = 0.75  # of the answers that are computed; when fewer go on, the others are dropped
 
 
 _choices = SmallCache("engines.json")
-"""By model, machine and versions, whether PyTorch answers faster."""
+"""By model, machine and versions, whether PyTorch answers the same, and faster."""
 
 
 def can_answer(llama: TrainableModel) -> bool:
     """Whether PyTorch may answer in the place of `llama`: it would say the same, and there is something to win."""
     return llama.plain_gguf and llama.n_parameters >= LEAST_PARAMETERS
+
+
+def worth_opening(llama: TrainableModel) -> bool:
+    """Whether weights should be opened for PyTorch to answer, though nothing is learnt through them."""
+    return can_answer(llama) and opens_by_itself(llama) and _choices.get(_key(llama)) is not False
 
 
 def faster_engine(llama: TrainableModel, weights: Any, prompts: Sequence[Sequence[Message]]) -> TrainableModel:
@@ -66,19 +77,47 @@ def faster_engine(llama: TrainableModel, weights: Any, prompts: Sequence[Sequenc
     """
     if weights is None or not can_answer(llama):
         return llama
-    engine = cast(TrainableModel, TorchEngine(cast(SteeredLlama, llama), weights))
     key = _key(llama)
     wins = _choices.get(key)
+    engine = None if wins is False else _engine(llama, weights)
     if not isinstance(wins, bool):
-        wins = _seconds(engine, prompts) < _seconds(llama, prompts)
+        wins = (
+            engine is not None
+            and _agree(engine, llama, prompts[:_COMPARED])
+            and _seconds(engine, prompts) < _seconds(llama, prompts)
+        )
         _choices.keep(key, wins)
-    return engine if wins else llama
+    return engine if engine is not None and wins else llama
+
+
+def _engine(llama: TrainableModel, weights: Any) -> TrainableModel | None:
+    """None where transformers builds the model otherwise than this module expects."""
+    with suppress(AttributeError):
+        return cast(TrainableModel, TorchEngine(cast(SteeredLlama, llama), weights))
+    return None
+
+
+def _agree(engine: TrainableModel, llama: TrainableModel, prompts: Sequence[Sequence[Message]]) -> bool:
+    """Whether `engine` can answer, and finds an answer as likely as `llama` does.
+
+    `weights_of` has compared one text alone; what an architecture makes of padding, or needs for a cache, shows here.
+    """
+    answer = llama.tokenize(_SAMPLE.encode(), add_bos=False, special=False)
+    asked = [Asked(chat_prompt(llama, messages), [answer]) for messages in prompts]
+    try:
+        list(engine.greedy_answers(prompts, 2, at_most=len(prompts)))
+        found = engine.many_logprobs(asked)
+    except Exception:  # whatever another architecture raises: llama.cpp answers
+        return False
+    wanted = llama.many_logprobs(asked)
+    differences = [np.abs(a - b).mean() for [a], [b] in zip(found, wanted, strict=True)]
+    return all(difference < _CLOSE for difference in differences)  # NaN is not
 
 
 def _key(llama: TrainableModel) -> str:
     model = [llama.identity.fingerprint, Path(llama.model_path).stat().st_size]
     versions = [version("llama-cpp-python"), version("transformers"), torch.__version__]
-    return json.dumps([*model, *versions, platform.processor() or platform.machine(), torch.get_num_threads()])
+    return json.dumps([*model, *versions, processor(), torch.get_num_threads()])
 
 
 def _seconds(model: TrainableModel, prompts: Sequence[Sequence[Message]]) -> float:
@@ -92,7 +131,7 @@ def _seconds(model: TrainableModel, prompts: Sequence[Sequence[Message]]) -> flo
 class TorchEngine:
     """`llama`, answering through its weights in PyTorch; everything else is `llama`'s own.
 
-    It is a `TrainableModel`.
+    It is a `TrainableModel`. Gates that read answers (`AnswerGate`) are left out: training tries none.
 
     Args:
         weights: of `llama` as a causal language model of transformers (`weights.weights_of`).
@@ -125,13 +164,15 @@ class TorchEngine:
         """As of `TrainableModel`."""
         options: dict[str, Any] = {"steer": self.llama.steer, "max_tokens": max_tokens, "temperature": temperature}
         requests = [chat_request(self.llama, each, seed=i, **options) for i, each in enumerate(conversations, seed)]
+        for request in requests:
+            request.check(self.llama, self.llama.n_ctx())
         for rows in _parts([len(request.prompt) for request in requests], AT_ONCE):
-            yield from self._answered([requests[i] for i in rows], max_tokens)
+            yield from self._answered([requests[i] for i in rows])
 
     @torch.inference_mode()
-    def _answered(self, requests: Sequence[Request], max_tokens: int) -> list[WholeAnswer]:
+    def _answered(self, requests: Sequence[Request]) -> list[WholeAnswer]:
         steered = self._decided([request.prompt for request in requests], [request.steering for request in requests])
-        answering = _Answering(self, requests, steered, max_tokens)
+        answering = _Answering(self, requests, steered)
         while answering.going_on:
             answering.step()
         return answering.answers
@@ -162,41 +203,35 @@ class TorchEngine:
                 ).last_hidden_state
             starts = [len(prompts[i]) - 1 for i, _ in some]
             for (i, answer), row, start in zip(some, hidden, starts, strict=True):
-                logits = self._logits(row[start : start + len(answer)])
+                logits = logits_of(self._model, row[start : start + len(answer)])
                 scores = torch.log_softmax(logits, -1)[torch.arange(len(answer)), torch.tensor(list(answer))]
                 found[i].append(np.asarray(scores.double().numpy(), np.float64))
         return found
 
     # --- one pass
 
-    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits in float32 of hidden states (n, n_embd)."""
-        logits: torch.Tensor = self._model.get_output_embeddings()(hidden).float()
-        cap = getattr(self._model.config, "final_logit_softcapping", None)
-        return logits if cap is None else torch.tanh(logits / cap) * cap
-
     def _decided(self, prompts: Sequence[Sequence[int]], steerings: Sequence[Steering]) -> list[SteeredRequest]:
-        """The requests of some prompts, decided by the active profiles: one pass up to the highest gate's layer."""
+        """The requests of some prompts, decided by their profiles: one pass up to the highest gate's layer."""
         requests = [
             SteeredRequest(prompt, steering, self.llama.n_layer)
             for prompt, steering in zip(prompts, steerings, strict=True)
         ]
-        if not self.llama.steer:
-            return requests
         for request in requests:
             request.begin(0, steers=False)
+        handlers = [request.handlers for request in requests]
+        reading = {i for i, each in enumerate(handlers) if each}
+        if not reading:
+            return requests
         tokens, mask = _padded(prompts)
-        top = max(layer for request in requests for layer in request.handlers)
 
         def look(layer: int, hidden: torch.Tensor) -> None:
-            for row, request in zip(hidden, requests, strict=True):
-                handler = request.handlers.get(layer)
-                if handler is not None:
-                    handler(layer, BlockRows(row[: request.n_prompt]))
-            if layer == top:
+            for i in [i for i in reading if layer in handlers[i]]:
+                if not handlers[i][layer](layer, BlockRows(hidden[i, : requests[i].n_prompt])):
+                    reading.remove(i)
+            if not reading:
                 raise Stop
 
-        with self._hooked({layer: look for request in requests for layer in request.handlers}), suppress(Stop):
+        with self._hooked({layer: look for each in handlers for layer in each}), suppress(Stop):
             self._model.get_decoder()(input_ids=tokens, attention_mask=mask, use_cache=False)
         for request in requests:
             request.decided()
@@ -216,9 +251,9 @@ class TorchEngine:
         added: dict[int, torch.Tensor] = {}
         for i, (request, start) in enumerate(zip(requests, starts, strict=True)):
             shift = n_columns - request.n_prompt if padded_left else 0
-            plan = [*request.plan, Segment(request.n_prompt, request.vectors)] if self.llama.steer else []
+            plan = [*request.plan, Segment(request.n_prompt, request.vectors)]
             stops = [segment.start for segment in plan[1:]] + [start + n_columns]
-            for segment, stop in zip(plan, stops, strict=False):  # no plan, no segment
+            for segment, stop in zip(plan, stops, strict=True):
                 first, last = max(segment.start - start, 0) + shift, min(stop - start + shift, n_columns)
                 if first >= last:
                     continue
@@ -251,19 +286,19 @@ class TorchEngine:
 class _Answering:
     """Some requests that are answered together, a token each at every step."""
 
-    def __init__(
-        self, engine: TorchEngine, requests: Sequence[Request], steered: Sequence[SteeredRequest], max_tokens: int
-    ) -> None:
+    def __init__(self, engine: TorchEngine, requests: Sequence[Request], steered: Sequence[SteeredRequest]) -> None:
         from transformers import DynamicCache
 
         self.answers = [WholeAnswer("", False)] * len(requests)
-        self._engine, self._requests, self._steered, self._max_tokens = engine, requests, steered, max_tokens
+        self._engine, self._requests, self._steered = engine, requests, steered
         self._vocab, self._text_of = vocab_of(engine.llama), token_text(engine.llama)
+        self._texts, self._shown = [AnswerText(request.stop) for request in requests], [""] * len(requests)
         self._rows = list(range(len(requests)))  # that are computed
         self._done: set[int] = set()
         for i, request in enumerate(steered):
             if request.words is not None:
-                self._end(i, request.words, ended=True)
+                self._shown[i] = request.words
+                self._end(i, ended=True)
         self._generators = [torch.Generator().manual_seed(request.sampling.seed or 0) for request in requests]
         self._cache = DynamicCache()
         self._read, self._mask = _padded([request.prompt for request in requests], left=True)
@@ -288,9 +323,10 @@ class _Answering:
                 use_cache=True,
             ).last_hidden_state
         self._first = False
-        logits = engine._logits(hidden[:, -1])
+        logits = logits_of(engine._model, hidden[:, -1])
         chosen = [
-            _sampled(row, self._requests[i].sampling, self._generators[i]) for row, i in zip(logits, rows, strict=True)
+            0 if i in self._done else _sampled(row, self._requests[i].sampling, self._generators[i])
+            for row, i in zip(logits, rows, strict=True)
         ]
         for i, token in zip(rows, chosen, strict=True):
             if i not in self._done:
@@ -299,33 +335,33 @@ class _Answering:
         self._mask = torch.cat([self._mask, self._mask.new_ones(len(rows), 1)], 1)
 
     def _take(self, i: int, token: int) -> None:
-        request = self._steered[i]
-        if llama_cpp.llama_vocab_is_eog(self._vocab, token):
-            self._end(i, self._text(i), ended=True)
+        request, text = self._steered[i], self._texts[i]
+        if ends_answer(self._vocab, token):
+            self._end(i, ended=True)
             return
         request.answer(token, self._text_of)
-        text = self._text(i)
-        stops = [text.find(stop) for stop in self._requests[i].stop if stop in text]
-        if stops:
-            self._end(i, text[: min(stops)], ended=True)
-        elif request.n_answer >= self._max_tokens or len(request.tokens) >= self._engine.llama.n_ctx():
-            self._end(i, text, ended=False)
+        self._shown[i] += text.add(self._engine.llama.detokenize([token]))
+        if text.stopped_by is not None:
+            self._end(i, ended=True)
+        elif request.n_answer >= self._longest(i):
+            self._end(i, ended=False)
 
-    def _text(self, i: int) -> str:
-        answer = self._steered[i].tokens[len(self._requests[i].prompt) :]
-        return self._engine.llama.detokenize(answer).decode("utf-8", "ignore")
+    def _longest(self, i: int) -> int:
+        room, wanted = self._engine.llama.n_ctx() - len(self._requests[i].prompt), self._requests[i].max_tokens
+        return room if wanted is None else min(wanted, room)
 
-    def _end(self, i: int, text: str, *, ended: bool) -> None:
-        self.answers[i] = WholeAnswer(text, ended)
+    def _end(self, i: int, *, ended: bool) -> None:
+        self.answers[i] = WholeAnswer(self._shown[i] + self._texts[i].end(), ended)
         self._done.add(i)
 
     def _drop(self) -> None:
         """No longer compute what has ended, once that is worth moving the others' keys and values."""
         left = [at for at, i in enumerate(self._rows) if i not in self._done]
-        if self._first or len(left) > _SHRINK * len(self._rows):
+        if len(left) > _SHRINK * len(self._rows):
             return
         index = torch.tensor(left)
-        self._cache.batch_select_indices(index)
+        if not self._first:
+            self._cache.batch_select_indices(index)
         self._read, self._mask = self._read[index], self._mask[index]
         self._rows = [self._rows[at] for at in left]
 
@@ -354,12 +390,18 @@ def _sampled(logits: torch.Tensor, sampling: Sampling, generator: torch.Generato
     """A token chosen from its logits (n_vocab,) in the order of llama.cpp's samplers: top-k, top-p, min-p, temperature.
 
     With temperature 0 it is the likeliest.
+
+    Raises:
+        SteeringError: the logits are not finite.
     """
+    if not logits.max().isfinite():
+        raise SteeringError("the model's logits are not finite; a lower strength may help, or the model is damaged")
     if sampling.temperature <= 0:
         return int(logits.argmax())
-    values, tokens = logits.topk(min(sampling.top_k, len(logits)))  # descending
+    values, tokens = logits.topk(min(sampling.top_k, len(logits)) if sampling.top_k > 0 else len(logits))  # descending
     probabilities = torch.softmax(values, 0)
     before = probabilities.cumsum(0) - probabilities
     stays = (before < sampling.top_p) & (probabilities >= sampling.min_p * probabilities[0])
+    stays[0] = True  # whatever was asked for
     weights = torch.softmax(values[stays] / sampling.temperature, 0)
     return int(tokens[stays][torch.multinomial(weights, 1, generator=generator)])

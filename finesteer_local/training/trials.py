@@ -72,7 +72,12 @@ class Trials:
         block: int = BLOCK,
     ) -> None:
         self.llama, self.blank, self.experts, self.judge, self.expert = llama, blank, experts, judge, expert
-        self._block = block
+        self._file = folder / "trials.json"
+        self._known: dict[str, Any] = json.loads(self._file.read_text(encoding="utf-8")) if self._file.exists() else {}
+        # The prompts' order goes with it, and what is remembered is told by their places.
+        self._block = block = int(self._known.get("block", BLOCK)) if self._known else block
+        if block != BLOCK:
+            self._known["block"] = block
         self.candidates: list[Layers] = [tuple(sorted(experts))] if learnt else [(layer,) for layer in experts]
         self.search = SEARCHES[search_name(judge, learnt)]
         # Only a length decay asks how long prompts are.
@@ -90,8 +95,6 @@ class Trials:
         self.pairs = _brief(pairs, lambda pair: pair.prompt)
         self.progress = progress
         self.coherence = Coherence(float("inf"))
-        self._file = folder / "trials.json"
-        self._known: dict[str, Any] = json.loads(self._file.read_text(encoding="utf-8")) if self._file.exists() else {}
         ranking = len(self.candidates) * len(self.search.first_strengths)
         self._total = ranking + 1 + CONTENDERS + len(self.search.scopes) - 1 + 2 + 2 + len(self.search.length_decays)
         self._done: set[str] = set()

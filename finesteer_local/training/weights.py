@@ -74,7 +74,21 @@ def weights_of(llama: TrainableModel) -> Any:
                 reason = " ".join(str(error).split())[:200]
                 raise ModelError(f"transformers cannot read {path}: {reason}; {WITHOUT}") from error
     _check_same(model.eval(), llama)
-    return model.to(fast_dtype())
+    return _in(fast_dtype(), model)
+
+
+def _in(dtype: torch.dtype, model: Any) -> Any:
+    """The model with its parameters in `dtype`. Buffers stay: the frequencies of positions need all their digits."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model
+
+
+def logits_of(model: Any, hidden: torch.Tensor) -> torch.Tensor:
+    """Logits in float32, (n, n_vocab), of what the model's decoder gives, (n, n_embd)."""
+    logits: torch.Tensor = model.get_output_embeddings()(hidden).float()
+    cap = getattr(model.config, "final_logit_softcapping", None)
+    return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
 def _loaded(factory: Any, path: Path) -> Any:
