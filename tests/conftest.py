@@ -134,6 +134,18 @@ def in_float32() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def weights_in(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A model's weights for PyTorch in a given precision, whatever this machine multiplies fastest."""
+    from finesteer_local.training import weights
+
+    def opened(dtype: Any, llama: Any) -> Any:
+        monkeypatch.setattr(weights, "fast_dtype", lambda: dtype)
+        return weights.weights_of(llama)
+
+    return opened
+
+
 @pytest.fixture(scope="module")
 def short_answers() -> Iterator[None]:
     """Training asks the model for a few tokens at a time: a random model ends no answer."""

@@ -30,7 +30,7 @@ from finesteer_local.training.optimise import (
     whole,
 )
 from finesteer_local.training.progress import quiet
-from finesteer_local.training.weights import _in, weights_of
+from finesteer_local.training.weights import weights_of
 
 LAYERS = (1, 2)
 
@@ -161,11 +161,11 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("way", ["likelier", "whole", "experts"])
-def test_bfloat16_learns_the_same(llama: SteeredLlama, way: str) -> None:
+def test_bfloat16_learns_the_same(llama: SteeredLlama, way: str, weights_in: Any) -> None:
     pairs = [pair(i) for i in range(4 * MANY)]
     found = []
     for dtype in (torch.float32, torch.bfloat16):
-        model, options = _in(dtype, weights_of(llama)), {"seed": 0, "progress": quiet}
+        model, options = weights_in(dtype, llama), {"seed": 0, "progress": quiet}
         assert model.dtype == dtype
         if way == "likelier":
             found.append(likelier(model, llama, pairs, LAYERS, **options))
@@ -206,9 +206,9 @@ def with_system(i: int, text: str) -> Pair:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_all_begin_with_is_computed_once(
-    llama: SteeredLlama, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    llama: SteeredLlama, dtype: torch.dtype, weights_in: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, found, lengths = _in(dtype, weights_of(llama)), [], []
+    model, found, lengths = weights_in(dtype, llama), [], []
     pairs = [with_system(i, "You answer every question with a number and nothing else.") for i in range(8 * FEW)]
     decoder = model.get_decoder()
     with monkeypatch.context() as patch:

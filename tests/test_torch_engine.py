@@ -26,7 +26,7 @@ from finesteer_local.runtime.trainable import Asked, WholeAnswer
 from finesteer_local.steering import AlwaysGate, Experts
 from finesteer_local.training import torch_engine as module
 from finesteer_local.training.torch_engine import TorchEngine, faster_engine
-from finesteer_local.training.weights import _in, weights_of
+from finesteer_local.training.weights import weights_of
 from tiny import CHATML, make_kinds, make_profile, write_tiny_model
 
 pytestmark = pytest.mark.usefixtures("one_thread", "in_float32")
@@ -217,9 +217,9 @@ def test_answers_are_as_likely_as_to_llama_cpp(two: Two, name: str, monkeypatch:
 
 
 @pytest.mark.parametrize("name", ["nothing", "turn", "experts", "last layer"])
-def test_in_bfloat16_they_are_nearly_as_likely(one: Two, name: str) -> None:
+def test_in_bfloat16_they_are_nearly_as_likely(one: Two, name: str, weights_in: Any) -> None:
     """Rounding to 8 binary digits moves a token of a random model by .1, the mean; other weights by whole units."""
-    engine = TorchEngine(one.llama, _in(torch.bfloat16, weights_of(one.llama)))
+    engine = TorchEngine(one.llama, weights_in(torch.bfloat16, one.llama))
     if name != "nothing":
         one.llama.set_profiles(steering(one, name), strength=1.5)
     asked = one.asked()

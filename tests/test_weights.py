@@ -51,13 +51,6 @@ def _embedding(llama: SteeredLlama, token: int) -> torch.Tensor:
     return torch.from_numpy(np.array(tensor.data[token]))
 
 
-def test_matrices_that_are_one_stay_one() -> None:
-    model = torch.nn.ModuleList([torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)])
-    model[1].weight = model[0].weight
-    weights._in(torch.bfloat16, model)
-    assert model[1].weight is model[0].weight and model[0].weight.dtype == torch.bfloat16
-
-
 def test_logits_are_those_of_the_whole_model() -> None:
     """Of one that caps them, too."""
     from transformers import Gemma2Config, Gemma2ForCausalLM

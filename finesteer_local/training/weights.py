@@ -74,13 +74,6 @@ def weights_of(llama: TrainableModel) -> Any:
                 reason = " ".join(str(error).split())[:200]
                 raise ModelError(f"transformers cannot read {path}: {reason}; {WITHOUT}") from error
     _check_same(model.eval(), llama)
-    return _in(fast_dtype(), model)
-
-
-def _in(dtype: torch.dtype, model: Any) -> Any:
-    """The model with its parameters in `dtype`. Buffers stay: the frequencies of positions need all their digits."""
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)
     return model
 
 
@@ -93,9 +86,7 @@ def logits_of(model: Any, hidden: torch.Tensor) -> torch.Tensor:
 
 def _loaded(factory: Any, path: Path) -> Any:
     with contextlib.redirect_stderr(io.StringIO()):  # progress bars of its own
-        return factory.from_pretrained(
-            str(path.parent), gguf_file=path.name, dtype=torch.float32, local_files_only=True
-        )
+        return factory.from_pretrained(str(path.parent), gguf_file=path.name, dtype=fast_dtype(), local_files_only=True)
 
 
 def _write_without_vocabulary(path: Path, short: Path) -> bool:
@@ -132,7 +123,7 @@ def _check_same(model: Any, llama: TrainableModel) -> None:
     """Raise `ModelError` where transformers computes something else than llama.cpp."""
     tokens = llama.tokenize(_SAMPLE.encode())
     [expected] = llama.answer_logprobs(tokens[:1], [tokens[1:]])
-    logits = model(input_ids=torch.tensor([tokens])).logits[0, :-1]
+    logits = model(input_ids=torch.tensor([tokens])).logits[0, :-1].float()
     found = -functional.cross_entropy(logits, torch.tensor(tokens[1:]), reduction="none")
     if not np.abs(found.numpy() - expected).mean() < _CLOSE:
         raise ModelError(f"transformers does not compute what llama.cpp does with {llama.model_path}; {WITHOUT}")
