@@ -17,7 +17,7 @@ from finesteer_local.training.effort import EFFORTS, Pace, fitting, least_second
 from finesteer_local.training.layers import candidate_layers
 from finesteer_local.training.model_data import ModelData
 from finesteer_local.training.recipes import load_recipe
-from finesteer_local.training.run import watches
+from finesteer_local.training.run import answer_faster, watches
 from finesteer_local.training.settings import TrainingSettings
 from finesteer_local.training.weights import learns_by_itself, weights_of
 
@@ -47,6 +47,7 @@ def estimate_seconds(
         learns = weights is not None
         layer = candidate_layers(llama.n_layer, data.judge, learns=learns)[0]
         model_data, watching = ModelData(llama, data, Path(folder)), watches(data, TrainingSettings())
+        answer_faster(model_data, data, weights)
         pace = Pace.measured(model_data, data, layer, weights, watches=watching)
     effort = EFFORTS[quality] if quality else fitting(minutes, pace, learns=learns, judge=data.judge)
     n_prompts = len(data.positive) + len(data.contrast)

@@ -127,9 +127,7 @@ def _run(
     model_data.check([*(pair.prompt for pair in fitting_data.pairs), *read])
     # Before anything that takes minutes: they may not be readable.
     weights = weights_of(llama) if learns and not any(model_data.folder.glob(f"*/{VECTORS}")) else None
-    asked = [prompt.messages for prompt in spread(fitting_data.positive, TIMED)]
-    opened = weights or _weights(llama)
-    model_data.answering = faster_engine(llama, opened, asked)
+    opened = answer_faster(model_data, fitting_data, weights)
     effort = asked_for or _planned(model_data, fitting_data, settings, layers[0], learns, weights)
     model_data.go_to(model_data.folder / effort.name)
     if learns and weights is None and not (model_data.folder / VECTORS).exists():
@@ -137,11 +135,19 @@ def _run(
     return Run(model_data, fitting_data, settings, effort, deadline, layers, learns, progress), weights
 
 
-def _weights(llama: TrainableModel) -> Any:
-    """The model's weights for PyTorch where it may answer there, though nothing is learnt through them; or None."""
+def answer_faster(model_data: ModelData, data: TrainingData, weights: Any = None) -> Any:
+    """Have the model answer by the faster means; returns its weights for PyTorch where it may answer by them, or None.
+
+    Args:
+        data: some of its prompts are answered to find out.
+        weights: those that are open already.
+    """
+    llama = model_data.llama
     with suppress(ModelError):
-        return weights_of(llama) if worth_opening(llama) else None
-    return None
+        weights = weights or (weights_of(llama) if worth_opening(llama) else None)
+    asked = [prompt.messages for prompt in spread(data.positive, TIMED)]
+    model_data.answering = faster_engine(llama, weights, asked)
+    return weights
 
 
 def _planned(
