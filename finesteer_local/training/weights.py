@@ -79,14 +79,22 @@ def weights_of(llama: TrainableModel) -> Any:
 
 def logits_of(model: Any, hidden: torch.Tensor) -> torch.Tensor:
     """Logits in float32, (n, n_vocab), of what the model's decoder gives, (n, n_embd)."""
-    logits: torch.Tensor = model.get_output_embeddings()(hidden).float()
+    head = model.get_output_embeddings()
+    logits: torch.Tensor = head(hidden.to(head.weight.dtype)).float()  # some give float32 whatever they compute in
     cap = getattr(model.config, "final_logit_softcapping", None)
     return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
 def _loaded(factory: Any, path: Path) -> Any:
+    import transformers
+
+    # Newer ones leave the blocks of a GGUF file as they are, through which nothing can be learnt.
+    config = getattr(transformers, "GgufConfig", None)
+    options = {} if config is None else {"quantization_config": config(dequantize=True)}
     with contextlib.redirect_stderr(io.StringIO()):  # progress bars of its own
-        return factory.from_pretrained(str(path.parent), gguf_file=path.name, dtype=fast_dtype(), local_files_only=True)
+        return factory.from_pretrained(
+            str(path.parent), gguf_file=path.name, dtype=fast_dtype(), local_files_only=True, **options
+        )
 
 
 def _write_without_vocabulary(path: Path, short: Path) -> bool:
