@@ -68,7 +68,8 @@ class FakeLlama:
             self.answer_strength, self.length_decay = profile.answer_strength, profile.length_decay
 
     def answer_logprobs(self, prompt: str, answers: list[str], *, turn: int) -> list[np.ndarray]:
-        assert self.active is not None
+        if self.active is None:
+            return [np.array([-1.0] * 2), np.array([-1.0])]
         assert turn == 5 and prompt.startswith("question") and answers[0].startswith("no")
         self.scored.append(self.active[0])
         return [np.array([-1.0 + self.margins[self.active[0]]] * 2), np.array([-1.0])]
@@ -439,8 +440,7 @@ def surer(monkeypatch: pytest.MonkeyPatch, margin: Callable[[float], float]) -> 
     """The chosen answer's margin over the rejected one follows the strength."""
 
     def answer_logprobs(llama: FakeLlama, prompt: str, answers: list[str], *, turn: int) -> list[np.ndarray]:
-        assert llama.active is not None
-        return [np.array([margin(llama.active[1])]), np.array([0.0])]
+        return [np.array([margin(llama.active[1]) if llama.active else 0.0]), np.array([0.0])]
 
     monkeypatch.setattr(FakeLlama, "answer_logprobs", answer_logprobs)
 
@@ -455,6 +455,26 @@ def test_pairs_that_grow_surer_do_not_pay_for_language(
     beyond = [trial for trial in trials if trial.strength > 1]
     assert max(trial.wanted for trial in beyond) > chosen.wanted + 0.1 and chosen.strength == 1.0
     assert all(trial.score == pytest.approx(max(trial.wanted * 0.75 - 0.25, 0)) for trial in beyond)
+
+
+def test_a_larger_share_does_not_pay_for_unlikelier_answers(
+    blank: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Too strong a direction makes both answers unlikely, the rejected one more so, and what is said falls apart."""
+
+    def answer_logprobs(llama: FakeLlama, prompt: str, answers: list[str], *, turn: int) -> list[np.ndarray]:
+        strength = llama.active[1] if llama.active else 0.0
+        chosen = 0.5 * strength if strength <= 1 else 0.5 - 2 * (strength - 1)
+        return [np.array([chosen - 1]), np.array([chosen - 1 - 2 * strength])]
+
+    monkeypatch.setattr(FakeLlama, "answer_logprobs", answer_logprobs)
+    chosen, trials = tuned(FakeLlama(lambda *_: (0.0, 1.0), {}), blank, tmp_path, judge="margin", layers=(5,))
+    assert chosen.strength == 1.0 and chosen.score == chosen.wanted
+    beyond = [trial for trial in trials if trial.strength > 1]
+    assert beyond and all(trial.wanted > chosen.wanted for trial in beyond)
+    for trial in beyond:
+        lost = min(0.5 - 2 * (trial.strength - 1), 0.0)
+        assert trial.score == pytest.approx(trial.wanted * np.exp(lost))
 
 
 def test_of_strengths_that_are_as_sure_the_weakest(
@@ -480,7 +500,8 @@ def test_layers_are_compared_at_the_strength_that_suits_each(
     wide = SEARCHES["margin"].first_strengths
 
     def answer_logprobs(llama: FakeLlama, prompt: str, answers: list[str], *, turn: int) -> list[np.ndarray]:
-        assert llama.active is not None
+        if llama.active is None:
+            return [np.array([0.0]), np.array([0.0])]
         layer, strength, _ = llama.active
         margin = strength if layer == 5 else 1 / strength  # layer 5 needs the most, the other the least
         return [np.array([margin * (1.1 if layer == 5 else 0.5)]), np.array([0.0])]

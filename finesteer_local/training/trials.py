@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -163,17 +163,29 @@ class Trials:
         return self._remembered(f"margin {_words(layers)}", compute)["margin"]
 
     def preference(self, layers: Layers, strength: float) -> float:
-        """Mean share of the chosen answer in the probability of both, steered; see `preferred`."""
+        """Mean share of the chosen answer in the probability of both, steered, times what is kept of its likelihood."""
 
         def compute() -> dict[str, float]:
+            before = self._unsteered()
             self._activate(self._first(layers, strength))
-            return {"preference": self._preferred()}
+            wanted, chosen = self._preferred()
+            return {"preference": wanted * _kept(before, chosen)}
 
         return self._remembered(f"preference {_words(layers)} {strength}", compute)["preference"]
 
-    def _preferred(self) -> float:
-        """Mean of `preferred` over the pairs."""
-        return float(np.mean(preferred(self.llama, spread(self.pairs, PREFERENCES))))
+    def _preferred(self) -> tuple[float, float]:
+        """Of the pairs as `compared`, the mean share and the mean log-probability."""
+        found = compared(self.llama, spread(self.pairs, PREFERENCES))
+        return float(np.mean([each.share for each in found])), float(np.mean([each.chosen for each in found]))
+
+    def _unsteered(self) -> float:
+        """The chosen answers' mean log-probability a token without steering."""
+
+        def compute() -> dict[str, float]:
+            self.llama.set_profiles([])
+            return {"chosen": self._preferred()[1]}
+
+        return self._remembered("unsteered", compute)["chosen"]
 
     def calibrate(self, own: Sequence[str]) -> None:
         def compute() -> dict[str, float]:
@@ -256,9 +268,10 @@ class Trials:
 
     def _preferences(self, setting: Setting, prompts: str) -> dict[str, float]:
         """What is said of a recipe that is judged by its pairs."""
+        before = self._unsteered()
         self._activate(setting)
         answers = list(generate(self.llama, self.prompts[prompts], ANSWER_TOKENS))
-        wanted = self._preferred()
+        wanted, chosen = self._preferred()
         self.llama.set_profiles([])
         readings = zip(Fluency.throughout(self.llama, answers), answers, strict=True)
         coherent = float(np.mean([self.coherence.accepts(reading) and not circles(text) for reading, text in readings]))
@@ -267,16 +280,38 @@ class Trials:
             "ended": 1.0,
             "coherent": coherent,
             # An answer that is no language is worse than an unsteered one, not only as bad: it counts as one lost.
-            "score": max(wanted * coherent - (1 - coherent), 0.0),
+            "score": max(wanted * coherent - (1 - coherent), 0.0) * _kept(before, chosen),
             "n_answers": len(answers),
         }
 
 
-def preferred(llama: TrainableModel, pairs: Sequence[Pair]) -> list[float]:
-    """TruthfulQA's MC2 (arXiv 2109.07958) for two answers, as the model is steered now: of every pair the share of the
-    chosen answer in the probability of both, by their first `ANSWER_TOKENS` tokens."""
-    totals = ([answer.sum() for answer in answers] for answers in logprobs(llama, pairs, ANSWER_TOKENS))
-    return [float(np.exp(-np.logaddexp(0, rejected - chosen))) for chosen, rejected in totals]
+class Compared(NamedTuple):
+    """A pair's two answers by their first `ANSWER_TOKENS` tokens, as the model is steered.
+
+    Attributes:
+        share: TruthfulQA's MC2 (arXiv 2109.07958) for two answers: of the chosen one in the probability of both.
+        chosen: its mean log-probability a token.
+    """
+
+    share: float
+    chosen: float
+
+
+def compared(llama: TrainableModel, pairs: Sequence[Pair]) -> list[Compared]:
+    """How likely the answers of every pair are, as the model is steered now."""
+    return [
+        Compared(float(np.exp(-np.logaddexp(0, rejected.sum() - chosen.sum()))), float(chosen.mean()))
+        for chosen, rejected in logprobs(llama, pairs, ANSWER_TOKENS)
+    ]
+
+
+def _kept(before: float, chosen: float) -> float:
+    """What is left of a chosen answer's likelihood, a token; 1 where it has grown.
+
+    Too strong a direction makes the rejected answer less likely still, so that their share grows while all that the
+    model says falls apart, fluently (docs/experiments.md).
+    """
+    return float(np.exp(min(chosen - before, 0.0)))
 
 
 def logprobs(llama: TrainableModel, pairs: Sequence[Pair], n_tokens: int) -> list[list[NDArray[np.float64]]]:

@@ -12,7 +12,7 @@ from finesteer_local.runtime import SteeredLlama
 from finesteer_local.training.behaviour.material import Material
 from finesteer_local.training.data import Prompt, spread
 from finesteer_local.training.progress import Progress, quiet
-from finesteer_local.training.trials import preferred as preferred_share
+from finesteer_local.training.trials import compared
 
 SHOWN = 3
 _SHOWN_TOKENS = 96
@@ -55,7 +55,7 @@ def before_and_after(llama: SteeredLlama, profile: Profile, material: Material, 
         llama.set_profiles(profiles)
         shares = []
         for pair in pairs:
-            shares += preferred_share(llama, [pair])
+            shares += [each.share for each in compared(llama, [pair])]
             progress(_STAGE, i * len(pairs) + len(shares), total)
         preferred.append(float(np.mean(shares)) if shares else 0.0)
         answers.append([answer.strip() for answer in llama.greedy_answers(asked, _SHOWN_TOKENS, at_most=8)])
