@@ -44,7 +44,7 @@ _COLUMNS = 128  # what a block looks at, the least, and doubled: blocks alike in
 Precision = Literal["int8", "bfloat16"]
 _HEADS: dict[Precision, torch.dtype] = {"int8": torch.float32, "bfloat16": torch.bfloat16}  # and masks
 PRECISIONS = tuple(_HEADS)
-LARGEST = 1 << 30
+LARGEST = 5 << 28
 """Bytes that matrices in bfloat16 may take; more are read in 8 bits."""
 _TRIED = 512  # tokens by which the precisions are timed
 _REPEATS = 5
