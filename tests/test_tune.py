@@ -473,7 +473,7 @@ def test_a_larger_share_does_not_pay_for_unlikelier_answers(
     beyond = [trial for trial in trials if trial.strength > 1]
     assert beyond and all(trial.wanted > chosen.wanted for trial in beyond)
     for trial in beyond:
-        lost = min(0.5 - 2 * (trial.strength - 1), 0.0)
+        lost = min(0.5 - 2 * (trial.strength - 1) + judging.FREE, 0.0)
         assert trial.score == pytest.approx(trial.wanted * np.exp(lost))
 
 

@@ -33,6 +33,8 @@ MARGIN_PAIRS = 10
 MARGIN_TOKENS = 10
 PREFERENCES = 64
 """Pairs whose two answers are compared in a trial, where the recipe is judged by margins."""
+FREE = 0.1
+"""Nats a token that the chosen answers may lose for nothing: as much as another rounding of activations moves them."""
 ANSWERS = 48  # of a trial, at most
 FEWEST_ANSWERS = 24
 """From so many on answers tell whether they still are language."""
@@ -306,12 +308,12 @@ def compared(llama: TrainableModel, pairs: Sequence[Pair]) -> list[Compared]:
 
 
 def _kept(before: float, chosen: float) -> float:
-    """What is left of a chosen answer's likelihood, a token; 1 where it has grown.
+    """What is left of a chosen answer's likelihood, a token; 1 where it has lost no more than `FREE`.
 
     Too strong a direction makes the rejected answer less likely still, so that their share grows while all that the
     model says falls apart, fluently (docs/experiments.md).
     """
-    return float(np.exp(min(chosen - before, 0.0)))
+    return float(np.exp(min(chosen - before + FREE, 0.0)))
 
 
 def logprobs(llama: TrainableModel, pairs: Sequence[Pair], n_tokens: int) -> list[list[NDArray[np.float64]]]:
