@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from finesteer_local.errors import PromptError
 from finesteer_local.runtime.gbnf import lark
 from finesteer_local.runtime.schema import lowered
-from finesteer_local.runtime.tokens import texts_of, vocab_of
+from finesteer_local.runtime.tokens import ends_answer, texts_of, vocab_of
 
 COMPILE_SECONDS = 10.0
 _STACK = 256 << 20  # bytes of the compiling thread's stack: llguidance follows rules by recursion
@@ -202,7 +202,7 @@ class _Vocabulary:
 
     def __init__(self, llama: Llama) -> None:
         vocab, n_vocab = vocab_of(llama), llama.n_vocab()
-        ends = [token for token in range(n_vocab) if llama_cpp.llama_vocab_is_eog(vocab, token)]
+        ends = [token for token in range(n_vocab) if ends_answer(vocab, token)]
         if not ends:
             raise PromptError("this model has no token that ends an answer, so a grammar or schema cannot be kept to")
         self.ends, ended = ends, set(ends)

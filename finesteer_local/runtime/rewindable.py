@@ -6,14 +6,12 @@ from collections import deque
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
-from llama_cpp import llama_cpp
-
 from finesteer_local.errors import SteeringError
 from finesteer_local.runtime.chat import ChatLlama
 from finesteer_local.runtime.compat import without_reset
 from finesteer_local.runtime.constrained import ConstrainedLlama
 from finesteer_local.runtime.steered_request import SteeredRequest
-from finesteer_local.runtime.tokens import vocab_of
+from finesteer_local.runtime.tokens import ends_answer, vocab_of
 
 CONTENT_FILTER = "content_filter"
 """The finish reason of an answer that a gate has ended."""
@@ -107,7 +105,7 @@ class RewindableLlama(ConstrainedLlama, ChatLlama):
                     if held and self._request is not None and self._request.words is not None:
                         held = deque(self.tokenize(self._request.words.encode(), add_bos=False, special=False))
                         held.append(self.token_eos())  # in place of the one that was chosen
-                    ended = ended or bool(held and llama_cpp.llama_vocab_is_eog(vocab_of(self), held[-1]))
+                    ended = ended or bool(held and ends_answer(vocab_of(self), held[-1]))
                 if not held:
                     return
                 self._n_given += not whole

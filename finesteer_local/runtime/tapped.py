@@ -17,7 +17,7 @@ from finesteer_local.runtime.machine import has_accelerator
 from finesteer_local.runtime.prompt import chat_prompt, turn_start
 from finesteer_local.runtime.tap import Tap
 from finesteer_local.runtime.template import tolerant_templates
-from finesteer_local.runtime.tokens import detokenise, tokenise
+from finesteer_local.runtime.tokens import detokenise, ends_answer, tokenise, vocab_of
 
 if TYPE_CHECKING:
     from finesteer_local.runtime.harvest import Reader
@@ -89,9 +89,9 @@ class TappedLlama(OpenLlama):
         """
         talk = [{"role": role, "content": "a"} for role in ("user", "assistant", "user")]
         prompt = chat_prompt(self, talk)
-        vocab = llama_cpp.llama_model_get_vocab(self.model)
+        vocab = vocab_of(self)
         before = prompt[: turn_start(self, talk, prompt)]
-        ends = [token for token in before if llama_cpp.llama_vocab_is_eog(vocab, token)]
+        ends = [token for token in before if ends_answer(vocab, token)]
         return ends[-1] if ends else int(self.token_eos())
 
     @property

@@ -7,10 +7,8 @@ first did.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +20,7 @@ from finesteer_local.runtime.packing import StatesRequest
 from finesteer_local.runtime.trainable import TrainableModel
 from finesteer_local.small_cache import SmallCache
 from finesteer_local.training.lower_layers import PRECISIONS, quicker
-from finesteer_local.training.precision import processor
+from finesteer_local.training.precision import choice_key
 from finesteer_local.training.torch_reader import TorchReader
 
 SAMPLE = 120
@@ -67,11 +65,7 @@ def fast_reader(llama: TrainableModel, layer: int, sample: Sequence[StatesReques
 
 
 def _key(llama: TrainableModel, layer: int) -> str:
-    """What the choice depends on: the model file, the layer, the machine, and what computes on it."""
-    model = [llama.identity.fingerprint, Path(llama.model_path).stat().st_size, layer]
-    versions = [version("llama-cpp-python"), torch.__version__]
-    machine = [processor(), torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()]
-    return json.dumps([*model, *versions, *machine])
+    return choice_key(llama, layer, torch.backends.cpu.get_cpu_capability())
 
 
 def _wins(reader: Reader, own: Reader, requests: Sequence[StatesRequest]) -> bool:

@@ -11,10 +11,12 @@ import json
 import platform
 import time
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
+from finesteer_local.runtime.trainable import TrainableModel
 from finesteer_local.small_cache import SmallCache
 
 _SHAPE = (256, 1024, 1024)  # n_tokens, n_in, n_out: between those of the models that are learnt through
@@ -41,6 +43,14 @@ def processor() -> str:
     told = sorted(line for line in first.splitlines() if line.partition(":")[0].strip() in _TELLING)
     own = hashlib.sha256("\n".join(told).encode()).hexdigest()[:16] if told else platform.processor()
     return f"{platform.system()} {platform.machine()} {own}"
+
+
+def choice_key(llama: TrainableModel, *others: str | int) -> str:
+    """By which a choice between two ways of computing a model is kept: its file, what computes it, this machine, and
+    what else the choice depends on."""
+    model = [llama.identity.fingerprint, Path(llama.model_path).stat().st_size]
+    versions = [version("llama-cpp-python"), torch.__version__]
+    return json.dumps([*model, *versions, processor(), torch.get_num_threads(), *others])
 
 
 @cache

@@ -7,12 +7,10 @@ rounding of activations is another, as it is between two machines.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -24,14 +22,13 @@ from finesteer_local.errors import SteeringError
 from finesteer_local.runtime.batch import Request, Sampling, chat_request
 from finesteer_local.runtime.batch.text import AnswerText
 from finesteer_local.runtime.prompt import Message, chat_prompt, token_text
-from finesteer_local.runtime.prompt_pass import Segment
 from finesteer_local.runtime.steered import SteeredLlama
 from finesteer_local.runtime.steered_request import SteeredRequest, Steering
 from finesteer_local.runtime.tokens import ends_answer, vocab_of
 from finesteer_local.runtime.trainable import Asked, TrainableModel, WholeAnswer
 from finesteer_local.small_cache import SmallCache
-from finesteer_local.training.precision import processor
-from finesteer_local.training.transformers_tap import BlockRows, Stop
+from finesteer_local.training.precision import choice_key
+from finesteer_local.training.transformers_tap import BlockRows, Stop, steered_rows, whole_plan
 from finesteer_local.training.weights import logits_of, opens_by_itself
 
 Array = NDArray[np.float32]
@@ -115,9 +112,7 @@ def _agree(engine: TrainableModel, llama: TrainableModel, prompts: Sequence[Sequ
 
 
 def _key(llama: TrainableModel) -> str:
-    model = [llama.identity.fingerprint, Path(llama.model_path).stat().st_size]
-    versions = [version("llama-cpp-python"), version("transformers"), torch.__version__]
-    return json.dumps([*model, *versions, processor(), torch.get_num_threads()])
+    return choice_key(llama, version("transformers"))
 
 
 def _seconds(model: TrainableModel, prompts: Sequence[Sequence[Message]]) -> float:
@@ -251,16 +246,12 @@ class TorchEngine:
         added: dict[int, torch.Tensor] = {}
         for i, (request, start) in enumerate(zip(requests, starts, strict=True)):
             shift = n_columns - request.n_prompt if padded_left else 0
-            plan = [*request.plan, Segment(request.n_prompt, request.vectors)]
-            stops = [segment.start for segment in plan[1:]] + [start + n_columns]
-            for segment, stop in zip(plan, stops, strict=True):
-                first, last = max(segment.start - start, 0) + shift, min(stop - start + shift, n_columns)
-                if first >= last:
-                    continue
-                for layer, vector in segment.vectors.items():
+            for first, last, vectors in steered_rows(whole_plan(request), start, n_columns - shift):
+                for layer, vector in vectors.items():
                     if layer not in added:
                         added[layer] = torch.zeros(len(requests), n_columns, len(vector), dtype=dtype)
-                    added[layer][i, first:last] = torch.from_numpy(np.ascontiguousarray(vector)).to(dtype)
+                    rows = torch.from_numpy(np.ascontiguousarray(vector)).to(dtype)
+                    added[layer][i, first + shift : last + shift] = rows
 
         def add(layer: int, hidden: torch.Tensor) -> None:
             hidden += added[layer]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from itertools import islice
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from finesteer_local.runtime.harvest import Reader
 from finesteer_local.runtime.packing import Batch, Plan, StatesRequest
 from finesteer_local.training.data import spread
 from finesteer_local.training.lower_layers import LowerLayers, Precision, causal
+from finesteer_local.training.side_by_side import side_by_side
 
 BATCH = 1024  # tokens: fewer leave more of the time to Python and to small products, and many more gain nothing
 _SEQUENCES = 1 << 30
@@ -75,18 +76,14 @@ def _side_by_side(
     """
     n_threads = torch.get_num_threads()
     waiting: deque[tuple[Batch, Future[NDArray[np.float32]]]] = deque()
-    executor = ThreadPoolExecutor(n_threads, initializer=torch.set_num_threads, initargs=(1,))
-    try:
+    with side_by_side(n_threads) as threads:
         while True:
             for batch in islice(batches, n_threads + 1 - len(waiting)):
-                waiting.append((batch, executor.submit(rows, batch)))
+                waiting.append((batch, threads.submit(rows, batch)))
             if not waiting:
                 return
             batch, future = waiting.popleft()
             yield batch, future.result()
-    finally:
-        executor.shutdown(cancel_futures=True)
-        torch.set_num_threads(n_threads)  # what a new thread starts with, too
 
 
 def _seen(batch: Batch) -> NDArray[np.bool_]:

@@ -31,7 +31,7 @@ from finesteer_local.runtime.prompt_pass import Segment
 from finesteer_local.runtime.steered_request import Steer, SteeredRequest, Steering, check_range, check_steer
 from finesteer_local.runtime.trainable import Asked, WholeAnswer
 from finesteer_local.training.transformers_folder import identity_of, load
-from finesteer_local.training.transformers_tap import BlockReader, BlockTap, Stop
+from finesteer_local.training.transformers_tap import BlockReader, BlockTap, Stop, steered_rows, whole_plan
 
 MAX_CONTEXT = 4096
 _TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<|endoftext|>")
@@ -180,7 +180,7 @@ class TransformersModel:
         if self.steer:
             turn = turn_start(self, messages, prompt)
             parts = unsteered_parts(self, messages, prompt, skip_thinking=False)
-            plan = _plan(self.decide(prompt, turn, parts))
+            plan = whole_plan(self.decide(prompt, turn, parts))
         answer: list[int] = []
         ended = False
         for token in self.generate(prompt, plan):
@@ -205,7 +205,7 @@ class TransformersModel:
         self, prompt: Sequence[int], answers: Sequence[Sequence[int]], *, turn: int = 0
     ) -> list[NDArray[np.float64]]:
         """As `runtime.score.answer_logprobs`."""
-        plan = _plan(self.decide(prompt, turn))
+        plan = whole_plan(self.decide(prompt, turn))
         results = []
         for answer in answers:
             tokens = [*prompt, *answer[:-1]]
@@ -222,13 +222,13 @@ class TransformersModel:
     @contextmanager
     def _steered(self, plan: Sequence[Segment], start: int, n_rows: int) -> Iterator[None]:
         """Add the plan's vectors to the rows `start` to `start + n_rows` of the sequence."""
-        additions = []
-        stops = [segment.start for segment in plan[1:]] + [start + n_rows]
-        for segment, stop in zip(plan, stops, strict=False):  # no plan, no segment
-            begin, end = max(segment.start - start, 0), min(stop - start, n_rows)
-            if begin < end:
-                additions += [(layer, begin, end, vector) for layer, vector in segment.vectors.items()]
-        self.tap.add(additions)
+        self.tap.add(
+            [
+                (layer, first, last, vector)
+                for first, last, vectors in steered_rows(plan, start, n_rows)
+                for layer, vector in vectors.items()
+            ]
+        )
         try:
             yield
         finally:
@@ -240,8 +240,3 @@ class TransformersModel:
             raise PromptError(f"a prompt of {len(tokens)} tokens does not fit the context ({self.n_ctx()})")
         options.setdefault("use_cache", False)
         return self.model(input_ids=torch.tensor([list(tokens)], device=self.device), **options)
-
-
-def _plan(request: SteeredRequest) -> list[Segment]:
-    """Where the steering of a request changes, its answer included."""
-    return [*request.plan, Segment(request.n_prompt, request.vectors)]

@@ -10,14 +10,32 @@ import torch
 from numpy.typing import NDArray
 
 from finesteer_local.errors import PromptError, SteeringError
+from finesteer_local.runtime.control import Vectors
 from finesteer_local.runtime.harvest import Reader
 from finesteer_local.runtime.packing import StatesRequest
+from finesteer_local.runtime.prompt_pass import Segment
+from finesteer_local.runtime.steered_request import SteeredRequest
 from finesteer_local.runtime.tap import Addition, Handler, Rows
 
 if TYPE_CHECKING:
     from finesteer_local.training.transformers_model import TransformersModel
 
 Array = NDArray[np.float32]
+
+
+def whole_plan(request: SteeredRequest) -> list[Segment]:
+    """Where the steering of a request changes, its answer included."""
+    return [*request.plan, Segment(request.n_prompt, request.vectors)]
+
+
+def steered_rows(plan: Sequence[Segment], start: int, n_rows: int) -> Iterator[tuple[int, int, Vectors]]:
+    """Of the rows `start` to `start + n_rows` of a sequence those that `plan` steers, counted from `start`: the first,
+    the one behind the last, and the vectors by layer."""
+    stops = [segment.start for segment in plan[1:]] + [start + n_rows]
+    for segment, stop in zip(plan, stops, strict=False):  # no plan, no segment
+        first, last = max(segment.start - start, 0), min(stop - start, n_rows)
+        if first < last:
+            yield first, last, segment.vectors
 
 
 class Stop(Exception):

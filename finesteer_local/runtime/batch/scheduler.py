@@ -9,8 +9,6 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from llama_cpp import llama_cpp
-
 from finesteer_local.errors import PromptError
 from finesteer_local.runtime.answer_watch import StatesOf
 from finesteer_local.runtime.batch.answer import (
@@ -34,7 +32,7 @@ from finesteer_local.runtime.rewindable import CONTENT_FILTER
 from finesteer_local.runtime.steered import SteeredLlama
 from finesteer_local.runtime.steered_request import n_common
 from finesteer_local.runtime.tap import Addition, Array
-from finesteer_local.runtime.tokens import vocab_of
+from finesteer_local.runtime.tokens import ends_answer, vocab_of
 from finesteer_local.steering import REWIND
 from finesteer_local.steering import STOP as STOP_ANSWER
 
@@ -424,7 +422,7 @@ class Scheduler:
         return room if sequence.request.max_tokens is None else min(sequence.request.max_tokens, room)
 
     def _ends(self, token: int) -> bool:
-        return bool(llama_cpp.llama_vocab_is_eog(self._vocab, token))
+        return ends_answer(self._vocab, token)
 
     def _text(self, token: int) -> bytes:
         if token not in self._pieces:
