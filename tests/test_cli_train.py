@@ -177,6 +177,32 @@ def test_how_to_go_on_where_time_was_short(tiny: Path, asked: list[dict[str, Any
 
 
 @pytest.mark.parametrize(
+    ("facts", "wanted"),
+    [
+        (
+            {"prompts_for_gate": 900, "teacher": "other-1b, layer 9"},
+            "900 of 1,000, beginning with that of other-1b, layer 9",
+        ),
+        ({"prompts_for_gate": 900, "teacher": ""}, "900 of 1,000"),
+        ({"prompts_for_gate": 1_000, "teacher": ""}, None),
+    ],
+)
+def test_what_the_gate_learnt_from(
+    tiny: Path, asked: list[dict[str, Any]], monkeypatch, facts: dict[str, Any], wanted: str | None
+) -> None:
+    train = training.train_profile
+
+    def told(*args: Any, **options: Any) -> Profile:
+        profile = train(*args, **options)
+        more = {"minutes": None, "pairs": 400, "contrast_prompts": 600, **facts}
+        return replace(profile, training={**profile.training, **more})
+
+    monkeypatch.setattr(training, "train_profile", told)
+    said = [line for line in good("train", tiny, "--quality", "quick").stdout.splitlines() if "gate learnt" in line]
+    assert said == ([] if wanted is None else [f"  prompts   the gate learnt from {wanted}"])
+
+
+@pytest.mark.parametrize(
     ("more", "has_gate", "said"),
     [
         ({"watched": None}, False, None),  # a recipe that needs none

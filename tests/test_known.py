@@ -18,6 +18,7 @@ from finesteer_local.training.data import Pair, Prompt, TrainingData
 from finesteer_local.training.gates import fit_contrastive_gate
 from finesteer_local.training.known import UNSEEN, data_of, gate_scores, sample
 from finesteer_local.training.model_data import Turns
+from finesteer_local.training.probes import FOLDS, HEADS
 from tiny import make_profile
 
 N_EMBD, N = 24, 240
@@ -63,7 +64,7 @@ DATA = TrainingData(
 @pytest.fixture
 def profile(tiny: Path) -> Profile:
     rng = np.random.default_rng(0)
-    fit = gates.FOLDS * gates.HEADS
+    fit = FOLDS * HEADS
     made = make_profile(tiny, gate="selective")
     gate = type(made.gate)(
         **{
@@ -83,7 +84,7 @@ def changed(profile: Profile, tiny: Path, **training: object) -> Profile:
 def test_a_sample_knows_what_the_gate_has_seen(profile: Profile, tiny: Path) -> None:
     found = sample(profile, DATA, 1000, 1000)
     assert found.held_out and len(found.prompts) == 700 and found.needs.sum() == 350
-    assert set(found.folds) == set(range(gates.FOLDS))
+    assert set(found.folds) == set(range(FOLDS))
     assert sorted(set(found.forms)) == ["foreign", "plain"]
     short = sample(changed(profile, tiny, prompts_for_gate=600), DATA, 10, 20)
     assert short.held_out and (short.folds == UNSEEN).all() and len(short.prompts) == 30

@@ -10,8 +10,10 @@ import torch
 
 from finesteer_local.steering import ContrastiveGate, Gate, spans
 from finesteer_local.training import gates
-from finesteer_local.training.gates import GateFit, Probes, fit_contrastive_gate, fit_subspace_gate
+from finesteer_local.training import probes as attention
+from finesteer_local.training.gates import GateFit, fit_contrastive_gate, fit_subspace_gate
 from finesteer_local.training.model_data import Turns
+from finesteer_local.training.probes import FOLDS, HEADS, WINDOW, Probes
 
 N_EMBD = 24
 ROW = np.linalg.qr(np.random.default_rng(99).standard_normal((N_EMBD, N_EMBD)))[0].astype(np.float32)
@@ -109,18 +111,18 @@ def test_a_score_is_the_formulas(fitted: Fitted, window: int, monkeypatch: pytes
     positive, contrast = data(seed=2, n=20, n_contrast=20, where=where)
     batches = gates._Standardised([positive, contrast])
     got = gates._score(probes, batches)
-    assert got.shape == (40, gates.FOLDS)
+    assert got.shape == (40, FOLDS)
     query, value, last, bias = (
         part.detach().double().numpy() for part in (probes.query, probes.value, probes.last, probes.bias)
     )
     for i in range(40):
         turn = positive[i] if i < 20 else contrast[i - 20]
         x = np.clip((turn - batches.mean) / batches.scale, -8, 8).astype(np.float64)
-        best = np.full(gates.FOLDS, -np.inf)
+        best = np.full(FOLDS, -np.inf)
         for start, stop in spans(len(x), window):
             weights = np.exp(x[start:stop] @ query)
             pooled = (weights / weights.sum(0) * (x[start:stop] @ value)).sum(0)
-            best = np.maximum(best, pooled.reshape(gates.FOLDS, gates.HEADS).sum(1))
+            best = np.maximum(best, pooled.reshape(FOLDS, HEADS).sum(1))
         np.testing.assert_allclose(got[i], best + x[-1] @ last + bias, rtol=1e-4, atol=1e-4)
 
 
@@ -133,8 +135,8 @@ def test_the_folded_gate_pools_as_the_probes_do() -> None:
     of = turns(noise(12, np.random.default_rng(0), longest=90))
     batches = gates._Standardised([of])
     got = gates._score(probes, batches)
-    for fold in range(gates.FOLDS):
-        heads = slice(fold * gates.HEADS, (fold + 1) * gates.HEADS)
+    for fold in range(FOLDS):
+        heads = slice(fold * HEADS, (fold + 1) * HEADS)
         query, value = (gates._array(part[:, heads]) for part in (probes.query, probes.value))
         gate = ContrastiveGate(
             batches.mean, batches.scale, query, value, gates._array(probes.last[:, fold]), 0.0, 0.0, 1.0, window=12
@@ -172,8 +174,8 @@ def test_a_batch_is_pooled_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     probes, lengths = made_up(), [30, 3, 50, 1, 12, 40]
     x = torch.randn(150, N_EMBD)
     whole = probes(x, lengths)
-    monkeypatch.setattr(gates, "_PIECE", 45)
-    assert [lengths[rows] for rows in gates._pieces(lengths)] == [[30, 3], [50], [1, 12], [40]]
+    monkeypatch.setattr(attention, "_PIECE", 45)
+    assert [lengths[rows] for rows in attention._pieces(lengths)] == [[30, 3], [50], [1, 12], [40]]
     parts = probes(x, lengths)
     torch.testing.assert_close(parts, whole)
     [one], [other] = (torch.autograd.grad(each.sum(), [probes.weight]) for each in (whole, parts))
@@ -187,7 +189,7 @@ def test_logits_that_lie_far_apart() -> None:
     batches = gates._Standardised([of])
     x, lengths = batches.batch(range(12))
     with pytest.raises(FloatingPointError):
-        gates._Pooled.apply(x @ probes.weight, [(0, 2), (2, 4), (4, len(x))], torch.tensor([1]))
+        attention._Pooled.apply(x @ probes.weight, [(0, 2), (2, 4), (4, len(x))], torch.tensor([1]))
     together = probes(x, lengths)
     alone = torch.cat([probes(batches.batch([row])[0], [lengths[row]]) for row in range(12)])
     assert together.isfinite().all()
@@ -207,7 +209,7 @@ def test_every_stretch_is_learnt_from() -> None:
         for start, stop in spans(17, 4):
             part = x[start:stop]
             pooled = ((part @ probes.query).softmax(0) * (part @ probes.value)).sum(0)
-            found.append(pooled.reshape(gates.FOLDS, gates.HEADS).sum(1))
+            found.append(pooled.reshape(FOLDS, HEADS).sum(1))
         return torch.stack(found).amax(0) + x[-1] @ probes.last + probes.bias
 
     gradients = []
@@ -232,7 +234,7 @@ def test_a_request_in_a_long_text_is_found() -> None:
         return turns(states)
 
     gate, fit = fit_contrastive_gate(made(True, 150), made(False, 200), seed=0)
-    assert gate.window == gates.WINDOW > 0
+    assert gate.window == WINDOW > 0
     assert fit.auroc > 0.9
     assert opened(gate, made(True, 60)) > 0.6 and opened(gate, made(False, 60)) < 0.15
 
@@ -308,7 +310,7 @@ def test_turns_that_are_part_of_a_larger_array() -> None:
     positive, contrast = data(n=30, n_contrast=40)
     both = np.concatenate([positive.states, contrast.states])
     whole = Turns(both, positive.offsets), contrast
-    assert gates._score(Probes(N_EMBD), gates._Standardised(whole)).shape == (70, gates.FOLDS)
+    assert gates._score(Probes(N_EMBD), gates._Standardised(whole)).shape == (70, FOLDS)
     data_of_both = gates._Standardised(whole)
     assert [len(part) for part in data_of_both._turns] == [*np.diff(positive.offsets), *np.diff(contrast.offsets)]
     apart = gates._Standardised([positive, contrast])
@@ -331,9 +333,9 @@ def test_a_probe_learns_nothing_from_its_own_fold() -> None:
     second.mean, second.scale = first.mean, first.scale  # these are taken from all turns
     examples = gates._examples(first.lengths, labels, [None] * 100, seed=0)
     trained = [gates._train(data, examples, folds, 0) for data in (first, second)]
-    heads = [p.query.detach().unflatten(1, (gates.FOLDS, gates.HEADS)) for p in trained]
+    heads = [p.query.detach().unflatten(1, (FOLDS, HEADS)) for p in trained]
     assert torch.equal(heads[0][:, 0], heads[1][:, 0])
-    for fold in range(1, gates.FOLDS):
+    for fold in range(1, FOLDS):
         assert not torch.equal(heads[0][:, fold], heads[1][:, fold])
 
 
@@ -342,7 +344,7 @@ def test_every_turn_is_scored_by_the_probe_that_has_not_seen_it(monkeypatch: pyt
     train = gates._train
     monkeypatch.setattr(gates, "_train", lambda d, y, f, *rest: (folds.append(f), train(d, y, f, *rest))[1])
     monkeypatch.setattr(
-        gates, "_score", lambda *args: np.where(np.arange(gates.FOLDS) == folds[0][:, None], score(*args), 99)
+        gates, "_score", lambda *args: np.where(np.arange(FOLDS) == folds[0][:, None], score(*args), 99)
     )
     steps = []
     gate, fit = fit_contrastive_gate(
@@ -350,7 +352,7 @@ def test_every_turn_is_scored_by_the_probe_that_has_not_seen_it(monkeypatch: pyt
     )
     assert steps == [(i + 1, gates.EPOCHS) for i in range(gates.EPOCHS)]
     assert gate.low < 99 and fit.recall > 0.5 and fit.openings < 0.1
-    for fold in range(gates.FOLDS):
+    for fold in range(FOLDS):
         held = np.flatnonzero(folds[0] == fold)
         assert abs(np.mean(held < 50) - 50 / 120) < 0.05  # both kinds with their share
 
@@ -375,7 +377,7 @@ def test_a_wrapper_is_judged_by_a_probe_that_never_saw_its_family(monkeypatch: p
     [folds] = given
     for family in set(families) - {""}:
         assert len({int(fold) for fold, f in zip(folds, families, strict=True) if f == family}) == 1
-    assert {int(fold) for fold, f in zip(folds, families, strict=True) if not f} == set(range(gates.FOLDS))
+    assert {int(fold) for fold, f in zip(folds, families, strict=True) if not f} == set(range(FOLDS))
     assert fit.recall > 0.5
 
 
@@ -402,7 +404,7 @@ def test_the_threshold_is_set_by_what_users_send(monkeypatch: pytest.MonkeyPatch
     n, n_contrast = 40, 160
     turns = data(n=n, n_contrast=n_contrast)
     forms = ["plain"] * n + ["plain", "foreign", "wrapped", "page"] * (n_contrast // 4)
-    held_out = np.zeros((n + n_contrast, gates.FOLDS), np.float32)
+    held_out = np.zeros((n + n_contrast, FOLDS), np.float32)
     held_out[:n] = 5
     of = np.array(forms[n:])
     sent = np.isin(of, ["plain", "foreign"])

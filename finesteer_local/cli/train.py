@@ -69,7 +69,7 @@ if TYPE_CHECKING:
 @click.option(
     "--quality",
     type=click.Choice(["quick", "standard", "full"]),
-    help="Instead of a time: the gate learns from 4,000 or 16,000 prompts of a recipe, or from all. Bundled profiles "
+    help="Instead of a time: the gate learns from 4,000 or 10,000 prompts of a recipe, or from all. Bundled profiles "
     "are full.",
 )
 @click.option(
@@ -229,11 +229,11 @@ def _tell(profile: Profile, kept: Path, model: str, chat_with: str, reference: s
         click.echo(f"  kinds     {kinds_fit_words(kinds)}")
     facts = profile.training
     n_read, n_prompts = facts.get("prompts_for_gate", 0), facts.get("pairs", 0) + facts.get("contrast_prompts", 0)
-    if facts.get("minutes") and 0 < n_read < n_prompts:
-        click.echo(
-            f"  prompts   the gate learnt from {n_read:,} of {n_prompts:,}; "
-            f"--minutes {3 * facts['minutes']:g} goes on from there"
-        )
+    if 0 < n_read < n_prompts:
+        teacher = f", beginning with that of {facts['teacher']}" if facts.get("teacher") else ""
+        more = f"--minutes {3 * facts['minutes']:g} goes on from there" if facts.get("minutes") else ""
+        said = f"  prompts   the gate learnt from {n_read:,} of {n_prompts:,}{teacher}"
+        click.echo("; ".join(filter(None, (said, more))))
     stages = sorted(profile.training["stages"].items(), key=lambda stage: -stage[1])
     click.echo("  time      " + ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in stages if seconds >= 1))
     click.echo(f"Try it: finesteer-local chat {chat_with} --profile {reference}")

@@ -14,6 +14,7 @@ from finesteer_local.profile import Profile
 from finesteer_local.runtime.trainable import TrainableModel
 from finesteer_local.steering import AlwaysGate, AnswerGate, Experts, Gate, Kinds
 from finesteer_local.training.answer_gate import AnswerGateFit
+from finesteer_local.training.gate_data import GateData
 from finesteer_local.training.gates import GateFit
 from finesteer_local.training.kinds import KindsFit
 from finesteer_local.training.learn import Learnt
@@ -46,7 +47,7 @@ def assemble(
     trials: Sequence[Trial],
     gate: Gate,
     gate_fit: GateFit | None,
-    n_prompts: int,
+    read: GateData | None,
     told: tuple[Kinds, KindsFit] | None,
     watched: tuple[AnswerGate, AnswerGateFit] | None,
     stopwatch: Stopwatch,
@@ -54,7 +55,7 @@ def assemble(
     """The finished profile: what was learnt at the chosen layers, with the chosen settings or those asked for.
 
     Args:
-        n_prompts: from which the gate was learnt.
+        read: from which the gate was learnt.
         told: the kinds, and how well they are told.
         watched: the gate that reads the answers, and how well it tells them apart; left out where it is of no use.
     """
@@ -76,7 +77,8 @@ def assemble(
         length_decay=chosen.length_decay,
         training={
             **_provenance(run, stopwatch),
-            "prompts_for_gate": n_prompts,
+            "prompts_for_gate": len(read.prompts) if read else 0,
+            "teacher": read.teacher if read else "",
             "pairs_for_experts": learnt.n_pairs,
             "expert_shares": {str(layer): learnt.shares[layer] for layer in chosen.layers if layer in learnt.shares},
             "figures": {

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import zip_longest
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,6 +48,11 @@ class Prompt:
         """The last message's words."""
         return self.messages[-1]["content"]
 
+    @property
+    def place(self) -> int:
+        """Where it stands in a random order of all that could be written, below 2^64."""
+        return drawn_by(json.dumps(self.messages))
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -78,6 +84,7 @@ class TrainingData:
             than from the pairs' rejected answers: what the model would have said is a better start than a stock one.
         pooled: the answers were dealt from a pool, so that any of them goes with any prompt.
         kinds: the kinds of request that the profile is to tell apart; () where it is to tell none.
+        teacher: the file of what the recipe's gate learnt on another model (teacher.py); None where there is none.
     """
 
     name: str
@@ -90,6 +97,7 @@ class TrainingData:
     own_replies: bool = False
     pooled: bool = False
     kinds: Sequence[KindOf] = ()
+    teacher: Path | None = None
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):  # it also names files
@@ -129,8 +137,8 @@ class TrainingData:
 
         A prompt's own text draws its place, so that what was read for a part serves a larger one.
         """
-        positive = [(True, prompt) for prompt in sorted(self.positive, key=_place)]
-        contrast = [(False, prompt) for prompt in sorted(self.contrast, key=_place)]
+        positive = [(True, prompt) for prompt in sorted(self.positive, key=attrgetter("place"))]
+        contrast = [(False, prompt) for prompt in sorted(self.contrast, key=attrgetter("place"))]
         return in_turn([positive, contrast])
 
     def part(self, most: int | None) -> TrainingData:
@@ -145,11 +153,6 @@ class TrainingData:
             pairs=[pair for pair in self.pairs if json.dumps(pair.prompt.messages) in texts],
             contrast=[prompt for prompt in self.contrast if id(prompt) in taken],
         )
-
-
-def _place(prompt: Prompt) -> int:
-    """Where a prompt stands in a random order of all that could be written."""
-    return drawn_by(json.dumps(prompt.messages))
 
 
 def drawn_by(text: str) -> int:

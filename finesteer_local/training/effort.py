@@ -28,7 +28,7 @@ MIN_PROMPTS = 1000
 """From so many prompts a gate learns, if a recipe has them, however little time there is."""
 MIN_WATCHED = 128
 """From fewer of the model's own answers no answers' gate is learnt."""
-FIT_SECONDS = 3e-3
+FIT_SECONDS = 2e-3
 """That fitting a gate and the kinds takes for each prompt, beside reading it."""
 _FIRST_PART = 0.5
 """At most this share of the time goes into what steers; the gate decides on everything else."""
@@ -69,7 +69,7 @@ class Effort:
 
 EFFORTS = {
     "quick": Effort(4_000, 1 / 3, 240, 16, 256),
-    "standard": Effort(16_000, 2 / 3, 320, 32, 512),
+    "standard": Effort(10_000, 2 / 3, 320, 32, 512),
     "full": Effort(None, 1.0, LESSONS, ANSWERS, 1_024),
 }
 """Each doubling of the prompts is worth .04 to .08 of the plain requests that a small model's gate recognises,

@@ -14,11 +14,15 @@ PORTION = 2000
 
 @dataclass(frozen=True)
 class GateData:
-    """Prompts that need intervention, then those that do not, and the hidden states of their last turns."""
+    """Prompts that need intervention, then those that do not, and the hidden states of their last turns.
+
+    `teacher` is the model whose gate says more of them (teacher.py); "" for none.
+    """
 
     positive: list[Prompt]
     contrast: list[Prompt]
     turns: Turns
+    teacher: str = ""
 
     @property
     def prompts(self) -> list[Prompt]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
-from torch import nn
 from torch.nn import functional
 
 from finesteer_local import paths
@@ -21,18 +20,24 @@ from finesteer_local.steering import ContrastiveGate, Gate, SubspaceGate, spans
 from finesteer_local.training.data import FOREIGN, FORMS, PLAIN
 from finesteer_local.training.model_data import Turns
 from finesteer_local.training.precision import fast_dtype
+from finesteer_local.training.probes import FOLDS, HEADS, WINDOW, Probes, Span
 from finesteer_local.training.side_by_side import side_by_side
+from finesteer_local.training.teacher import Start, Taught
 
 Array = NDArray[np.float32]
 
-FOLDS = 8
-HEADS = 16
 GROUPS = 2
 """Folds are trained in so many groups, a thread each where there are as many; they wait once an epoch."""
 EPOCHS = 16
 BATCH = 64
 LEARNING_RATE = 2e-3
 WEIGHT_DECAY = 0.1
+TAUGHT_EPOCHS = 8
+"""Who begins with what a teacher knows (teacher.py) needs half as many, and smaller steps, to keep it."""
+TAUGHT_RATE = 1e-3
+TAUGHT_FULL = 4000  # from fewer examples the steps are smaller by as much
+SOFT = 0.5
+"""So much of what a probe learns of a prompt is what the teacher held of it; the rest is its label."""
 DROPOUT = 0.2
 SMOOTHING = 0.02
 OPENINGS = 0.05
@@ -42,20 +47,14 @@ SENT = (PLAIN, FOREIGN)
 """Forms that users send. Wrapped and long prompts are hard on purpose, and would move the threshold."""
 RAMP = 0.25  # log-odds from the threshold to a gate that is wide open
 SUBSPACE_RANK = 64
-WINDOW = 64
-"""Tokens of the stretches over which the gate pools, beside the whole turn."""
 MOST = 0.75
 """A stretch counts as a request if it holds this share of the request's tokens (or of `WINDOW`, if it is longer)."""
 STRETCHES = 8
 """A probe learns from at most so many stretches of a page that hold no request that needs intervention."""
 _BLOCK = 1024  # tokens that are standardised at once: their float32 stays in the processor's cache
-_PIECE = 1024  # tokens that are pooled at once
 _ROWS = 128
 """Tokens of a batch are made up to a multiple: for every new number of them oneDNN writes a program, which takes ten
 times as long as a product in bfloat16."""
-_TINY = 1e-30  # weights of a span that sum to less have lost digits
-
-Span = tuple[int, int]  # tokens of a turn: the first, and the one behind the last
 
 
 @dataclass(frozen=True)
@@ -123,151 +122,6 @@ def log_odds(scores: Array, labels: NDArray[np.floating[Any]]) -> tuple[float, f
     return max(float(found.coef_[0, 0]), 0.0), float(found.intercept_[0])
 
 
-class Probes(nn.Module):
-    """One attention probe a fold, side by side; see `ContrastiveGate` for what each computes."""
-
-    def __init__(self, n_embd: int, window: int = WINDOW, folds: int = FOLDS) -> None:
-        super().__init__()
-        self.window, self._widths = window, [folds * HEADS, folds * HEADS, folds]
-        self.weight = nn.Parameter(torch.zeros(n_embd, sum(self._widths)))  # one product, and one step, for all
-        self.bias = nn.Parameter(torch.zeros(folds))
-
-    @property
-    def query(self) -> torch.Tensor:
-        """Of the heads, fold by fold, (n_embd, folds * HEADS)."""
-        return torch.split(self.weight, self._widths, dim=1)[0]
-
-    @property
-    def value(self) -> torch.Tensor:
-        """Of the same, (n_embd, folds * HEADS)."""
-        return torch.split(self.weight, self._widths, dim=1)[1]
-
-    @property
-    def last(self) -> torch.Tensor:
-        """What the last token adds, (n_embd, folds)."""
-        return torch.split(self.weight, self._widths, dim=1)[2]
-
-    @classmethod
-    @torch.no_grad()
-    def joined(cls, parts: Sequence[Probes]) -> Probes:
-        """The probes of several modules in one, in their order."""
-        made = cls(len(parts[0].weight), parts[0].window, sum(len(part.bias) for part in parts))
-        for name in ("query", "value", "last"):
-            getattr(made, name).copy_(torch.cat([getattr(part, name) for part in parts], dim=1))
-        made.bias.copy_(torch.cat([part.bias for part in parts]))
-        return made
-
-    def forward(
-        self,
-        x: torch.Tensor,
-        lengths: Sequence[int],
-        keep: torch.Tensor | None = None,
-        pooled_over: Sequence[Sequence[Span]] | None = None,
-    ) -> torch.Tensor:
-        """Scores (n, folds), float32, of turns that lie end to end.
-
-        Args:
-            x: standardised hidden states, (n_tokens, n_embd), in the type in which they are multiplied. What stands
-                behind the last turn does not count.
-            lengths: tokens of each turn.
-            keep: factors of the dimensions, (n_embd, 1).
-            pooled_over: of each turn the spans of which the best counts; as the gate has them without.
-        """
-        if pooled_over is None:
-            pooled_over = [spans(n, self.window) for n in lengths]
-        weight = self.weight if keep is None else keep * self.weight
-        kept = x @ weight.to(x.dtype)  # (n_tokens, ...)
-        pieces = list(_pieces(lengths))
-        sizes = [sum(lengths[rows]) for rows in pieces]
-        sizes[-1] += len(x) - sum(sizes)
-        parts = torch.split(kept, sizes) if len(pieces) > 1 else [kept]
-        found = [_scores(part, lengths[rows], pooled_over[rows]) for part, rows in zip(parts, pieces, strict=True)]
-        return torch.cat(found) + self.bias
-
-
-def _pieces(lengths: Sequence[int]) -> Iterator[slice]:
-    """Turns that follow each other, with few tokens together: what it takes to pool grows with their square."""
-    start = n_tokens = 0
-    for i, n in enumerate(lengths):
-        if n_tokens + n > _PIECE and n_tokens:
-            yield slice(start, i)
-            start, n_tokens = i, 0
-        n_tokens += n
-    yield slice(start, len(lengths))
-
-
-def _scores(kept: torch.Tensor, lengths: Sequence[int], pooled_over: Sequence[Sequence[Span]]) -> torch.Tensor:
-    """Scores (n, folds) of turns, but for the bias, from what the weights make of their tokens, (n_tokens, ...)."""
-    ends = np.cumsum(lengths)
-    starts = (ends - lengths).tolist()
-    bounds = [(at + start, at + stop) for at, each in zip(starts, pooled_over, strict=True) for start, stop in each]
-    last = torch.from_numpy(ends - 1)
-    pooled: torch.Tensor
-    added: torch.Tensor
-    try:
-        pooled, added = _Pooled.apply(kept, bounds, last)  # type: ignore[no-untyped-call]
-    except FloatingPointError:
-        pooled, added = _pooled_apart(kept, bounds, last)
-    if len(bounds) == len(lengths):
-        return pooled + added
-    of = torch.repeat_interleave(torch.tensor(list(map(len, pooled_over))))
-    best = torch.full_like(added, -torch.inf)
-    return best.scatter_reduce(0, of[:, None].expand_as(pooled), pooled, "amax") + added
-
-
-def _pooled_apart(kept: torch.Tensor, bounds: Sequence[Span], last: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """What `_Pooled` gives, span by span: slower, for logits however far apart."""
-    folds = kept.shape[1] // (2 * HEADS + 1)
-    logits, values, added = torch.split(kept.float(), [folds * HEADS, folds * HEADS, folds], dim=1)
-    pooled = torch.stack([(logits[slice(*at)].softmax(0) * values[slice(*at)]).sum(0) for at in bounds])
-    return pooled.reshape(-1, folds, HEADS).sum(dim=2), added[last]
-
-
-class _Pooled(torch.autograd.Function):
-    """`sum_k sum_t softmax_t(logits_k) values_k` over spans, (n_spans, folds), and what some tokens add, (n, folds).
-
-    The sums over spans are products with a matrix of zeros and ones: faster than adding rows one by one, and nothing
-    is read twice.
-
-    Raises:
-        FloatingPointError: a head's logits in one span lie so far below those in another that their exp is nothing.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, kept: torch.Tensor, bounds: Sequence[Span], last: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        folds = kept.shape[1] // (2 * HEADS + 1)
-        n = folds * HEADS
-        inside = np.zeros((len(bounds), len(kept)), np.float32)
-        for row, (start, stop) in zip(inside, bounds, strict=True):
-            row[start:stop] = 1
-        member = torch.from_numpy(inside)
-        values = kept[:, n : 2 * n].float()
-        weights = kept[:, :n].to(torch.float32, copy=True)
-        weights = weights.sub_(weights.amax(dim=0)).exp_()
-        totals = member @ weights
-        if not (totals > _TINY).all():
-            raise FloatingPointError
-        pooled = (member @ (weights * values)).div_(totals)
-        ctx.dtype = kept.dtype
-        ctx.save_for_backward(member, weights, values, totals, pooled, last)
-        return pooled.reshape(-1, folds, HEADS).sum(dim=2), kept[last, 2 * n :].float()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        member, weights, values, totals, pooled, last = ctx.saved_tensors
-        n = weights.shape[1]
-        shares = gradients[0].repeat_interleave(HEADS, dim=1).div_(totals)
-        both = member.T @ torch.cat([shares, shares * pooled], dim=1)  # (n_tokens, ...)
-        found = torch.zeros(len(weights), 2 * n + gradients[1].shape[1], dtype=ctx.dtype)
-        by_value = both[:, :n].mul_(weights)
-        found[:, n : 2 * n] = by_value
-        found[:, :n] = by_value.mul_(values).sub_(both[:, n:].mul_(weights))
-        found[last, 2 * n :] = gradients[1].to(ctx.dtype)
-        return found, None, None
-
-
 def fit_contrastive_gate(
     positive: Turns,
     contrast: Turns,
@@ -277,6 +131,7 @@ def fit_contrastive_gate(
     *,
     seed: int,
     graded: bool = False,
+    taught: Taught | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[ContrastiveGate, GateFit]:
     """Train an attention probe by cross-validation and calibrate its threshold on the scores of held-out turns.
@@ -295,13 +150,15 @@ def fit_contrastive_gate(
             the gate, every other one should not.
         graded: open by degrees, from the score that twice `OPENINGS` exceed to the score that `OPENINGS` do. For what
             can be done by halves: an answer can lean to the facts a little, but not be refused a little.
+        taught: what a teacher says of these turns, in the same order: the probes begin with its own, and learn what
+            it held of each turn beside the label.
     """
     data = _Standardised([positive, contrast])
     labels = np.r_[np.ones(len(positive)), np.zeros(len(contrast))].astype(np.float32)
-    folds = folds_of(labels, np.array(families or [""] * len(labels)), seed)
+    folds = folds_of(labels, np.array(families or [""] * len(labels)), seed) if taught is None else taught.folds
     form = np.array(forms or [PLAIN] * len(labels))
     examples = _examples(data.lengths, labels, requests or [None] * len(labels), seed)
-    probes = _train(data, examples, folds, seed, progress)
+    probes = _train(data, examples, folds, seed, progress, taught)
     held_out = _score(probes, data)[np.arange(len(labels)), folds]
     sent = held_out[(labels == 0) & np.isin(form, SENT)]
     calibrated = sent if len(sent) else held_out[labels == 0]
@@ -362,6 +219,10 @@ class _Standardised:
         """Standardised states of some turns end to end, (n_tokens, n_embd), and the tokens of each."""
         parts = [self._turns[row] for row in turns]
         return self.standardised(torch.cat(parts)), list(map(len, parts))
+
+    def tokens(self, rows: NDArray[np.intp]) -> Array:
+        """Standardised states of single tokens, (turn, token) each, (n, n_embd)."""
+        return self.standardised(torch.stack([self._turns[turn][token] for turn, token in rows])).numpy()
 
     def kept(self, dtype: torch.dtype) -> _Kept:
         """All of them, to be learnt from epoch after epoch; in half precision, so that they take no more than before.
@@ -462,32 +323,42 @@ def _mean_and_scale(parts: Sequence[NDArray[np.float16]]) -> tuple[Array, Array]
     return (around + shift).float().numpy(), scale.float().numpy()
 
 
+class _Pace(NamedTuple):
+    """How probes learn."""
+
+    epochs: int
+    rate: float
+    decay: float
+
+
 class _Group:
     """The probes of some folds while they are trained, with those of other folds beside them in another thread.
 
     Args:
+        targets: the probabilities to learn, (n_examples, 1).
         unseen: whether each probe may learn from each example, (n_examples, folds).
-        query: what the probes begin with, (n_embd, folds * HEADS).
+        probes: as they begin.
         seed: of the dimensions that are dropped, the same ones for every fold.
     """
 
     def __init__(
-        self, data: _Kept, examples: Sequence[Example], unseen: torch.Tensor, query: torch.Tensor, seed: int
+        self,
+        data: _Kept,
+        examples: Sequence[Example],
+        targets: torch.Tensor,
+        unseen: torch.Tensor,
+        probes: Probes,
+        pace: _Pace,
+        seed: int,
     ) -> None:
-        self._data, self._examples = data, examples
+        self._data, self._examples, self._targets, self.probes = data, examples, targets, probes
         self._generator = torch.Generator().manual_seed(seed)
-        self.probes = Probes(data.states.shape[1], folds=unseen.shape[1])
-        with torch.no_grad():
-            self.probes.query.copy_(query)
-        self._optimizer = torch.optim.AdamW(
-            self.probes.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True
-        )
-        steps = EPOCHS * -(-len(examples) // BATCH)
+        self._optimizer = torch.optim.AdamW(self.probes.parameters(), lr=pace.rate, weight_decay=pace.decay, fused=True)
+        steps = pace.epochs * -(-len(examples) // BATCH)
         warm_up = max(0.1, 2 / steps)  # torch divides by the warm-up's steps less one
         self._schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self._optimizer, LEARNING_RATE, total_steps=steps, pct_start=warm_up
+            self._optimizer, pace.rate, total_steps=steps, pct_start=warm_up
         )
-        self._targets = torch.tensor([each.label for each in examples])[:, None] * (1 - 2 * SMOOTHING) + SMOOTHING
         # A turn counts for every probe that may see it.
         self._weights = unseen * torch.tensor([each.weight for each in examples])[:, None] * FOLDS / (FOLDS - 1)
 
@@ -512,6 +383,7 @@ def _train(
     folds: NDArray[np.intp],
     seed: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    taught: Taught | None = None,
 ) -> Probes:
     """Probes, the one of each fold trained on the rows that are not in it.
 
@@ -520,15 +392,53 @@ def _train(
     rng = np.random.default_rng(seed)
     kept = data.kept(fast_dtype())
     unseen = torch.from_numpy(folds)[[each.row for each in examples], None] != torch.arange(FOLDS)
-    query = 1e-3 * torch.randn(len(data.mean), FOLDS, HEADS, generator=torch.Generator().manual_seed(seed))
+    start, targets = _start(data, taught), _targets(examples, taught)
+    begin, pace = _beginning(len(data.mean), seed, start), _pace(len(examples), start)
     parts = torch.split(torch.arange(FOLDS), FOLDS // GROUPS)
-    groups = [_Group(kept, examples, unseen[:, part], query[:, part].flatten(1), seed) for part in parts]
+    groups = [_Group(kept, examples, targets, unseen[:, part], begin.part(part), pace, seed) for part in parts]
     with side_by_side(GROUPS) as threads:
-        for epoch in range(EPOCHS):
+        for epoch in range(pace.epochs):
             order = rng.permutation(len(examples))
             list(threads.map(lambda group, order=order: group.epoch(order), groups))
-            progress(epoch + 1, EPOCHS)
+            progress(epoch + 1, pace.epochs)
     return Probes.joined([group.probes for group in groups])
+
+
+def _start(data: _Standardised, taught: Taught | None) -> Start | None:
+    """What the teacher has the probes begin with; None without one, or where it is of no use to this model."""
+    if taught is None:
+        return None
+    last = np.stack([taught.ends, data.lengths[taught.ends] - 1], axis=1)
+    return taught.start(data.tokens(taught.anchors), data.tokens(last))
+
+
+@torch.no_grad()
+def _beginning(n_embd: int, seed: int, start: Start | None) -> Probes:
+    """The probes of all folds as they begin."""
+    probes = Probes(n_embd)
+    if start is None:
+        drawn = torch.randn(n_embd, FOLDS, HEADS, generator=torch.Generator().manual_seed(seed))
+        probes.query.copy_(1e-3 * drawn.flatten(1))
+        return probes
+    for name in ("query", "value", "last", "bias"):
+        getattr(probes, name).copy_(torch.from_numpy(getattr(start, name)))
+    return probes
+
+
+def _targets(examples: Sequence[Example], taught: Taught | None) -> torch.Tensor:
+    """The probability that each example is to have, (n_examples, 1)."""
+    found = torch.tensor([each.label for each in examples]) * (1 - 2 * SMOOTHING) + SMOOTHING
+    if taught is not None:
+        held = torch.from_numpy(taught.scores)[[each.row for each in examples]].sigmoid()
+        known = torch.tensor([each.stretch is None for each in examples]) & ~held.isnan()
+        found = torch.where(known, (1 - SOFT) * found + SOFT * held, found)
+    return found[:, None]
+
+
+def _pace(n_examples: int, start: Start | None) -> _Pace:
+    if start is None:
+        return _Pace(EPOCHS, LEARNING_RATE, WEIGHT_DECAY)
+    return _Pace(TAUGHT_EPOCHS, TAUGHT_RATE * min(n_examples / TAUGHT_FULL, 1), 0.0)  # decay would forget
 
 
 @torch.no_grad()

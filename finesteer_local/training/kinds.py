@@ -31,9 +31,7 @@ HIDDEN = 512
 """Units of the head's hidden layer, with which it tells .05 more of the kinds than without (docs/experiments.md)."""
 EPOCHS = 20
 BATCH = 256
-LEARNING_RATE = float(
-    __import__("os").environ.get("KL", "2e-3")
-)  # the greatest; it rises to this and falls to nothing (one cycle)
+LEARNING_RATE = 2e-3  # the greatest; it rises to this and falls to nothing (one cycle)
 WEIGHT_DECAY = 0.1
 DROPOUT = 0.3
 _TOGETHER = 64  # turns whose states are multiplied at once

@@ -1,9 +1,10 @@
 """What a trained gate says of its recipe's prompts as if it had not learnt from them, on any model.
 
 A contrastive gate is the mean of the probes of several folds, each of which has not seen its fold's prompts (gates.py).
-The folds follow from the recipe and the seed, and the heads of each probe stand in the gate one after another: so the
-probe that has not seen a prompt can score it long after the training. Only the last token's weights and the bias are
-averaged already: one weight a dimension, which learns little by heart where there are `A_WEIGHT` prompts for each.
+The folds follow from the recipe and the seed, or are its teacher's, and the heads of each probe stand in the gate one
+after another: so the probe that has not seen a prompt can score it long after the training. Only the last token's
+weights and the bias are averaged already: one weight a dimension, which learns little by heart where there are
+`A_WEIGHT` prompts for each.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from finesteer_local.profile import Profile
 from finesteer_local.steering import ContrastiveGate, Gate
 from finesteer_local.training.behaviour.material import Material, folder_of
 from finesteer_local.training.data import Prompt, TrainingData
-from finesteer_local.training.gates import FOLDS, HEADS, folds_of
+from finesteer_local.training.gates import folds_of
 from finesteer_local.training.model_data import ModelData, Turns
+from finesteer_local.training.probes import FOLDS, HEADS
 from finesteer_local.training.recipes import load_data, recipe_names
+from finesteer_local.training.teacher import Teacher
 
 A_WEIGHT = 8
 UNSEEN = -1
@@ -113,9 +116,15 @@ def _folds(profile: Profile, data: TrainingData) -> tuple[NDArray[np.intp], bool
         return folds, False
     taken = order[:n]
     rows = [i for i, (needs, _) in enumerate(taken) if needs] + [i for i, (needs, _) in enumerate(taken) if not needs]
-    labels = np.array([taken[i][0] for i in rows], np.float32)
-    families = np.array([taken[i][1].family for i in rows])
-    folds[rows] = folds_of(labels, families, int(facts.get("seed") or 0))
+    prompts = [taken[i][1] for i in rows]
+    if name := facts.get("teacher"):
+        teacher = Teacher.load(data.teacher) if data.teacher else None
+        if teacher is None or str(teacher.model) != name:
+            return folds, False
+        folds[rows] = teacher.folds_of(prompts)
+    else:
+        labels = np.array([taken[i][0] for i in rows], np.float32)
+        folds[rows] = folds_of(labels, np.array([p.family for p in prompts]), int(facts.get("seed") or 0))
     return folds, True
 
 

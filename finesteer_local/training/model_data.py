@@ -208,13 +208,17 @@ class ModelData:
         wanted = prompt.request.encode()
         if not wanted:
             return 0, 0
-        read = self._turn(prompt)
-        pieces = [self.llama.detokenize([int(token)], special=True) for token in read.tokens[read.first :]]
-        ends = np.cumsum([len(piece) for piece in pieces])
-        at = b"".join(pieces).find(wanted)
+        turn, ends = self.token_ends(prompt)
+        at = turn.find(wanted)
         if at < 0:  # written otherwise by the template
             return 0, 0
         return int(np.searchsorted(ends, at, side="right")), int(np.searchsorted(ends, at + len(wanted))) + 1
+
+    def token_ends(self, prompt: Prompt) -> tuple[bytes, NDArray[np.intp]]:
+        """A prompt's last turn as the model reads it, and the byte behind each of its tokens, (n_tokens,)."""
+        read = self._turn(prompt)
+        pieces = [self.llama.detokenize([int(token)], special=True) for token in read.tokens[read.first :]]
+        return b"".join(pieces), np.cumsum([len(piece) for piece in pieces])
 
     def replies(self, pairs: Sequence[Pair], max_tokens: int) -> list[str]:
         """The model's own unsteered answers, greedy."""

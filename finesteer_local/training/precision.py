@@ -18,6 +18,9 @@ import torch
 
 from finesteer_local.runtime.trainable import TrainableModel
 from finesteer_local.small_cache import SmallCache
+from finesteer_local.training.memory import bound_caches
+
+bound_caches()
 
 _SHAPE = (256, 1024, 1024)  # n_tokens, n_in, n_out: between those of the models that are learnt through
 _ROUNDS = 8

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from finesteer_local.training.memory import give_back
+
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total)."""
 
@@ -14,7 +16,10 @@ def quiet(stage: str, done: int, total: int) -> None:
 
 
 class Stopwatch:
-    """A `Progress` that passes everything on, and adds up how long every stage takes."""
+    """A `Progress` that passes everything on, and adds up how long every stage takes.
+
+    What a stage has freed is given back to the system when the next one begins (memory.py).
+    """
 
     def __init__(self, progress: Progress = quiet) -> None:
         self.stages: dict[str, float] = {}  # seconds, in the order in which the stages begin
@@ -22,6 +27,8 @@ class Stopwatch:
         self._started = self._last = time.monotonic()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
+        if stage not in self.stages:
+            give_back()
         now = time.monotonic()
         self.stages[stage] = self.stages.get(stage, 0.0) + now - self._last
         self._last = now

@@ -20,6 +20,7 @@ from finesteer_local.training.model_data import ModelData, run_folder
 from finesteer_local.training.pairs import DELTA_TOKENS, MAX_PAIRS
 from finesteer_local.training.progress import Progress
 from finesteer_local.training.settings import TrainingSettings
+from finesteer_local.training.teacher import Teacher
 from finesteer_local.training.torch_engine import TIMED, faster_engine, worth_opening
 from finesteer_local.training.weights import learns_by_itself, weights_of
 
@@ -97,6 +98,8 @@ def begin(llama: TrainableModel, data: TrainingData, settings: TrainingSettings,
     """
     if settings.gated and not data.contrast:
         raise DataError("there are no prompts that must stay untouched; without them no gate can be trained")
+    if settings.gated and data.teacher is not None:
+        Teacher.load(data.teacher)  # it is read long after this, and may be damaged
     deadline = Deadline(None if settings.quality else settings.minutes * 60)
     learns = learns_by_itself(llama, data.judge) if settings.optimise is None else settings.optimise
     try:

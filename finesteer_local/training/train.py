@@ -6,6 +6,7 @@ Each step is a file: `run`, `learn`, `tune`, `gates`, `kinds`, `answer_gate`, `a
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from finesteer_local.training.progress import Progress, Stopwatch, quiet
 from finesteer_local.training.run import Run, begin
 from finesteer_local.training.search import Trial
 from finesteer_local.training.settings import TrainingSettings
+from finesteer_local.training.teacher import taught
 from finesteer_local.training.trials import BLOCK, FEWEST_ANSWERS, LARGE_BLOCK
 from finesteer_local.training.tune import tune
 
@@ -53,8 +55,7 @@ def train(llama: TrainableModel, data: TrainingData, settings: TrainingSettings,
     gate, gate_fit, read = learn_gate(run, chosen.layers[0])
     kinds = train_kinds(run.data.kinds, gate, gate_fit, read, run.progress)
     answer_gate = _watch(run, chosen.layers[0])
-    n_prompts = len(read.prompts) if read else 0
-    return assemble(run, learnt, chosen, trials, gate, gate_fit, n_prompts, kinds, answer_gate, stopwatch)
+    return assemble(run, learnt, chosen, trials, gate, gate_fit, read, kinds, answer_gate, stopwatch)
 
 
 def _tune(run: Run, learnt: Learnt) -> tuple[Trial, list[Trial]]:
@@ -112,6 +113,7 @@ def learn_gate(run: Run, layer: int) -> tuple[Gate, GateFit | None, GateData | N
     if settings.gate == "scs":
         learn, held = held_out(found.positive, settings.seed)
         return *fit_subspace_gate(positive.last[learn], positive.last[held], contrast.last), found
+    told = taught(run.model_data, run.data, found.prompts)
     gate, fit = fit_contrastive_gate(
         positive,
         contrast,
@@ -120,9 +122,10 @@ def learn_gate(run: Run, layer: int) -> tuple[Gate, GateFit | None, GateData | N
         [run.model_data.request_span(prompt) for prompt in found.prompts],
         seed=settings.seed,
         graded=run.data.judge == "margin",
+        taught=told,
         progress=lambda done, total: run.progress("training the gate", done, total),
     )
-    return gate, fit, found
+    return gate, fit, replace(found, teacher=told.model) if told else found
 
 
 def _watch(run: Run, layer: int) -> tuple[AnswerGate, AnswerGateFit] | None:

@@ -53,7 +53,19 @@ JUDGES = ("refusal", "margin")
 PAGES = ("pages", "page_frames", "page_questions")
 """Files of which long prompts are made; all three or none."""
 # What recipe.json may hold, and what each value must be.
-_TEXTS = ("name", "description", "license", "judge", "kinds", "chosen", "rejected", "wrappers", "phrasings", *PAGES)
+_TEXTS = (
+    "name",
+    "description",
+    "license",
+    "judge",
+    "kinds",
+    "chosen",
+    "rejected",
+    "wrappers",
+    "phrasings",
+    "teacher",
+    *PAGES,
+)
 _LISTS = ("positive", "pairs", "contrast")
 _Item = TypeVar("_Item")
 
@@ -100,6 +112,7 @@ def load_recipe(name: str, seed: int = 0) -> TrainingData:
         recipe=folder.resolve().name,
         pooled="pairs" not in recipe,
         kinds=kinds,
+        teacher=_path(folder, recipe["teacher"]) if "teacher" in recipe else None,
     )
 
 
