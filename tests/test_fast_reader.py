@@ -76,7 +76,7 @@ def test_the_precision_is_kept_too(
     monkeypatch.setattr(module, "TorchReader", Noted)
     for quick["is"] in (precision, *PRECISIONS):
         assert chosen(1.0, 2.0) is Noted
-    assert read == [precision] * 3
+    assert read == [precision] * (1 + len(PRECISIONS))
     assert kept() == [precision]
 
 

@@ -76,14 +76,36 @@ def test_the_quicker_precision(tiny: Path, timed, seconds: tuple[float, float], 
 
 
 def test_bfloat16_only_where_it_fits_and_the_machine_has_it(tiny: Path, timed, monkeypatch: pytest.MonkeyPatch) -> None:
-    timed(2.0, 1.0)
     lower = 2 * lower_layers._File(tiny).n_weights(1)
-    for largest, wanted in ((lower - 1, "int8"), (lower, "bfloat16")):
+    for largest, wanted in ((lower - 1, "bfloat16 from int8"), (lower, "bfloat16")):
+        timed(2.0, 1.0)
         monkeypatch.setattr(lower_layers, "LARGEST", largest)
         assert quicker(tiny, 1) == wanted
+    timed(2.0, 1.0)
+    assert quicker(tiny, 2) == "bfloat16 from int8"
+    timed(1.0, 2.0)
     assert quicker(tiny, 2) == "int8"
+    timed(2.0, 1.0)
     monkeypatch.setattr(lower_layers, "_has_bfloat16", lambda: False)
     assert quicker(tiny, 0) == "int8"
+
+
+def test_what_is_kept_in_a_byte_is_near_what_is_kept_in_two(tiny: Path) -> None:
+    """8-bit numbers are exact in bfloat16, so only the weights' rounding differs, and that of their scale."""
+    n = len(TOKENS)
+    found, sizes = [], []
+    for precision in ("bfloat16", "bfloat16 from int8"):
+        layers = LowerLayers(tiny, 2, precision, [])
+        found.append(layers.read(TOKENS.tolist(), layers.places(np.arange(n), causal(n)))[0].numpy())
+        sizes.append(layers._layers[0].down.weight.element_size())
+    assert sizes == [2, 1]
+    difference = np.linalg.norm(found[0] - found[1], axis=-1) / np.linalg.norm(found[0], axis=-1)
+    assert 0 < np.median(difference) < 0.02
+    rows = torch.randn(50, 300, generator=torch.Generator().manual_seed(0))
+    stored = lower_layers._Stored(lower_layers._Float(rows))
+    scale = stored.scale.float()[:, None]
+    assert ((stored.weight.float() * scale - rows).abs() <= 0.501 * scale).all()
+    assert stored.weight.abs().amax(1).ge(125).all()  # and none of the range is given away
 
 
 def test_what_is_not_known_here_says_so(tmp_path: Path) -> None:

@@ -19,10 +19,10 @@ from test_harvest import requests
 from tiny import write_tiny_model
 from tiny_architectures import write_family
 
-CLOSE: dict[Precision, float] = {"int8": 0.04, "bfloat16": 0.01}
+CLOSE: dict[Precision, float] = {"int8": 0.04, "bfloat16": 0.01, "bfloat16 from int8": 0.02}
 """Relative difference, the median, through three blocks. 8-bit weights and activations cost .4 % a number; bfloat16 has
-eight binary digits, .2 % a number and no scale that its neighbours share. A head that is rotated the other way, a mask
-with one token too many or a missing bias costs .2 and more."""
+eight binary digits, .2 % a number and no scale that its neighbours share; weights that are rounded to 7 or 8 of them,
+more. A head that is rotated the other way, a mask with one token too many or a missing bias costs .2 and more."""
 
 
 @pytest.fixture(params=PRECISIONS)

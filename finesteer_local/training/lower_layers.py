@@ -8,7 +8,8 @@ faster:
   activations would cost a token's other channels their precision; its range is moved into the weights first
   (SmoothQuant, arXiv 2211.10438), layer by layer, on a sample of the prompts. A weight takes a byte.
 - bfloat16: as fast with AMX, AVX512-BF16 or ARM's BF16, with nothing to quantise, in attention too, and closer to what
-  llama.cpp computes. A weight takes two bytes.
+  llama.cpp computes. A weight takes two bytes; where that would be too much, one byte, with a scale an output row, from
+  which each batch has it in bfloat16 for as long as it needs it: a tenth slower.
 
 What runs through the layers, and the norms, stay float32. Only the layers that are asked for are built, one at a time.
 """
@@ -16,6 +17,7 @@ What runs through the layers, and the norms, stay float32. Only the layers that 
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,6 +32,7 @@ from torch.nn import functional
 
 from finesteer_local.errors import ModelError
 from finesteer_local.gguf_file import DamagedGGUF, Header, read_header
+from finesteer_local.training.memory import give_back
 
 _PAIRED = "llama"  # rotates neighbouring numbers of a head; the others its two halves (llama.cpp: LLAMA_ROPE_TYPE_NORM)
 ARCHITECTURES = (_PAIRED, "qwen2", "qwen3")
@@ -41,11 +44,15 @@ BLOCK = 64
 """Tokens that look together; fewer are multiplied less efficiently, more look at too much."""
 _COLUMNS = 128  # what a block looks at, the least, and doubled: blocks alike in it look together
 
-Precision = Literal["int8", "bfloat16"]
-_HEADS: dict[Precision, torch.dtype] = {"int8": torch.float32, "bfloat16": torch.bfloat16}  # and masks
+Precision = Literal["int8", "bfloat16", "bfloat16 from int8"]
+_HEADS: dict[Precision, torch.dtype] = {  # and masks
+    "int8": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "bfloat16 from int8": torch.bfloat16,
+}
 PRECISIONS = tuple(_HEADS)
-LARGEST = 5 << 28
-"""Bytes that matrices in bfloat16 may take; more are read in 8 bits."""
+LARGEST = 3 << 28
+"""Bytes that matrices in bfloat16 may take; more are kept in 8 bits."""
 _TRIED = 512  # tokens by which the precisions are timed
 _REPEATS = 5
 
@@ -98,7 +105,12 @@ class _File:
             self.header = read_header(path, max_items=_MAX_ITEMS)
         except DamagedGGUF as error:
             raise ModelError(f"{path} cannot be read: {error}") from error
-        self._bytes = np.memmap(path, np.uint8, "r")
+        self._path = path
+        self.forget()
+
+    def forget(self) -> None:
+        """Let what was read go: mapped pages count as the process's memory as long as they are mapped."""
+        self._bytes = np.memmap(self._path, np.uint8, "r")
 
     def has(self, name: str) -> bool:
         return name in self.header.tensors
@@ -173,7 +185,31 @@ class _Bfloat16:
         return functional.linear(inputs.to(torch.bfloat16), self.weight, self.bias)
 
 
-_Matrix = _Float | _Int8 | _Bfloat16
+class _Stored:
+    """A matrix (n_out, n_in) that is kept in 8 bits and multiplied in bfloat16, in which these are exact."""
+
+    _rooms = threading.local()  # where a thread has the matrix that it is multiplying by
+
+    def __init__(self, source: _Float) -> None:
+        least = source.weight.abs().amax(1).clamp_(min=_TINY).div_(_LEVELS)
+        self.scale = least.mul_(1 + 2**-7).to(torch.bfloat16)  # whichever way that is rounded, no level is beyond 127
+        self.weight = torch.div(source.weight, self.scale.float()[:, None]).round_().to(torch.int8)
+        self.bias = None if source.bias is None else source.bias.to(torch.bfloat16)
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        weight = self._room(self.weight.numel()).view(self.weight.shape).copy_(self.weight)
+        out = functional.linear(inputs.to(torch.bfloat16), weight).mul_(self.scale)
+        return out if self.bias is None else out.add_(self.bias)
+
+    def _room(self, n: int) -> Tensor:
+        """Room for n numbers, the same again and again: asking the system for as much takes longer than the product."""
+        kept: Tensor | None = getattr(self._rooms, "kept", None)
+        if kept is None or len(kept) < n:
+            kept = self._rooms.kept = torch.empty(n, dtype=torch.bfloat16)
+        return kept[:n]
+
+
+_Matrix = _Float | _Int8 | _Bfloat16 | _Stored
 
 
 class Past(NamedTuple):
@@ -305,10 +341,17 @@ class _Layer:
         torch.view_as_complex(heads.view(*heads.shape[:-1], -1, 2)).mul_(places.turns)
         return heads.to(self.dtype)
 
-    def halve(self) -> None:
+    def halve(self, kind: type[_Bfloat16] | type[_Stored]) -> None:
         """Into bfloat16."""
         self.dtype = torch.bfloat16
-        self.qkv, self.output, self.gate_up, self.down = map(_Bfloat16, self._floats())
+        self.qkv, self.output, self.gate_up, self.down = (kind(each) for each in self._floats())
+
+    def into(self, precision: Precision) -> None:
+        """Into this precision; 8 bits alone ask for inputs that were seen."""
+        if precision == "int8":
+            self.quantise()
+        else:
+            self.halve(_Bfloat16 if precision == "bfloat16" else _Stored)
 
     def _floats(self) -> tuple[_Float, _Float, _Float, _Float]:
         qkv, output, gate_up, down = self.qkv, self.output, self.gate_up, self.down
@@ -361,19 +404,21 @@ class LowerLayers:
         self._dtype = _HEADS[precision]
         self._layers: list[_Layer] = []
         with torch.inference_mode():
-            if precision == "bfloat16":
-                for index in range(top + 1):
-                    layer = _Layer(file, index, self.shape)
-                    layer.halve()
-                    self._layers.append(layer)
-                return
+            self._build(top, precision, sample)
+        file.forget()
+        give_back()
+
+    def _build(self, top: int, precision: Precision, sample: Sequence[int]) -> None:
+        """One layer after the other: no two are in float32 at a time."""
+        if precision == "int8":
             states = self._embedded(sample)
             places = _places(self.shape, self._frequencies, np.arange(len(sample)), causal(len(sample)), torch.float32)
-            for index in range(top + 1):
-                layer = _Layer(file, index, self.shape)
+        for index in range(top + 1):
+            layer = _Layer(self._file, index, self.shape)
+            if precision == "int8":
                 states, _ = layer(states, places, None)
-                layer.quantise()
-                self._layers.append(layer)
+            layer.into(precision)
+            self._layers.append(layer)
 
     def places(self, positions: NDArray[np.intp], sees: NDArray[np.bool_]) -> Places:
         """Where tokens stand.
@@ -446,30 +491,33 @@ def _places(
 def quicker(path: Path, top: int) -> Precision:
     """The precision in which this machine computes layers 0 to `top` of the GGUF model at `path` faster.
 
-    One layer is timed. What would take more than `LARGEST` in bfloat16, or has no instructions for it here, is computed
-    in 8 bits untried.
+    One layer is timed. What would take more than `LARGEST` in bfloat16 is kept in 8 bits either way. Where the
+    processor has no instructions for bfloat16, it is not tried.
 
     Raises:
         ModelError: the model's architecture, or something in it, is not known here.
     """
     file = _File(path)
     shape = _Shape.of(file.header)
-    if 2 * file.n_weights(top) > LARGEST or not _has_bfloat16():
+    if not _has_bfloat16():
         return "int8"
-    layers = {precision: _Layer(file, 0, shape) for precision in PRECISIONS}
+    tried: tuple[Precision, Precision] = "int8", "bfloat16"
+    if 2 * file.n_weights(top) > LARGEST:
+        tried = "int8", "bfloat16 from int8"
+    layers = {precision: _Layer(file, 0, shape) for precision in tried}
     positions, sees, frequencies = np.arange(_TRIED), causal(_TRIED), _frequencies(file, shape)
     places = {precision: _places(shape, frequencies, positions, sees, dtype) for precision, dtype in _HEADS.items()}
     states = torch.randn(_TRIED, shape.n_embd, generator=torch.Generator().manual_seed(0))
     layers["int8"](states.clone(), places["int8"], None)
-    layers["int8"].quantise()
-    layers["bfloat16"].halve()
-    seconds = dict.fromkeys(PRECISIONS, math.inf)
+    for precision in tried:
+        layers[precision].into(precision)
+    seconds = dict.fromkeys(tried, math.inf)
     for _ in range(_REPEATS):
-        for precision in PRECISIONS:
+        for precision in tried:
             inputs, started = states.clone(), time.perf_counter()
             layers[precision](inputs, places[precision], None)
             seconds[precision] = min(seconds[precision], time.perf_counter() - started)
-    return min(PRECISIONS, key=seconds.__getitem__)
+    return min(tried, key=seconds.__getitem__)
 
 
 def _has_bfloat16() -> bool:
