@@ -29,7 +29,8 @@ from finesteer_local.runtime.expand import open_fast, requantise
 from finesteer_local.steering import ContrastiveGate
 from finesteer_local.training.adapt import CONTRAST, POSITIVE, adapt, adapted_gate
 from finesteer_local.training.data import TrainingData
-from finesteer_local.training.gates import fit_contrastive_gate
+from finesteer_local.training.effort import NO_DEADLINE
+from finesteer_local.training.gate_data import fit_gate, read_for_gate
 from finesteer_local.training.known import Sample, data_of, gate_scores, sample
 from finesteer_local.training.model_data import ModelData
 
@@ -52,14 +53,8 @@ def gate_on(model: Path, profile: Profile, data: TrainingData, n: int, progress)
     """A gate that learns from the recipe's first `n` prompts on this model."""
     with open_fast(model) as llama, tempfile.TemporaryDirectory() as folder:
         model_data = ModelData(llama, data, Path(folder), progress)
-        taken = data.ordered[:n]
-        positive = [prompt for needs, prompt in taken if needs]
-        contrast = [prompt for needs, prompt in taken if not needs]
-        prompts = [*positive, *contrast]
-        turns = model_data.turns(prompts, profile.gate_layer).parted(len(positive))
-        families, forms = [p.family for p in prompts], [p.form for p in prompts]
-        spans = [model_data.request_span(p) for p in prompts]
-        return fit_contrastive_gate(*turns, families, forms, spans, seed=0, graded=data.judge == "margin")[0]
+        read = read_for_gate(model_data, data.part(n), profile.gate_layer, NO_DEADLINE, keep=False)
+        return fit_gate(model_data, data, read, seed=0)[0]
 
 
 def others(found: Sample) -> Sample:

@@ -109,6 +109,16 @@ def test_the_compiled_filter_is_found(installed: Path, tmp_path: Path) -> None:
         pytest.skip("no C compiler is here")
 
 
+def test_recipes_are_whole(installed: Path, tmp_path: Path) -> None:
+    """With every file that they name; the teacher's is the one that is no text."""
+    code = (
+        "from finesteer_local.training.recipes import load_recipe, recipe_names; "
+        "from finesteer_local.training.teacher import Teacher; "
+        "[load_recipe(name) for name in recipe_names()]; print(Teacher.load(load_recipe('safety').teacher).model)"
+    )
+    assert "layer" in run("-c", code, cwd=tmp_path, PYTHONPATH=str(installed))
+
+
 def test_what_pypi_shows(installed: Path) -> None:
     [path] = installed.glob("*.dist-info/METADATA")
     shown = BytesParser(policy=default).parsebytes(path.read_bytes())

@@ -59,6 +59,15 @@ def test_seconds_add_up() -> None:
     assert PACE.gate(1000) == pytest.approx(10 + 1000 * module.FIT_SECONDS)
 
 
+def test_a_gate_with_a_teacher_is_learnt_sooner(tmp_path: Path) -> None:
+    """From as many prompts as the teacher knows; from more, labels alone are learnt from."""
+    data = training_data()
+    taught = replace(data, teacher=tmp_path / "teacher.npz")
+    assert module.fit_seconds(500, data) == 500 * module.FIT_SECONDS > module.fit_seconds(500, taught)
+    n = module.PROMPTS + 1
+    assert module.fit_seconds(n, taught) == module.fit_seconds(n, data)
+
+
 def test_answers_are_watched_in_a_part_of_the_time() -> None:
     pace = replace(PACE, watched=0.5)
     plans = [fitting(minutes, pace, learns=True, judge="refusal").watched for minutes in (1, 10, 20, 300)]

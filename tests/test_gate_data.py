@@ -67,7 +67,7 @@ def test_what_fits_into_the_time(
 ) -> None:
     monkeypatch.setattr(module, "PORTION", 10)
     monkeypatch.setattr(module, "MIN_PROMPTS", 20)
-    monkeypatch.setattr(module, "FIT_SECONDS", 0.0)
+    monkeypatch.setattr(effort, "FIT_SECONDS", 0.0)
     clock = Clock(seconds, monkeypatch)
     turns = ModelData.turns
 
@@ -91,7 +91,7 @@ def test_what_fits_into_the_time(
 def test_fitting_needs_its_time_too(model_data: ModelData, data: TrainingData, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PORTION", 10)
     monkeypatch.setattr(module, "MIN_PROMPTS", 10)
-    monkeypatch.setattr(module, "FIT_SECONDS", 0.1)
+    monkeypatch.setattr(effort, "FIT_SECONDS", 0.1)
     found = read_for_gate(model_data, data, LAYER, Clock(4.0, monkeypatch), keep=False)  # reading takes no time at all
     assert len(found.prompts) == 40
 

@@ -29,7 +29,7 @@ from finesteer_local.profile import Profile
 from finesteer_local.runtime import SteeredLlama, open_model
 from finesteer_local.runtime.harvest import Harvester
 from finesteer_local.runtime.prompt import chat_prompt, turn_start
-from finesteer_local.training import answer_gate, gate_data, learn, torch_engine
+from finesteer_local.training import answer_gate, effort, gate_data, learn, torch_engine
 from finesteer_local.training import pairs as preparing
 from finesteer_local.training import run as beginning
 from finesteer_local.training import train as module
@@ -246,11 +246,11 @@ def test_a_longer_run_goes_on_from_a_shorter_one(
     """What it needs more of is all that is read, though the shorter run chose to do less."""
     monkeypatch.setattr(gate_data, "PORTION", 10)
     monkeypatch.setattr(gate_data, "MIN_PROMPTS", 30)
-    monkeypatch.setattr(gate_data, "FIT_SECONDS", 1e6)
+    monkeypatch.setattr(effort, "FIT_SECONDS", 1e6)
     short = run(tiny, data, contrast, minutes=5)
     assert short.training["prompts_for_gate"] == 30
     assert short.training["minutes"] == 5 and short.training["quality"] is None
-    monkeypatch.setattr(gate_data, "FIT_SECONDS", 0.0)
+    monkeypatch.setattr(effort, "FIT_SECONDS", 0.0)
     steps: list[tuple[str, int]] = []
     longer = run(tiny, data, contrast, minutes=50, progress=lambda at, done, total: steps.append((at, done)))
     assert longer.training["prompts_for_gate"] == N + N_CONTRAST

@@ -7,7 +7,7 @@ of the time allows (gate_data.py). So a plan only has to choose how thoroughly t
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -20,6 +20,7 @@ from finesteer_local.training.optimise import Example, learn_whole, whole_batche
 from finesteer_local.training.pairs import MAX_PAIRS, OWN_TOKENS, lesson
 from finesteer_local.training.progress import quiet
 from finesteer_local.training.search import search_name
+from finesteer_local.training.teacher import PROMPTS
 from finesteer_local.training.trials import ANSWERS, OWN_ANSWERS
 
 _Item = TypeVar("_Item")
@@ -28,8 +29,10 @@ MIN_PROMPTS = 1000
 """From so many prompts a gate learns, if a recipe has them, however little time there is."""
 MIN_WATCHED = 128
 """From fewer of the model's own answers no answers' gate is learnt."""
-FIT_SECONDS = 2e-3
+FIT_SECONDS = 3e-3
 """That fitting a gate and the kinds takes for each prompt, beside reading it."""
+TAUGHT_SECONDS = 2e-3
+"""The same where a teacher gives the gate its beginning (teacher.py)."""
 _FIRST_PART = 0.5
 """At most this share of the time goes into what steers; the gate decides on everything else."""
 TUNING_PART = 1 / 3
@@ -85,12 +88,14 @@ class Pace:
         read: a prompt, up to the gate's layer.
         lesson: an answer that is learnt through the model; 0 where none is.
         watched: a whole answer from which the answers' gate learns, asked and read; 0 where there is no such gate.
+        fit: a prompt, once it has been read, for gate and kinds.
     """
 
     answer: float
     read: float
     lesson: float
     watched: float = 0.0
+    fit: float = FIT_SECONDS
 
     @classmethod
     def measured(
@@ -110,7 +115,8 @@ class Pace:
         answer = (time.monotonic() - started) / len(asked)
         learning = 0.0 if weights is None else _lesson_seconds(llama, data, weights)
         watched = answer * _WATCHED if watches else 0.0
-        return cls(answer, _read_seconds(model_data, data, layer), learning, watched)
+        fit = fit_seconds(1, data)
+        return cls(answer, _read_seconds(model_data, data, layer), learning, watched, fit)
 
     def first_part(self, effort: Effort, *, learns: bool, judge: str) -> float:
         """Seconds for what steers: learning and tuning."""
@@ -120,7 +126,7 @@ class Pace:
 
     def gate(self, n_prompts: int) -> float:
         """Seconds for a gate that learns from so many prompts."""
-        return n_prompts * (self.read + FIT_SECONDS)
+        return n_prompts * (self.read + self.fit)
 
     def answers_gate(self, n_answers: int) -> float:
         """Seconds for a gate that learns from so many of the model's own answers."""
@@ -138,6 +144,12 @@ long prompts counts as several, one that is given up as a part."""
 _WATCHED = 4.0
 """Answers' worth of time that a whole one takes: it is four times as long as those of the measurement, and some end."""
 _PAIR = 1.5  # answers' worth of time that a pair takes: the reply, and reading it and the chosen answer
+
+
+def fit_seconds(n_prompts: int, data: TrainingData) -> float:
+    """Seconds that gate and kinds take for so many of the prompts of `data`, once these have been read."""
+    taught = data.teacher is not None and n_prompts <= PROMPTS
+    return n_prompts * (TAUGHT_SECONDS if taught else FIT_SECONDS)
 
 
 def _read_seconds(model_data: ModelData, data: TrainingData, layer: int) -> float:
@@ -185,20 +197,25 @@ def least_seconds(effort: Effort, pace: Pace, n_prompts: int, *, learns: bool, j
 
 
 def portions(
-    items: Sequence[_Item], size: int, deadline: Deadline, *, least: int, later: float = 0.0
+    items: Sequence[_Item],
+    size: int,
+    deadline: Deadline,
+    *,
+    least: int,
+    later: Callable[[int], float] = lambda n: 0.0,
 ) -> Iterator[tuple[int, Sequence[_Item]]]:
     """How many items will have been worked on after a portion, and its items: as many portions as there is time for.
 
     Args:
         size: of a portion.
         least: so many items are worked on in any case.
-        later: seconds that each item will take once all are there.
+        later: seconds that so many items will take once all are there.
     """
     seconds = 0.0  # that the slowest portion took
     for start in range(0, len(items), size):
         part = items[start : start + size]
         n = start + len(part)
-        if start >= least and deadline.left < seconds + n * later:
+        if start >= least and deadline.left < seconds + later(n):
             return
         begun = time.monotonic()
         yield n, part

@@ -148,10 +148,9 @@ class _Pooled(torch.autograd.Function):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         folds = kept.shape[1] // (2 * HEADS + 1)
         n = folds * HEADS
-        inside = np.zeros((len(bounds), len(kept)), np.float32)
-        for row, (start, stop) in zip(inside, bounds, strict=True):
+        member = torch.zeros(len(bounds), len(kept))  # not numpy's: MKL's last bits depend on where an array begins
+        for row, (start, stop) in zip(member.numpy(), bounds, strict=True):
             row[start:stop] = 1
-        member = torch.from_numpy(inside)
         values = kept[:, n : 2 * n].float()
         weights = kept[:, :n].to(torch.float32, copy=True)
         weights = weights.sub_(weights.amax(dim=0)).exp_()

@@ -15,8 +15,8 @@ import numpy as np
 from finesteer_local.runtime.expand import open_fast
 from finesteer_local.training.data import TrainingData
 from finesteer_local.training.effort import NO_DEADLINE
-from finesteer_local.training.gate_data import GateData, read_for_gate
-from finesteer_local.training.gates import fit_contrastive_gate, folds_of
+from finesteer_local.training.gate_data import GateData, fit_gate, read_for_gate
+from finesteer_local.training.gates import folds_of
 from finesteer_local.training.known import gate_scores
 from finesteer_local.training.layers import candidate_layers
 from finesteer_local.training.model_data import ModelData
@@ -42,19 +42,9 @@ def teach(model: Path, recipe: str, *, seed: int = 0, progress: Progress = quiet
 
 def teacher_of(name: str, model_data: ModelData, data: TrainingData, read: GateData, *, seed: int = 0) -> Teacher:
     """The teacher that learns from what was `read` of `data`, all of it."""
-    positive, contrast = read.turns.parted(len(read.positive))
-    families = [prompt.family for prompt in read.prompts]
-    gate, _ = fit_contrastive_gate(
-        positive,
-        contrast,
-        families,
-        [prompt.form for prompt in read.prompts],
-        [model_data.request_span(prompt) for prompt in read.prompts],
-        seed=seed,
-        graded=data.judge == "margin",
-    )
-    labels = np.r_[np.ones(len(positive)), np.zeros(len(contrast))].astype(np.float32)
-    folds = folds_of(labels, np.array(families), seed)
+    gate, _ = fit_gate(model_data, data, read, seed=seed)
+    needs = (np.arange(len(read.prompts)) < len(read.positive)).astype(np.float32)
+    folds = folds_of(needs, np.array([prompt.family for prompt in read.prompts]), seed)
     scores = gate_scores(gate, read.turns, folds)
     row = {id(prompt): i for i, prompt in enumerate(read.prompts)}
     order = np.array([row[id(prompt)] for _, prompt in data.ordered[:PROMPTS]])

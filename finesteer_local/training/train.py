@@ -20,8 +20,8 @@ from finesteer_local.training.answer_gate import AnswerGateFit, learn_answer_gat
 from finesteer_local.training.assemble import assemble, blank_profile
 from finesteer_local.training.data import Prompt, TrainingData, spread
 from finesteer_local.training.effort import LAST_PART, TUNING_PART, Deadline
-from finesteer_local.training.gate_data import GateData, read_for_gate
-from finesteer_local.training.gates import GateFit, fit_contrastive_gate, fit_subspace_gate
+from finesteer_local.training.gate_data import GateData, fit_gate, read_for_gate
+from finesteer_local.training.gates import GateFit, fit_subspace_gate
 from finesteer_local.training.kinds import train_kinds
 from finesteer_local.training.learn import Learnt, learn
 from finesteer_local.training.pairs import held_out
@@ -109,19 +109,16 @@ def learn_gate(run: Run, layer: int) -> tuple[Gate, GateFit | None, GateData | N
         return AlwaysGate(), None, None
     deadline = run.deadline.sooner(settings.minutes * 60 * LAST_PART if run.watches else 0.0)
     found = read_for_gate(run.model_data, run.for_gate, layer, deadline, keep=settings.keep)
-    positive, contrast = found.turns.parted(len(found.positive))
     if settings.gate == "scs":
+        positive, contrast = found.turns.parted(len(found.positive))
         learn, held = held_out(found.positive, settings.seed)
         return *fit_subspace_gate(positive.last[learn], positive.last[held], contrast.last), found
     told = taught(run.model_data, run.data, found.prompts)
-    gate, fit = fit_contrastive_gate(
-        positive,
-        contrast,
-        [prompt.family for prompt in found.prompts],
-        [prompt.form for prompt in found.prompts],
-        [run.model_data.request_span(prompt) for prompt in found.prompts],
+    gate, fit = fit_gate(
+        run.model_data,
+        run.data,
+        found,
         seed=settings.seed,
-        graded=run.data.judge == "margin",
         taught=told,
         progress=lambda done, total: run.progress("training the gate", done, total),
     )
