@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from finesteer_local.errors import DataError
 from finesteer_local.judges.statistics import auroc
-from finesteer_local.training.data import Prompt, TrainingData
+from finesteer_local.runtime import open_model
+from finesteer_local.training.data import Pair, Prompt, TrainingData
 from finesteer_local.training.gate_data import GateData
 from finesteer_local.training.gates import fit_contrastive_gate, folds_of
 from finesteer_local.training.known import gate_scores
@@ -86,8 +88,6 @@ def prompts(n: int, seed: int, words: range = range(WORDS)) -> tuple[list[Prompt
 
 
 def data_of(positive: list[Prompt], contrast: list[Prompt]) -> TrainingData:
-    from finesteer_local.training.data import Pair
-
     return TrainingData("some", [Pair(p, "no", "yes") for p in positive], contrast)
 
 
@@ -145,7 +145,7 @@ def test_what_it_says_of_its_own_model_is_its_own_gate(
         and start.query.shape == start.value.shape == (40, FOLDS * HEADS)
         and start.bias.shape == (FOLDS,)
     )
-    heads = standardised[rows] @ np.concatenate([start.query, start.value], axis=1)
+    heads = standardised[rows] @ torch.cat([start.query, start.value], dim=1).detach().numpy()
     wanted = of.heads @ of.basis
     centred = heads - heads.mean(axis=0) - (wanted - wanted.mean(axis=0))
     assert (centred**2).sum() < 0.05 * ((wanted - wanted.mean(axis=0)) ** 2).sum()
@@ -270,8 +270,6 @@ def test_anchors_of_a_real_vocabulary(smollm2_data: ModelData) -> None:
 
 @pytest.fixture(scope="module")
 def smollm2_data(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> object:
-    from finesteer_local.runtime import open_model
-
     llama = open_model(smollm2)
     yield ModelData(llama, None, tmp_path_factory.mktemp("data"))
     llama.close()

@@ -48,7 +48,7 @@ class Prompt:
         """The last message's words."""
         return self.messages[-1]["content"]
 
-    @property
+    @cached_property
     def place(self) -> int:
         """Where it stands in a random order of all that could be written, below 2^64."""
         return drawn_by(json.dumps(self.messages))

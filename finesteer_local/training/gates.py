@@ -22,7 +22,7 @@ from finesteer_local.training.model_data import Turns
 from finesteer_local.training.precision import fast_dtype
 from finesteer_local.training.probes import FOLDS, HEADS, WINDOW, Probes, Span
 from finesteer_local.training.side_by_side import side_by_side
-from finesteer_local.training.teacher import Start, Taught
+from finesteer_local.training.teacher import Taught
 
 Array = NDArray[np.float32]
 
@@ -323,7 +323,7 @@ def _mean_and_scale(parts: Sequence[NDArray[np.float16]]) -> tuple[Array, Array]
     return (around + shift).float().numpy(), scale.float().numpy()
 
 
-class _Pace(NamedTuple):
+class _Steps(NamedTuple):
     """How probes learn."""
 
     epochs: int
@@ -348,16 +348,18 @@ class _Group:
         targets: torch.Tensor,
         unseen: torch.Tensor,
         probes: Probes,
-        pace: _Pace,
+        steps: _Steps,
         seed: int,
     ) -> None:
         self._data, self._examples, self._targets, self.probes = data, examples, targets, probes
         self._generator = torch.Generator().manual_seed(seed)
-        self._optimizer = torch.optim.AdamW(self.probes.parameters(), lr=pace.rate, weight_decay=pace.decay, fused=True)
-        steps = pace.epochs * -(-len(examples) // BATCH)
-        warm_up = max(0.1, 2 / steps)  # torch divides by the warm-up's steps less one
+        self._optimizer = torch.optim.AdamW(
+            self.probes.parameters(), lr=steps.rate, weight_decay=steps.decay, fused=True
+        )
+        n_steps = steps.epochs * -(-len(examples) // BATCH)
+        warm_up = max(0.1, 2 / n_steps)  # torch divides by the warm-up's steps less one
         self._schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self._optimizer, pace.rate, total_steps=steps, pct_start=warm_up
+            self._optimizer, steps.rate, total_steps=n_steps, pct_start=warm_up
         )
         # A turn counts for every probe that may see it.
         self._weights = unseen * torch.tensor([each.weight for each in examples])[:, None] * FOLDS / (FOLDS - 1)
@@ -393,18 +395,18 @@ def _train(
     kept = data.kept(fast_dtype())
     unseen = torch.from_numpy(folds)[[each.row for each in examples], None] != torch.arange(FOLDS)
     start, targets = _start(data, taught), _targets(examples, taught)
-    begin, pace = _beginning(len(data.mean), seed, start), _pace(len(examples), start)
+    begin, steps = start or _drawn(len(data.mean), seed), _steps(len(examples), start)
     parts = torch.split(torch.arange(FOLDS), FOLDS // GROUPS)
-    groups = [_Group(kept, examples, targets, unseen[:, part], begin.part(part), pace, seed) for part in parts]
+    groups = [_Group(kept, examples, targets, unseen[:, part], begin.part(part), steps, seed) for part in parts]
     with side_by_side(GROUPS) as threads:
-        for epoch in range(pace.epochs):
+        for epoch in range(steps.epochs):
             order = rng.permutation(len(examples))
             list(threads.map(lambda group, order=order: group.epoch(order), groups))
-            progress(epoch + 1, pace.epochs)
+            progress(epoch + 1, steps.epochs)
     return Probes.joined([group.probes for group in groups])
 
 
-def _start(data: _Standardised, taught: Taught | None) -> Start | None:
+def _start(data: _Standardised, taught: Taught | None) -> Probes | None:
     """What the teacher has the probes begin with; None without one, or where it is of no use to this model."""
     if taught is None:
         return None
@@ -413,15 +415,11 @@ def _start(data: _Standardised, taught: Taught | None) -> Start | None:
 
 
 @torch.no_grad()
-def _beginning(n_embd: int, seed: int, start: Start | None) -> Probes:
-    """The probes of all folds as they begin."""
+def _drawn(n_embd: int, seed: int) -> Probes:
+    """Probes that know nothing."""
     probes = Probes(n_embd)
-    if start is None:
-        drawn = torch.randn(n_embd, FOLDS, HEADS, generator=torch.Generator().manual_seed(seed))
-        probes.query.copy_(1e-3 * drawn.flatten(1))
-        return probes
-    for name in ("query", "value", "last", "bias"):
-        getattr(probes, name).copy_(torch.from_numpy(getattr(start, name)))
+    drawn = torch.randn(n_embd, FOLDS, HEADS, generator=torch.Generator().manual_seed(seed))
+    probes.query.copy_(1e-3 * drawn.flatten(1))
     return probes
 
 
@@ -435,10 +433,10 @@ def _targets(examples: Sequence[Example], taught: Taught | None) -> torch.Tensor
     return found[:, None]
 
 
-def _pace(n_examples: int, start: Start | None) -> _Pace:
+def _steps(n_examples: int, start: Probes | None) -> _Steps:
     if start is None:
-        return _Pace(EPOCHS, LEARNING_RATE, WEIGHT_DECAY)
-    return _Pace(TAUGHT_EPOCHS, TAUGHT_RATE * min(n_examples / TAUGHT_FULL, 1), 0.0)  # decay would forget
+        return _Steps(EPOCHS, LEARNING_RATE, WEIGHT_DECAY)
+    return _Steps(TAUGHT_EPOCHS, TAUGHT_RATE * min(n_examples / TAUGHT_FULL, 1), 0.0)  # decay would forget
 
 
 @torch.no_grad()

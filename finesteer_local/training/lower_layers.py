@@ -341,17 +341,14 @@ class _Layer:
         torch.view_as_complex(heads.view(*heads.shape[:-1], -1, 2)).mul_(places.turns)
         return heads.to(self.dtype)
 
-    def halve(self, kind: type[_Bfloat16] | type[_Stored]) -> None:
-        """Into bfloat16."""
-        self.dtype = torch.bfloat16
-        self.qkv, self.output, self.gate_up, self.down = (kind(each) for each in self._floats())
-
     def into(self, precision: Precision) -> None:
         """Into this precision; 8 bits alone ask for inputs that were seen."""
         if precision == "int8":
             self.quantise()
-        else:
-            self.halve(_Bfloat16 if precision == "bfloat16" else _Stored)
+            return
+        kind = _Bfloat16 if precision == "bfloat16" else _Stored
+        self.dtype = torch.bfloat16
+        self.qkv, self.output, self.gate_up, self.down = (kind(each) for each in self._floats())
 
     def _floats(self) -> tuple[_Float, _Float, _Float, _Float]:
         qkv, output, gate_up, down = self.qkv, self.output, self.gate_up, self.down

@@ -19,6 +19,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
@@ -28,7 +29,7 @@ from finesteer_local.errors import DataError
 from finesteer_local.steering import ContrastiveGate
 from finesteer_local.training.data import Prompt, TrainingData
 from finesteer_local.training.model_data import ModelData
-from finesteer_local.training.probes import FOLDS, HEADS
+from finesteer_local.training.probes import FOLDS, HEADS, Probes
 
 Array = NDArray[np.float32]
 
@@ -50,22 +51,6 @@ _TAIL = 3  # and so many at its end, which are the template's
 _WIDEST = 4.5  # deviations; what lies further out is cut
 _RIDGE = 0.015  # of the states' variance
 _RIDGE_LAST = 0.7  # a prompt has one last token
-
-
-@dataclass(frozen=True)
-class Start:
-    """What probes begin with: heads for standardised states, fold by fold.
-
-    Attributes:
-        query, value: (n_embd, FOLDS * HEADS).
-        last: (n_embd, FOLDS).
-        bias: (FOLDS,).
-    """
-
-    query: Array
-    value: Array
-    last: Array
-    bias: Array
 
 
 @dataclass(frozen=True)
@@ -95,8 +80,8 @@ class Taught:
     last: Array
     bias: float
 
-    def start(self, states: Array, last: Array) -> Start | None:
-        """What to begin with, from the standardised states of the `anchors`, (k, n_embd), and of the last tokens of
+    def start(self, states: Array, last: Array) -> Probes | None:
+        """Probes to begin with, from the standardised states of the `anchors`, (k, n_embd), and of the last tokens of
         the turns `ends`, (m, n_embd); None where the two models have too little in common."""
         found = Ridge(alpha=_RIDGE * len(states)).fit(states, self.heads)
         if r2_score(self.heads, found.predict(states), multioutput="variance_weighted") < ALIKE:
@@ -107,12 +92,13 @@ class Taught:
         n = FOLDS * HEADS
         # A logit's constant makes no difference; a value's is added as it is, since a head's attention sums to one.
         bias = constant[n:].reshape(FOLDS, HEADS).sum(axis=1) + added.intercept_ + self.bias
-        return Start(
-            query=np.ascontiguousarray(heads[:, :n], np.float32),
-            value=np.ascontiguousarray(heads[:, n:], np.float32),
-            last=np.repeat(added.coef_[:, None], FOLDS, axis=1).astype(np.float32),
-            bias=bias.astype(np.float32),
-        )
+        probes = Probes(states.shape[1])
+        with torch.no_grad():
+            probes.query.copy_(torch.from_numpy(heads[:, :n]))
+            probes.value.copy_(torch.from_numpy(heads[:, n:]))
+            probes.last.copy_(torch.from_numpy(added.coef_)[:, None])
+            probes.bias.copy_(torch.from_numpy(bias))
+        return probes
 
 
 @dataclass(frozen=True)
