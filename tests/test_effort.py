@@ -9,7 +9,16 @@ import pytest
 
 from finesteer_local.runtime import open_model
 from finesteer_local.training import effort as module
-from finesteer_local.training.effort import EFFORTS, LAST_PART, MIN_WATCHED, SETTING_UP, Deadline, Pace, fitting
+from finesteer_local.training.effort import (
+    EFFORTS,
+    LAST_PART,
+    MIN_WATCHED,
+    SETTING_UP,
+    Deadline,
+    Pace,
+    effort_of,
+    fitting,
+)
 from finesteer_local.training.model_data import ModelData
 from test_train import training_data
 
@@ -30,6 +39,15 @@ def test_more_time_is_more_of_everything(learns: bool) -> None:
 def test_half_of_the_time_is_left_for_the_gate(minutes: float) -> None:
     plan = fitting(minutes, PACE, learns=True, judge="refusal")
     assert PACE.first_part(plan, learns=True, judge="refusal") + SETTING_UP <= minutes * 30
+
+
+@pytest.mark.parametrize("quality", ["quick", "standard"])
+def test_a_large_model_reads_as_much_as_it_can_pay_for(quality: str) -> None:
+    usual = EFFORTS[quality]
+    assert effort_of(quality, module.LARGE) == usual
+    assert effort_of(quality, 4 * module.LARGE) == replace(usual, prompts=usual.prompts // 4)  # type: ignore[operator]
+    assert effort_of(quality, 10**12).prompts == module.MIN_PROMPTS
+    assert effort_of("full", 10**12) == EFFORTS["full"]
 
 
 def test_a_slower_machine_does_less() -> None:

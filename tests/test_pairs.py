@@ -15,6 +15,7 @@ from finesteer_local.training.data import FOREIGN, MIN_PAIRS, PAGE, PLAIN, WRAPP
 from finesteer_local.training.model_data import ModelData
 from finesteer_local.training.pairs import (
     DELTA_TOKENS,
+    HANDFUL,
     LESSON,
     MAX_PAIRS,
     NATURAL,
@@ -145,7 +146,7 @@ def test_a_lesson_where_there_is_little_else_than_foreign_requests_and_pages() -
 
 
 def test_answers_that_open_alike() -> None:
-    """Those of the pool that begin with its commonest sentence, dealt out in turn."""
+    """The shortest of the pool that begin with its commonest sentence, dealt out in turn."""
     pool = ["No way. It hurts.", "I can't help with that.", "I can't help with that. It hurts.", "Never!", "Sorry. No."]
     pairs = [Pair(prompt(str(i)), pool[i % 5], f"yes {i}") for i in range(20)]
     got = decline_alike(pairs)
@@ -153,3 +154,6 @@ def test_answers_that_open_alike() -> None:
     assert [(p.prompt, p.rejected) for p in got] == [(p.prompt, p.rejected) for p in pairs]
     differing = [Pair(prompt(str(i)), ("No way.", "Never!", "Sorry. No.")[i % 3], "yes") for i in range(9)]
     assert Counter(pair.chosen for pair in decline_alike(differing)) == {"No way.": 3, "Never!": 3, "Sorry. No.": 3}
+    many = [Pair(prompt(str(i)), f"No. {'x' * (40 - i % 20)}", "yes") for i in range(40)]
+    shortest = [f"No. {'x' * n}" for n in range(21, 21 + HANDFUL)]
+    assert Counter(pair.chosen for pair in decline_alike(many)) == dict.fromkeys(shortest, len(many) // HANDFUL)

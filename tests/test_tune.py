@@ -277,6 +277,17 @@ def test_what_was_learnt_together_is_steered_together(blank: Profile, tmp_path: 
     assert [*json.loads((tmp_path / "trials.json").read_text("utf-8"))][1] == "3,5,7,9 1.0 turn 1.0 0.0 short"
 
 
+def test_what_was_learnt_for_a_strength_keeps_it(blank: Profile, tmp_path: Path) -> None:
+    """Others are tried only where they could be better, and taken only where they are."""
+    search = SEARCHES["refusal, learnt"]
+    chosen, trials = tuned(llama(lambda *_: (1.0, 1.0), together=LAYERS), blank, tmp_path / "all", learnt=True)
+    assert [trial.strength for trial in trials] == [1.0] and chosen.strength == 1.0
+    chosen, trials = tuned(llama(lambda *_: (0.8, 1.0), together=LAYERS), blank, tmp_path / "alike", learnt=True)
+    assert {trial.strength for trial in trials} == set(search.strengths) and chosen.strength == 1.0
+    weak = llama(lambda layer, strength, scope: (1.0 if strength > 1.3 else 0.8, 1.0), together=LAYERS)
+    assert tuned(weak, blank, tmp_path / "weak", learnt=True)[0].strength == 1.4
+
+
 def test_experts_that_go_by_kind_answer_their_own(
     blank: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -69,8 +69,8 @@ if TYPE_CHECKING:
 @click.option(
     "--quality",
     type=click.Choice(["quick", "standard", "full"]),
-    help="Instead of a time: the gate learns from 4,000 or 10,000 prompts of a recipe, or from all. Bundled profiles "
-    "are full.",
+    help="Instead of a time: the gate learns from 4,000 or 10,000 prompts of a recipe (fewer above 2 billion "
+    "parameters), or from all. Bundled profiles are full.",
 )
 @click.option(
     "--watch",

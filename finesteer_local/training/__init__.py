@@ -57,7 +57,8 @@ def train_profile(
         name: the profile's name; without it the recipe's, or the data file's.
         gate: `contrastive`, `scs` (the paper's) or `always`.
         quality: how much is done, however long it takes (`effort.EFFORTS`): of a recipe's prompts the gate learns from
-            4,000 (`quick`), 10,000 (`standard`) or all (`full`). None: as much as fits into
+            4,000 (`quick`), 10,000 (`standard`), fewer where a model is large (`effort.LARGE`), or all (`full`).
+            None: as much as fits into
         minutes: the time that training may take.
         keep: an interruption (`KeyboardInterrupt`) leaves the best profile so far, where there is one.
         watch: where the recipe is one of refusals, learn a second gate that reads the answers, from the model's own.

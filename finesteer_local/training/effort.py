@@ -77,6 +77,17 @@ EFFORTS = {
 }
 """Each doubling of the prompts is worth .04 to .08 of the plain requests that a small model's gate recognises,
 whichever they are (docs/experiments.md)."""
+LARGE = 2_000_000_000
+"""Parameters from which on a gate reads as many tokens as cost what a model of this size pays for its own: at eight
+billion 10,000 prompts would be the better part of an hour on a laptop, and a first gate comes of a quarter of them."""
+
+
+def effort_of(quality: str, n_parameters: int) -> Effort:
+    """What a quality means for a model of this size; all of the recipe's prompts are all whatever it costs."""
+    effort = EFFORTS[quality]
+    if effort.prompts is None or n_parameters <= LARGE:
+        return effort
+    return replace(effort, prompts=max(MIN_PROMPTS, effort.prompts * LARGE // n_parameters))
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from finesteer_local.errors import ModelError
 from finesteer_local.runtime.expand import open_fast
 from finesteer_local.runtime.trainable import TrainableModel
 from finesteer_local.training import DEFAULT_MINUTES
-from finesteer_local.training.effort import EFFORTS, Pace, fitting, least_seconds
+from finesteer_local.training.effort import Pace, effort_of, fitting, least_seconds
 from finesteer_local.training.layers import candidate_layers
 from finesteer_local.training.model_data import ModelData
 from finesteer_local.training.recipes import load_recipe
@@ -49,7 +49,8 @@ def estimate_seconds(
         model_data, watching = ModelData(llama, data, Path(folder)), watches(data, TrainingSettings())
         answer_faster(model_data, data, weights)
         pace = Pace.measured(model_data, data, layer, weights, watches=watching)
-    effort = EFFORTS[quality] if quality else fitting(minutes, pace, learns=learns, judge=data.judge)
+        fits = fitting(minutes, pace, learns=learns, judge=data.judge)
+        effort = effort_of(quality, llama.n_parameters) if quality else fits
     n_prompts = len(data.positive) + len(data.contrast)
     whole = pace.whole(effort, min(n_prompts, effort.prompts or n_prompts), learns=learns, judge=data.judge)
     # The gate's share is cut to the time that is left, but not below what it needs.

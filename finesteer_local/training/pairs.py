@@ -39,6 +39,8 @@ JUDGES = 5
 _SENTENCE = re.compile(r"(?<=[.!?。])\s*")
 LESSON = 900
 """Most pairs whose whole answers are learnt through the model, those that are held out included."""
+HANDFUL = 5
+"""So many different answers one vector is learnt from, where a pool has more."""
 DELTA_TOKENS = 10
 """Answers are compared over their first tokens: that is where a behaviour is decided, and what follows is topic."""
 
@@ -94,16 +96,18 @@ def by_expert(data: TrainingData, pairs: Sequence[Pair]) -> dict[str, list[Pair]
 
 
 def decline_alike(pairs: Sequence[Pair]) -> list[Pair]:
-    """Pairs whose chosen answers are dealt from those of the pool that begin with its commonest sentence.
+    """Pairs whose chosen answers are dealt from a handful: the shortest that begin with the pool's commonest sentence.
 
     A sampled answer is decided by its first tokens. Where the lessons open in many ways, samples fall between them, and
-    half of what a small model then says is no refusal (docs/experiments.md).
+    half of what a small model then says is no refusal. How they go on is mixed likewise: of sixteen endings it made new
+    ones, which meant nothing or offered help after all; five it says as they are (docs/experiments.md).
     """
     pool = sorted({pair.chosen for pair in pairs})
     openings = Counter(_SENTENCE.split(text, maxsplit=1)[0] for text in pool)
     common, n = openings.most_common(1)[0]
     alike = [text for text in pool if text.startswith(common)] if n > 1 else pool
-    return [replace(pair, chosen=alike[i % len(alike)]) for i, pair in enumerate(pairs)]
+    plain = sorted(alike, key=len)[:HANDFUL]
+    return [replace(pair, chosen=plain[i % len(plain)]) for i, pair in enumerate(pairs)]
 
 
 def held_out(prompts: Sequence[Prompt], seed: int) -> tuple[list[int], list[int]]:

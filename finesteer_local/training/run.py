@@ -14,7 +14,7 @@ from finesteer_local import paths
 from finesteer_local.errors import DataError, ModelError
 from finesteer_local.runtime.trainable import TrainableModel
 from finesteer_local.training.data import PAGE, Prompt, TrainingData, spread
-from finesteer_local.training.effort import EFFORTS, Deadline, Effort, Pace, fitting, least_seconds
+from finesteer_local.training.effort import Deadline, Effort, Pace, effort_of, fitting, least_seconds
 from finesteer_local.training.layers import candidate_layers
 from finesteer_local.training.model_data import ModelData, run_folder
 from finesteer_local.training.pairs import DELTA_TOKENS, MAX_PAIRS
@@ -125,7 +125,7 @@ def _run(
     shape = {"layers": layers, "pairs": MAX_PAIRS, "tokens": DELTA_TOKENS, "learns": learns}
     model_data = ModelData(llama, data, run_folder(llama, data, {**settings.identity, **shape}), progress)
     fitting_data = _with_fitting_pages(model_data, data)
-    asked_for = EFFORTS[settings.quality] if settings.quality else None
+    asked_for = effort_of(settings.quality, llama.n_parameters) if settings.quality else None
     read = fitting_data.part(asked_for.prompts if asked_for else None).contrast if settings.gated else ()
     model_data.check([*(pair.prompt for pair in fitting_data.pairs), *read])
     # Before anything that takes minutes: they may not be readable.

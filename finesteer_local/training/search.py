@@ -25,6 +25,8 @@ class Search:
     tolerance: float
     """Scores that differ by less may do so by chance. Among settings so near to the best, tuning prefers the layer that
     ranks higher, the narrower scope, and a strength with room on either side."""
+    learnt_for: float | None = None
+    """The strength for which the vectors were learnt, where they were: preferred to any that is no better."""
 
 
 DECAYS = (0.0, 0.2, 0.4)
@@ -51,7 +53,9 @@ SEARCHES = {
         0.02,
     ),
     # Learnt through the model for strength 1 in the scope `turn`, the answer included: how it ends is part of it.
-    "refusal, learnt": Search((1.0,), (0.7, 0.85, 1.0, 1.2, 1.4, 1.7), ("turn",), 1.0, (0.5, 0.7, 1.0), DECAYS, 0.05),
+    "refusal, learnt": Search(
+        (1.0,), (0.7, 0.85, 1.0, 1.2, 1.4, 1.7), ("turn",), 1.0, (0.5, 0.7, 1.0), DECAYS, 0.05, learnt_for=1.0
+    ),
 }
 
 

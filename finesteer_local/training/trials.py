@@ -98,7 +98,9 @@ class Trials:
         self.progress = progress
         self.coherence = Coherence(float("inf"))
         ranking = len(self.candidates) * len(self.search.first_strengths)
-        self._total = ranking + 1 + CONTENDERS + len(self.search.scopes) - 1 + 2 + 2 + len(self.search.length_decays)
+        contenders = min(CONTENDERS, len(self.candidates))
+        others = 0 if self.search.learnt_for is not None else 2 + 2  # strengths and answer strengths, at the least
+        self._total = ranking + 1 + contenders + len(self.search.scopes) - 1 + others + len(self.search.length_decays)
         self._done: set[str] = set()
         self.made: list[Trial] = []
         """All trials, in the order in which they were asked for."""
