@@ -193,7 +193,7 @@ def llama(quality: Quality, **options: Any) -> FakeLlama:
 
 
 def test_answers_are_generated_at_the_two_layers_with_the_best_margins(blank: Profile, tmp_path: Path) -> None:
-    model = llama(lambda layer, strength, scope: (1.0 if layer == 7 else 0.5, 1.0))
+    model = llama(lambda layer, strength, scope: (0.9 if layer == 7 else 0.5, 1.0))
     chosen, trials = tuned(model, blank, tmp_path)
     assert set(model.scored) == set(LAYERS)
     assert [(trial.layers, trial.scope) for trial in trials[:3]] == [
@@ -204,6 +204,12 @@ def test_answers_are_generated_at_the_two_layers_with_the_best_margins(blank: Pr
     assert {trial.strength for trial in trials[:3]} == {FIRST_STRENGTH}
     assert chosen.layers == (7,) and {trial.layers for trial in trials[1:]} == {(7,)}
     assert chosen in trials
+
+
+def test_what_cannot_be_beaten_meets_no_rivals(blank: Profile, tmp_path: Path) -> None:
+    """A second layer or a wider scope would have to be better by more than there is."""
+    chosen, trials = tuned(llama(lambda *_: (1.0, 1.0)), blank, tmp_path)
+    assert {(trial.layers, trial.scope) for trial in trials} == {((5,), SCOPES[0])} == {(chosen.layers, chosen.scope)}
 
 
 def test_nothing_more_is_tried_when_time_is_up(blank: Profile, tmp_path: Path) -> None:
@@ -515,7 +521,7 @@ def test_layers_are_compared_at_the_strength_that_suits_each(
             return [np.array([0.0]), np.array([0.0])]
         layer, strength, _ = llama.active
         margin = strength if layer == 5 else 1 / strength  # layer 5 needs the most, the other the least
-        return [np.array([margin * (1.1 if layer == 5 else 0.5)]), np.array([0.0])]
+        return [np.array([margin * (0.6 if layer == 5 else 0.5)]), np.array([0.0])]
 
     monkeypatch.setattr(FakeLlama, "answer_logprobs", answer_logprobs)
     model = FakeLlama(lambda *_: (0.0, 1.0), {})

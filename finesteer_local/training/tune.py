@@ -1,6 +1,7 @@
 """Tuning on validation data: which layers, strength and scope, and how much of it answers and long prompts get.
 
 Each is chosen in turn, with what was chosen before it. What is tried is in `search`, how it is judged in `trials`.
+Nothing else is tried where nothing can be better by more than chance.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def tune(
 def _best_layers(trials: Trials, contenders: Sequence[Setting], deadline: Deadline) -> Trial:
     tried: list[Trial] = []
     for setting in contenders:
-        if tried and deadline.left <= 0:
+        if tried and (deadline.left <= 0 or _unbeatable(tried[0], trials.search.tolerance)):
             break
         tried.append(trials.trial(setting, rivals=tried))
     return _first_of_the_best(tried, trials.search.tolerance)
@@ -86,6 +87,8 @@ def _best_layers(trials: Trials, contenders: Sequence[Setting], deadline: Deadli
 
 def _best_scope(trials: Trials, best: Trial) -> Trial:
     """The narrowest scope that is as good as any; `best` has the first."""
+    if _unbeatable(best, trials.search.tolerance):
+        return best
     others = [trials.trial(best.but(scope=scope), rivals=[best]) for scope in trials.search.scopes[1:]]
     return _first_of_the_best([best, *others], trials.search.tolerance)
 
@@ -95,12 +98,11 @@ def _best_strength(trials: Trials, best: Trial) -> Trial:
 
     Judged by pairs, the weakest of the best is taken: pairs grow surer with every bit of strength, long after the
     answers have changed. Of what was learnt for a strength, that which is nearest to it: forty answers cannot tell
-    where the edge is, and with half as much again the text begins to go. Nothing else is tried where nothing can be
-    better by more than chance.
+    where the edge is, and with half as much again the text begins to go.
     """
     tolerance = trials.search.tolerance
     learnt_for = trials.search.learnt_for
-    if learnt_for is not None and best.score + tolerance >= 1:
+    if learnt_for is not None and _unbeatable(best, tolerance):
         return best
     compared = [best]
     for strengths in _outwards(trials.search.strengths, best.strength):
@@ -119,12 +121,9 @@ def _best_strength(trials: Trials, best: Trial) -> Trial:
 
 
 def _best_answer_strength(trials: Trials, best: Trial) -> Trial:
-    """The prompt is read under all of it, so the answer needs less; more makes a small model repeat itself.
-
-    Nothing else is tried where nothing can be better by more than chance.
-    """
+    """The prompt is read under all of it, so the answer needs less; more makes a small model repeat itself."""
     tolerance = trials.search.tolerance
-    if best.score + tolerance >= 1:
+    if _unbeatable(best, tolerance):
         return best
     others: list[Trial] = []
     for shares in _outwards(trials.search.answer_strengths, best.answer_strength):
@@ -143,9 +142,14 @@ def _best_length_decay(trials: Trials, best: Trial) -> Trial:
         tried.append(trials.trial(best.but(length_decay=decay), LONG, rivals=tried))
         if tried[-1].lost or tried[-1].score < max(trial.score for trial in tried) - trials.long_tolerance:
             break
-        if tried[-1].score + trials.long_tolerance >= 1:  # a larger one could only be as good
+        if _unbeatable(tried[-1], trials.long_tolerance):
             break
     return replace(best, length_decay=_first_of_the_best(tried, trials.long_tolerance).length_decay) if tried else best
+
+
+def _unbeatable(trial: Trial, tolerance: float) -> bool:
+    """Whether no other can be better by more than chance."""
+    return not trial.lost and trial.score + tolerance >= 1
 
 
 def _outwards(values: Sequence[float], centre: float) -> tuple[list[float], list[float]]:
