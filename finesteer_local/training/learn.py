@@ -13,7 +13,7 @@ from finesteer_local.errors import DataError
 from finesteer_local.steering import Experts
 from finesteer_local.training.data import Pair, Prompt, TrainingData, spread
 from finesteer_local.training.experts import Fit, train_experts
-from finesteer_local.training.optimise import ANSWERS, FEW, MANY, Vectors, likelier, whole
+from finesteer_local.training.optimise import Vectors, likelier, whole
 from finesteer_local.training.pairs import (
     DELTA_TOKENS,
     OWN_TOKENS,
@@ -73,7 +73,6 @@ def from_answers(run: Run, weights: Any) -> Learnt:
 
     def learnt() -> Vectors:
         options: dict[str, Any] = {"seed": seed, "progress": run.progress, "n_answers": run.effort.lessons}
-        options["a_step"] = MANY if run.effort.lessons >= ANSWERS else FEW
         options["experts"] = [names.index(run.data.expert(pair.prompt)) for pair in taught] if names else ()
         return whole(weights, llama, taught, run.layers, end=llama.turn_end, **options)
 

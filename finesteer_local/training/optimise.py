@@ -31,13 +31,13 @@ from finesteer_local.training.progress import Progress
 from finesteer_local.training.trials import ANSWER_TOKENS
 from finesteer_local.training.weights import WITHOUT, logits_of
 
-MANY = 8  # pairs, or whole answers, of a step
-RATE = 0.05  # Adam's, for so many; one pass over them
+MANY = 8  # pairs of a step
+RATE = 0.05  # Adam's, for these; one pass over them
 ANSWERS = 640  # whole answers that are learnt from
-FEW = 2  # whole answers of a step, where time is short
+FEW = 2  # whole answers of a step
 FAST = 0.1
-"""Adam's rate for so few, which falls to nothing. Steps count, not answers: 120 of two reach further than 80 of
-eight at half the rate, in a third of the time (docs/experiments.md)."""
+"""Adam's rate for so few, which falls to nothing. Steps count, not answers: 160 of two reach further than 80 of eight
+at half the rate (docs/experiments.md)."""
 LONGEST = 320  # tokens of a prompt and its answer; longer ones cost most and teach no more
 WORTH_SHARING = 8  # tokens
 _SAME = {torch.float32: 1e-2, torch.bfloat16: 0.6}
@@ -91,7 +91,6 @@ def whole(
     seed: int,
     progress: Progress,
     n_answers: int = ANSWERS,
-    a_step: int = FEW,
     experts: Sequence[int] = (),
 ) -> Vectors:
     """Vectors that make the pairs' chosen answers likely, and that they end there; as `likelier` otherwise.
@@ -99,13 +98,12 @@ def whole(
     Args:
         end: the token with which the model ends its turn.
         n_answers: of so many of the pairs at most.
-        a_step: answers of a step: `FEW` in a hurry, `MANY` for a direction that holds for prompts of other kinds.
         experts: for every pair the number of the expert that answers it, where there are several.
 
     Raises:
         DataError: no prompt and answer are short enough.
     """
-    batches = whole_batches(llama, pairs, end=end, seed=seed, n_answers=n_answers, a_step=a_step, experts=experts)
+    batches = whole_batches(llama, pairs, end=end, seed=seed, n_answers=n_answers, experts=experts)
     return learn_whole(model, layers, batches, progress, n_experts=len(set(experts)) or 1)
 
 
@@ -116,7 +114,6 @@ def whole_batches(
     end: int,
     seed: int,
     n_answers: int = ANSWERS,
-    a_step: int = FEW,
     experts: Sequence[int] = (),
 ) -> list[list[Example]]:
     """The examples of `whole`, as they are learnt from; arguments and errors are those of `whole`."""
@@ -132,7 +129,7 @@ def whole_batches(
     examples = [examples[i] for i in rng.permutation(len(examples))[:n_answers]]
     # Of like length together: padding is computed, too.
     examples.sort(key=lambda example: len(example.prompt))
-    batches = [examples[i : i + a_step] for i in range(0, len(examples), a_step)]
+    batches = [examples[i : i + FEW] for i in range(0, len(examples), FEW)]
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
@@ -147,8 +144,7 @@ def learn_whole(
     def loss(answers: Sequence[torch.Tensor]) -> torch.Tensor:
         return -torch.stack([each.mean() for each in answers]).mean()
 
-    fast = max(map(len, batches)) < MANY
-    return _learn(model, layers, batches, loss, FAST if fast else RATE, progress, falling=fast, n_experts=n_experts)
+    return _learn(model, layers, batches, loss, FAST, progress, falling=True, n_experts=n_experts)
 
 
 def _learn(
