@@ -149,7 +149,7 @@ class Pace:
         return first + self.answers_gate(effort.watched) + self.gate(n_prompts)
 
 
-_TRIALS = {"refusal, learnt": 6.0, "refusal": 16.0, "margin": 14.0}
+_TRIALS = {"refusal, learnt": 3.0, "refusal": 16.0, "margin": 14.0}
 """Settings that are tried, each with all answers of a trial, which are longer than those of the measurement; a trial on
 long prompts counts as several, one that is given up as a part."""
 _WATCHED = 4.0
