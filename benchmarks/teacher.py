@@ -24,11 +24,10 @@ from finesteer_local.training.data import Prompt
 from finesteer_local.training.effort import NO_DEADLINE
 from finesteer_local.training.gate_data import fit_gate, read_for_gate
 from finesteer_local.training.known import gate_scores
-from finesteer_local.training.layers import candidate_layers
 from finesteer_local.training.model_data import ModelData
 from finesteer_local.training.recipes import load_recipe
+from finesteer_local.training.teach import layer_of
 from finesteer_local.training.teacher import Teacher
-from finesteer_local.training.weights import learns_by_itself
 
 HARMLESS = 0.03
 
@@ -45,7 +44,7 @@ def main() -> None:
     teacher = Teacher.load(options.teacher or data.teacher)
     suites = load_suites(options.suite)
     with open_fast(catalog.resolve_model(options.model)) as llama, tempfile.TemporaryDirectory() as folder:
-        layer = candidate_layers(llama.n_layer, data.judge, learns=learns_by_itself(llama, data.judge))[0]
+        layer = layer_of(llama, data)
         model_data = ModelData(llama, data, Path(folder))
         read = {s.name: model_data.turns([Prompt(case.messages) for case in s.cases], layer) for s in suites}
         harmful = {s.name: np.array([case.label == "harmful" for case in s.cases]) for s in suites}

@@ -49,8 +49,11 @@ def estimate_seconds(
         model_data, watching = ModelData(llama, data, Path(folder)), watches(data, TrainingSettings())
         answer_faster(model_data, data, weights)
         pace = Pace.measured(model_data, data, layer, weights, watches=watching)
-        fits = fitting(minutes, pace, learns=learns, judge=data.judge)
-        effort = effort_of(quality, llama.n_parameters) if quality else fits
+        effort = (
+            effort_of(quality, llama.n_parameters)
+            if quality
+            else fitting(minutes, pace, learns=learns, judge=data.judge)
+        )
     n_prompts = len(data.positive) + len(data.contrast)
     whole = pace.whole(effort, min(n_prompts, effort.prompts or n_prompts), learns=learns, judge=data.judge)
     # The gate's share is cut to the time that is left, but not below what it needs.

@@ -72,9 +72,17 @@ def from_answers(run: Run, weights: Any) -> Learnt:
     names = experts_of(run.data, taught) if run.settings.gate == "contrastive" else []
 
     def learnt() -> Vectors:
-        options: dict[str, Any] = {"seed": seed, "progress": run.progress, "n_answers": run.effort.lessons}
-        options["experts"] = [names.index(run.data.expert(pair.prompt)) for pair in taught] if names else ()
-        return whole(weights, llama, taught, run.layers, end=llama.turn_end, **options)
+        return whole(
+            weights,
+            llama,
+            taught,
+            run.layers,
+            end=llama.turn_end,
+            seed=seed,
+            progress=run.progress,
+            n_answers=run.effort.lessons,
+            experts=[names.index(run.data.expert(pair.prompt)) for pair in taught] if names else (),
+        )
 
     vectors = _kept(run, learnt)
     groups = by_expert(run.data, run.data.pairs)

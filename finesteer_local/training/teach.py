@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from finesteer_local.runtime.expand import open_fast
+from finesteer_local.runtime.trainable import TrainableModel
 from finesteer_local.training.data import TrainingData
 from finesteer_local.training.effort import NO_DEADLINE
 from finesteer_local.training.gate_data import GateData, fit_gate, read_for_gate
@@ -35,9 +36,14 @@ def teach(model: Path, recipe: str, *, seed: int = 0, progress: Progress = quiet
     data = load_recipe(recipe, seed)
     with open_fast(model) as llama, tempfile.TemporaryDirectory(prefix="finesteer-") as folder:
         model_data = ModelData(llama, data, Path(folder), progress)
-        layer = candidate_layers(llama.n_layer, data.judge, learns=learns_by_itself(llama, data.judge))[0]
+        layer = layer_of(llama, data)
         read = read_for_gate(model_data, data, layer, NO_DEADLINE, keep=False)
         return teacher_of(f"{model.stem}, layer {layer}", model_data, data, read, seed=seed)
+
+
+def layer_of(llama: TrainableModel, data: TrainingData) -> int:
+    """The layer that the gate reads in a training of `data` where the user asks for none."""
+    return candidate_layers(llama.n_layer, data.judge, learns=learns_by_itself(llama, data.judge))[0]
 
 
 def teacher_of(name: str, model_data: ModelData, data: TrainingData, read: GateData, *, seed: int = 0) -> Teacher:
