@@ -17,7 +17,7 @@ from finesteer_local.training.data import PAGE, Prompt, TrainingData, spread
 from finesteer_local.training.effort import Deadline, Effort, Pace, effort_of, fitting, least_seconds
 from finesteer_local.training.layers import candidate_layers
 from finesteer_local.training.model_data import ModelData, run_folder
-from finesteer_local.training.pairs import DELTA_TOKENS, MAX_PAIRS
+from finesteer_local.training.pairs import DELTA_TOKENS, HANDFUL, MAX_PAIRS
 from finesteer_local.training.progress import Progress
 from finesteer_local.training.settings import TrainingSettings
 from finesteer_local.training.teacher import Teacher
@@ -122,7 +122,7 @@ def _run(
     layers = candidate_layers(llama.n_layer, data.judge, learns=learns, layer=settings.layer)
     llama.check_steerable(layers)
     # What decides the shape of the harvest belongs to the run's identity, so that another version starts anew.
-    shape = {"layers": layers, "pairs": MAX_PAIRS, "tokens": DELTA_TOKENS, "learns": learns}
+    shape = {"layers": layers, "pairs": MAX_PAIRS, "tokens": DELTA_TOKENS, "learns": learns, "answers": HANDFUL}
     model_data = ModelData(llama, data, run_folder(llama, data, {**settings.identity, **shape}), progress)
     fitting_data = _with_fitting_pages(model_data, data)
     asked_for = effort_of(settings.quality, llama.n_parameters) if settings.quality else None
