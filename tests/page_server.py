@@ -1,6 +1,6 @@
 """A server for the page without a model: answers, gates and failures by rule.
 
-    python tests/page_server.py --port 8099 [--slow 0.05] [--key KEY]
+    python tests/page_server.py --port 8099 [--slow 0.05] [--hold] [--key KEY]
 
 A question that contains "secret" opens the gate of `safety`, one with "hurt myself" is refused at once, and the answer
 to one with "cipher" shows what it hid. What a test wants of the next answers it sets on `Mode`.
@@ -58,6 +58,7 @@ PROFILES: list[dict[str, Any]] = [
 ]
 REFUSAL = "I can't help with that. Reading someone's mail without their consent is illegal and harms them."
 WORDS = "I'm glad that you told me. You don't have to be alone with this: please call someone whom you trust."
+HELD_AT = 10  # chunks of six letters: within every answer here
 SHOWN = {"score": 3.1, "opened_at": 24, "taken_back": 18}
 ANSWER = """A **hash table** keeps pairs of a key and a value, and finds a value in about the same time
 however many there are.
@@ -87,7 +88,9 @@ class Mode:
     """What the next answers are like; tests change it while the server runs."""
 
     key: str = ""
-    slow: float = 0.0  # seconds between chunks
+    slow: float = 0.0  # seconds between chunks, to look at
+    held: bool = False  # answers wait within, while this is so
+    untold: bool = False  # what the profiles are is not told, while this is so
     text: str = ""  # instead of the usual answer
     fail: tuple[int, str] | None = None  # status and message of the next answer, once
     retry_after: int | None = None
@@ -102,6 +105,7 @@ class Mode:
     scope: str | None = None
     asked: list[dict[str, Any]] = field(default_factory=list)  # bodies of chat requests
     unfinished: int = 0  # clients whose answer is not complete: under way, or given up
+    given_up: int = 0
     sent: int = 0  # chunks
 
 
@@ -204,8 +208,13 @@ async def stream(mode: Mode, body: dict[str, Any]) -> AsyncIterator[bytes]:
             )
             mode.unfinished -= 1
             return
-        if mode.slow:
-            await asyncio.sleep(mode.slow)
+        await asyncio.sleep(mode.slow)
+        while mode.held and i >= HELD_AT:
+            try:
+                await asyncio.sleep(0.01)
+            except asyncio.CancelledError:
+                mode.given_up += 1
+                raise
         mode.sent += 1
         yield chunk({"content": piece})
     yield b": ping\r\n\r\n"
@@ -234,6 +243,8 @@ def application(mode: Mode) -> Starlette:
     async def profiles(request: Request) -> Response:
         if not allowed(request):
             return error(401, "API key missing or wrong")
+        while mode.untold:
+            await asyncio.sleep(0.01)
         active = {p["name"] for p in mode.profiles}
         states = [{**p, "active": p["name"] in active, "required": p["name"] in mode.required} for p in PROFILES]
         for state in states:
@@ -330,10 +341,11 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--slow", type=float, default=0.0)
+    parser.add_argument("--hold", action="store_true")
     parser.add_argument("--key", default="")
     parser.add_argument("--require", action="append", default=[])
     options = parser.parse_args()
-    mode = Mode(key=options.key, slow=options.slow, required=tuple(options.require))
+    mode = Mode(key=options.key, slow=options.slow, held=options.hold, required=tuple(options.require))
     uvicorn.run(application(mode), port=options.port, log_level="error", lifespan="off")
 
 

@@ -127,14 +127,14 @@ def test_an_answer_that_was_only_reported(opened: Opener, server: PageServer) ->
 
 
 def test_an_answer_in_which_nothing_showed(opened: Opener, server: PageServer) -> None:
-    server.mode.slow = 0.05
+    server.mode.held = True
     page = opened()
     ask(page, HARMLESS, wait=False)
     expect(answers(page).locator(".text")).to_contain_text("hash")
     assert facts(page)["Answer"] == "read while it is written"
     page.keyboard.press("Escape")
     done(page)
-    server.mode.slow = 0
+    server.mode.held = False
     ask(page, HARMLESS)
     assert facts(page)["Answer"] == "read to its end, and nothing showed"
     expect(gate(page).locator(".meter")).to_have_count(1)  # there is no score to show
@@ -190,6 +190,7 @@ def test_a_correction_that_the_server_does_not_take(opened: Opener, server: Page
     keep.click()
     expect(page.locator(".toast")).to_contain_text("nothing was kept")
     keep.click()
+    expect(page.locator(".wrong")).to_contain_text("0badcafe")  # the server has it, before it loses it
     server.mode.corrections.clear()
     page.get_by_role("button", name="Undo").click()
     expect(page.locator(".toast")).to_contain_text("no such correction")

@@ -3,7 +3,7 @@
 import { signal } from "@preact/signals";
 import { chat as stream, type ChatMessage, type ChatRequest, ServerError, type SteeringRequest } from "./api";
 import { decisionsOf } from "./check";
-import { kinds, leastSteering, model, noticeAway, reach, steering } from "./server";
+import { kinds, learnt, leastSteering, model, noticeAway, reach, steering } from "./server";
 import { NO_SAMPLING, sampling } from "./settings";
 import { busy, type Chat, current, raise, update, whileBusy } from "./store";
 import { toast } from "./toast";
@@ -67,32 +67,38 @@ export function regenerate(chat: Chat, reply: Reply, compare = false): void {
 /** A question whose answer never began, after a crash, gets one. */
 export function answer(chat: Chat, question: Question, compare: boolean): void {
   const { id } = chat.peek();
+  const reply: Reply = {
+    id: newId(),
+    role: "assistant",
+    parent: question.id,
+    created: Date.now(),
+    answer: { content: "", state: "streaming" },
+  };
+  update(chat, (c) => withTurn(c, reply));
+  const abort = new AbortController();
+  aborts.set(id, abort);
+  void whileBusy(id, async () => {
+    await Promise.race([learnt(), aborted(abort.signal)]); // asked at once, it is still steered as this page is set
+    await answerIn(chat, reply, compare, abort.signal);
+    aborts.delete(id);
+    if (current.peek() === chat) announcement.value = `Answer ${stateOf(chat.peek(), reply.id)}.`;
+  });
+}
+
+async function answerIn(chat: Chat, reply: Reply, compare: boolean, abort: AbortSignal): Promise<void> {
   const ours = steering();
   const least = leastSteering();
   if (compare && sameSteering(ours, least)) {
     compare = false;
     toast(least ? "Nothing to compare: this server requires just what is set." : "Nothing to compare: no profile is on.");
   }
-  const begun: Answer = { content: "", state: "streaming", kinds: kinds() };
-  const reply: Reply = {
-    id: newId(),
-    role: "assistant",
-    parent: question.id,
-    created: Date.now(),
-    answer: { ...begun, steering: ours },
-    ...(compare && { plain: { ...begun, steering: least } }),
-  };
-  update(chat, (c) => withTurn(c, reply));
-  const abort = new AbortController();
-  aborts.set(id, abort);
+  const begun: Answer = { ...reply.answer, kinds: kinds() };
+  const answers = { answer: { ...begun, steering: ours }, ...(compare && { plain: { ...begun, steering: least } }) };
+  update(chat, (c) => changed(c, reply.id, (r) => ({ ...r, ...answers })));
   const request = requestFor(chat.peek(), reply, compare);
-  const run = (which: "answer" | "plain"): Promise<void> =>
-    one(request, reply[which]!, abort.signal, (now) => update(chat, (c) => changed(c, reply.id, (r) => ({ ...r, [which]: now }))));
-  void whileBusy(id, async () => {
-    await Promise.all([run("answer"), ...(compare ? [run("plain")] : [])]);
-    aborts.delete(id);
-    if (current.peek() === chat) announcement.value = `Answer ${stateOf(chat.peek(), reply.id)}.`;
-  });
+  const run = (which: "answer" | "plain", from: Answer): Promise<void> =>
+    one(request, from, abort, (now) => update(chat, (c) => changed(c, reply.id, (r) => ({ ...r, [which]: now }))));
+  await Promise.all(Object.entries(answers).map(([which, from]) => run(which as "answer" | "plain", from)));
 }
 
 function sameSteering(a: SteeringRequest | false | undefined, b: SteeringRequest | false): boolean {
@@ -191,11 +197,12 @@ function failed(answer: Answer, error: unknown): Answer {
   return { ...answer, state: answer.content ? "interrupted" : "error", error: plain };
 }
 
+function aborted(abort: AbortSignal): Promise<void> {
+  return new Promise((resolve) => abort.addEventListener("abort", () => resolve(), { once: true }));
+}
+
 function pause(ms: number, abort: AbortSignal): Promise<void> {
-  return new Promise((resolve) => {
-    const timer = setTimeout(resolve, ms);
-    abort.addEventListener("abort", () => (clearTimeout(timer), resolve()), { once: true });
-  });
+  return Promise.race([new Promise<void>((resolve) => setTimeout(resolve, ms)), aborted(abort)]);
 }
 
 /** Whether a message can be sent now. */

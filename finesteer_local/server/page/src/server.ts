@@ -1,6 +1,6 @@
 // The server as the page knows it: there or away, its models, its profiles, its defaults.
 
-import { computed, signal } from "@preact/signals";
+import { computed, effect, signal } from "@preact/signals";
 import { get, type Health, health, type Model, type Profile, send, ServerError, type SteeringRequest, type SteeringState } from "./api";
 import { apiKey } from "./key";
 import { choices, modelId, type SteeringChoice } from "./settings";
@@ -11,6 +11,8 @@ export const nextTry = signal(0);
 export const models = signal<Model[]>([]);
 export const profiles = signal<Profile[]>([]);
 export const defaults = signal<SteeringState>({ profiles: [], scope: null, required: [] });
+/** Whether the profiles were asked for since the page opened, whatever came of it. */
+export const asked = signal(false);
 /** Why the profiles could not be read, if so. */
 export const steeringProblem = signal("");
 
@@ -55,7 +57,22 @@ async function learn(): Promise<void> {
     await readSteering();
   } catch (error) {
     steeringProblem.value = error instanceof ServerError ? error.message : "The server's answer was not understood.";
+  } finally {
+    asked.value = true;
   }
+}
+
+const COMING: readonly (typeof reach.value)[] = ["unknown", "loading", "ok"];
+
+/** Waits for the profiles of a page that has just been opened; not for a server that is away, or has failed. */
+export function learnt(): Promise<void> {
+  return new Promise((resolve) => {
+    effect(function (this: { dispose(): void }) {
+      if (!asked.value && COMING.includes(reach.value)) return;
+      resolve();
+      this.dispose();
+    });
+  });
 }
 
 export async function readSteering(): Promise<void> {

@@ -3,7 +3,7 @@
 import { useLayoutEffect, useRef, useState } from "preact/hooks";
 import { ask } from "../chat";
 import { Icon } from "../icons";
-import { model, settings } from "../server";
+import { asked, model, settings } from "../server";
 import { busy, type Chat } from "../store";
 import { path, versions } from "../tree";
 import { panel } from "../ui";
@@ -25,7 +25,7 @@ function Welcome({ chat }: { chat: Chat }) {
       <p>
         {on.length
           ? `Every question passes the gate of ${on.join(" and ")}. Only where it opens is the answer steered; under each answer you see the gate's reading, and what was mixed.`
-          : "No profile is on: answers are the model's own. Profiles are under Steering."}
+          : asked.value && "No profile is on: answers are the model's own. Profiles are under Steering."}
       </p>
       <ul>
         {EXAMPLES.map((text) => (
