@@ -110,11 +110,12 @@ def test_the_compiled_filter_is_found(installed: Path, tmp_path: Path) -> None:
 
 
 def test_recipes_are_whole(installed: Path, tmp_path: Path) -> None:
-    """With every file that they name; the teacher's is the one that is no text."""
+    """With every file that they name; the teachers' are the ones that are no text."""
     code = (
         "from finesteer_local.training.recipes import load_recipe, recipe_names; "
-        "from finesteer_local.training.teacher import Teacher; "
-        "[load_recipe(name) for name in recipe_names()]; print(Teacher.load(load_recipe('safety').teacher).model)"
+        "from finesteer_local.training.teacher import load_teachers; "
+        "[load_recipe(name) for name in recipe_names()]; "
+        "print([each.model for each in load_teachers(load_recipe('safety').teachers)])"
     )
     assert "layer" in run("-c", code, cwd=tmp_path, PYTHONPATH=str(installed))
 

@@ -180,11 +180,11 @@ def test_how_to_go_on_where_time_was_short(tiny: Path, asked: list[dict[str, Any
     ("facts", "wanted"),
     [
         (
-            {"prompts_for_gate": 900, "teacher": "other-1b, layer 9"},
-            "900 of 1,000, beginning with that of other-1b, layer 9",
+            {"prompts_for_gate": 900, "teachers": ["other-1b, layer 9", "another, layer 4"]},
+            "900 of 1,000, taught by other-1b, layer 9 and another, layer 4",
         ),
-        ({"prompts_for_gate": 900, "teacher": ""}, "900 of 1,000"),
-        ({"prompts_for_gate": 1_000, "teacher": ""}, None),
+        ({"prompts_for_gate": 900, "teachers": []}, "900 of 1,000"),
+        ({"prompts_for_gate": 1_000, "teachers": []}, None),
     ],
 )
 def test_what_the_gate_learnt_from(

@@ -14,6 +14,7 @@ from finesteer_local.training.effort import (
     LAST_PART,
     MIN_WATCHED,
     SETTING_UP,
+    SMALL,
     Deadline,
     Pace,
     effort_of,
@@ -27,7 +28,7 @@ PACE = Pace(answer=0.2, read=0.01, lesson=0.5)
 
 @pytest.mark.parametrize("learns", [True, False])
 def test_more_time_is_more_of_everything(learns: bool) -> None:
-    plans = [fitting(minutes, PACE, learns=learns, judge="refusal") for minutes in (0.5, 2, 5, 10, 15, 300)]
+    plans = [fitting(minutes, PACE, SMALL, learns=learns, judge="refusal") for minutes in (0.5, 2, 5, 10, 15, 300)]
     for name in ("share", "lessons", "answers"):
         values = [getattr(plan, name) for plan in plans]
         assert values == sorted(values) and values[0] < values[-1]
@@ -37,31 +38,50 @@ def test_more_time_is_more_of_everything(learns: bool) -> None:
 
 @pytest.mark.parametrize("minutes", [11, 16, 24, 60])
 def test_half_of_the_time_is_left_for_the_gate(minutes: float) -> None:
-    plan = fitting(minutes, PACE, learns=True, judge="refusal")
+    plan = fitting(minutes, PACE, SMALL, learns=True, judge="refusal")
     assert PACE.first_part(plan, learns=True, judge="refusal") + SETTING_UP <= minutes * 30
 
 
 @pytest.mark.parametrize("quality", ["quick", "standard"])
 def test_a_large_model_reads_as_much_as_it_can_pay_for(quality: str) -> None:
     usual = EFFORTS[quality]
-    assert effort_of(quality, module.LARGE) == usual
-    assert effort_of(quality, 4 * module.LARGE) == replace(usual, prompts=usual.prompts // 4)  # type: ignore[operator]
+    sizes = [module.LARGE, 1_540_000_000, 3_000_000_000, 8_000_000_000]
+    amounts = [effort_of(quality, size).prompts or 0 for size in sizes]
+    assert amounts[0] == usual.prompts and amounts == sorted(set(amounts), reverse=True)
+    read = [amount * size for amount, size in zip(amounts, sizes, strict=True)]
+    assert read == sorted(read), "a larger model may still cost more"
     assert effort_of(quality, 10**12).prompts == module.MIN_PROMPTS
-    assert effort_of("full", 10**12) == EFFORTS["full"]
+    assert effort_of("full", 10**12).prompts is None
+
+
+@pytest.mark.parametrize("quality", EFFORTS)
+def test_only_a_small_model_needs_all_lessons(quality: str) -> None:
+    assert effort_of(quality, SMALL) == EFFORTS[quality]
+    half = replace(EFFORTS[quality], lessons=EFFORTS[quality].lessons // 2)
+    assert effort_of(quality, SMALL + 1) == half
+
+
+@pytest.mark.parametrize("size", [SMALL, SMALL + 1])
+def test_what_fits_depends_on_the_size(size: int) -> None:
+    for minutes, quality in ((0.1, "quick"), (300, "full")):
+        plan = fitting(minutes, PACE, size, learns=True, judge="refusal")
+        assert plan == replace(effort_of(quality, size), prompts=None, watched=0)
 
 
 def test_a_slower_machine_does_less() -> None:
     slow = replace(PACE, answer=PACE.answer * 8, lesson=PACE.lesson * 8)
-    fast, slowly = (fitting(30, pace, learns=True, judge="refusal") for pace in (PACE, slow))
+    fast, slowly = (fitting(30, pace, SMALL, learns=True, judge="refusal") for pace in (PACE, slow))
     assert slowly.lessons < fast.lessons and slowly.answers < fast.answers
 
 
 def test_too_little_time_is_what_is_quickest() -> None:
-    assert fitting(0.01, PACE, learns=True, judge="refusal") == replace(EFFORTS["quick"], prompts=None, watched=0)
+    assert fitting(0.01, PACE, SMALL, learns=True, judge="refusal") == replace(
+        EFFORTS["quick"], prompts=None, watched=0
+    )
 
 
 def test_the_least_is_a_gate_from_few_prompts() -> None:
-    plan = fitting(0.01, PACE, learns=True, judge="refusal")
+    plan = fitting(0.01, PACE, SMALL, learns=True, judge="refusal")
     first = SETTING_UP + PACE.first_part(plan, learns=True, judge="refusal")
     for n, read in ((300, 300), (70_000, module.MIN_PROMPTS)):
         seconds = module.least_seconds(plan, PACE, n, learns=True, judge="refusal")
@@ -80,7 +100,7 @@ def test_seconds_add_up() -> None:
 def test_a_gate_with_a_teacher_is_learnt_sooner(tmp_path: Path) -> None:
     """From as many prompts as the teacher knows; from more, labels alone are learnt from."""
     data = training_data()
-    taught = replace(data, teacher=tmp_path / "teacher.npz")
+    taught = replace(data, teachers=[tmp_path / "teacher.npz"])
     assert module.fit_seconds(500, data) == 500 * module.FIT_SECONDS > module.fit_seconds(500, taught)
     n = module.PROMPTS + 1
     assert module.fit_seconds(n, taught) == module.fit_seconds(n, data)
@@ -88,7 +108,7 @@ def test_a_gate_with_a_teacher_is_learnt_sooner(tmp_path: Path) -> None:
 
 def test_answers_are_watched_in_a_part_of_the_time() -> None:
     pace = replace(PACE, watched=0.5)
-    plans = [fitting(minutes, pace, learns=True, judge="refusal").watched for minutes in (1, 10, 20, 300)]
+    plans = [fitting(minutes, pace, SMALL, learns=True, judge="refusal").watched for minutes in (1, 10, 20, 300)]
     assert plans[0] == 0  # a few answers teach nothing
     assert MIN_WATCHED <= plans[1] < plans[2] < plans[3] == EFFORTS["full"].watched
     assert pace.answers_gate(plans[1]) <= 600 * LAST_PART

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -52,6 +53,32 @@ print(full, kept, resident())
     if kept < full - 100:
         pytest.skip("this C library gives back by itself")
     assert after < full - 180
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system is not asked")
+def test_what_was_read_of_a_model_goes_back(tmp_path: Path) -> None:
+    """Its pages come again when they are read again; what is only like it, or may be written to, stays."""
+    for name in ("model.gguf", "other.bin"):
+        (tmp_path / name).write_bytes(b"GGUF" * (25 << 18))
+    script = f"""
+import mmap, os
+import numpy as np
+from finesteer_local.training.memory import give_back
+def resident():
+    return int(next(line for line in open("/proc/self/status") if line.startswith("RssFile")).split()[1]) // 1024
+def mapped(name, mode):
+    return np.memmap(os.path.join({str(tmp_path)!r}, name), np.uint8, mode)
+before = resident()
+model, other, changed = mapped("model.gguf", "r"), mapped("other.bin", "r"), mapped("model.gguf", "c")
+total = int(model.sum(dtype=np.int64)) + int(other.sum(dtype=np.int64))
+changed[5] = 77
+full = resident() - before
+give_back()
+print(full, resident() - before, changed[5], total == int(model.sum(dtype=np.int64)) + int(other.sum(dtype=np.int64)))
+"""
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    full, after, changed, same = found.stdout.split()
+    assert int(full) > 45 and 20 < int(after) < 35 and (changed, same) == ("77", "True")
 
 
 def test_every_stage_begins_with_it(monkeypatch: pytest.MonkeyPatch) -> None:

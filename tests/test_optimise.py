@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +198,27 @@ def test_attention_is_written_out_while_it_learns(
     assert used == ["eager"] and before == "sdpa" == model.config._attn_implementation
     assert not any(block._forward_hooks for block in model.get_decoder().layers)
     assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("way", ["likelier", "whole"])
+def test_what_is_computed_again_is_the_same(llama: SteeredLlama, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The feed-forward networks of larger models, to the bit."""
+    pairs, found, calls = [pair(i) for i in range(2 * MANY)], [], []
+    for large in (False, True):
+        monkeypatch.setattr(optimise, "in_8_bits", lambda _, large=large: large)
+        model = weights_of(llama)
+        network = model.get_decoder().layers[-1].mlp
+        monkeypatch.setattr(type(network), "forward", _counted(type(network).forward, calls))
+        calls.clear()
+        learn = likelier if way == "likelier" else partial(whole, end=llama.turn_end)
+        found.append((learn(model, llama, pairs, LAYERS, seed=0, progress=quiet), len(calls)))
+        assert not any("forward" in vars(block.mlp) for block in model.get_decoder().layers)
+    assert all(np.array_equal(found[0][0][layer], found[1][0][layer]) for layer in LAYERS)
+    assert found[1][1] > 1.2 * found[0][1]
+
+
+def _counted(forward: Any, calls: list[object]) -> Any:
+    return lambda network, *inputs: (calls.append(network), forward(network, *inputs))[1]
 
 
 def with_system(i: int, text: str) -> Pair:

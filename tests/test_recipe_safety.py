@@ -66,7 +66,7 @@ def test_the_recipe_names_every_file_once() -> None:
     named = [*RECIPE["positive"], *RECIPE["contrast"], *(RECIPE[key] for key in files)]
     assert sorted(named) == sorted([*FILES, KINDS])
     assert (RECIPE["chosen"], RECIPE["rejected"]) == TEXTS
-    keys = {"name", "description", "license", "judge", "own_replies", "teacher"}
+    keys = {"name", "description", "license", "judge", "own_replies", "teachers"}
     assert set(RECIPE) == keys | {*files, "positive", "contrast"}
     assert RECIPE["license"] == "Apache-2.0"
 

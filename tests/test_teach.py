@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("one_thread", "short_answers")
 N = 280
 
 
-def write_recipe(folder: Path, **more: str) -> Path:
+def write_recipe(folder: Path, **more: list[str]) -> Path:
     pairs = [{"prompt": f"! do {i}", "chosen": f"no {i}", "rejected": f"yes {i}"} for i in range(N)]
     contrast = [{"prompt": f"what is {i}?"} for i in range(N)]
     for name, rows in (("pairs", pairs), ("contrast", contrast)):
@@ -40,7 +40,7 @@ def recipe(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setenv("FINESTEER_HOME", str(tmp_path_factory.mktemp("home")))
         patch.setattr(sys, "argv", ["teach", str(tiny), str(folder), "--out", str(folder / "teacher.npz")])
         teach.main()
-    return write_recipe(folder, teacher="teacher.npz")
+    return write_recipe(folder, teachers=["teacher.npz"])
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_the_command_knows_every_prompt(tiny: Path, recipe: Path) -> None:
 
 
 def test_a_profile_says_what_taught_it(tiny: Path, recipe: Path, profile: Profile) -> None:
-    assert profile.training["teacher"] == f"{tiny.stem}, layer 1"
+    assert profile.training["teachers"] == [f"{tiny.stem}, layer 1"]
     assert profile.training["figures"]["gate"]["auroc"] > 0.9
 
 
@@ -73,11 +73,11 @@ def test_what_was_held_out_is_known_afterwards(recipe: Path, profile: Profile) -
         found = sample(profile, without, 2 * N, 2 * N)
         assert not found.held_out and (found.folds == UNSEEN).all()
     finally:
-        write_recipe(recipe, teacher="teacher.npz")
+        write_recipe(recipe, teachers=["teacher.npz"])
 
 
 def test_a_damaged_teacher_ends_a_training_with_a_line(tiny: Path, recipe: Path, home: Path, tmp_path: Path) -> None:
-    folder = write_recipe(tmp_path, teacher="teacher.npz")
+    folder = write_recipe(tmp_path, teachers=["teacher.npz"])
     with pytest.raises(DataError, match=r"no file 'teacher.npz'"):
         load_recipe(str(folder))
     (folder / "teacher.npz").write_bytes(b"nothing")

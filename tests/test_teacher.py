@@ -13,6 +13,7 @@ import torch
 from finesteer_local.errors import DataError
 from finesteer_local.judges.statistics import auroc
 from finesteer_local.runtime import open_model
+from finesteer_local.training import gates
 from finesteer_local.training.data import Pair, Prompt, TrainingData
 from finesteer_local.training.gate_data import GateData
 from finesteer_local.training.gates import fit_contrastive_gate, folds_of
@@ -21,7 +22,7 @@ from finesteer_local.training.model_data import ModelData, Turns
 from finesteer_local.training.probes import FOLDS, HEADS
 from finesteer_local.training.recipes import load_recipe
 from finesteer_local.training.teach import teacher_of
-from finesteer_local.training.teacher import LONGEST, PROMPTS, RANK, Taught, Teacher, _anchors, taught
+from finesteer_local.training.teacher import LONGEST, PROMPTS, RANK, Taught, Teacher, _anchors, load_teachers, taught
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -91,13 +92,13 @@ def data_of(positive: list[Prompt], contrast: list[Prompt]) -> TrainingData:
     return TrainingData("some", [Pair(p, "no", "yes") for p in positive], contrast)
 
 
-def teacher_on(reader: Reader, positive: list[Prompt], contrast: list[Prompt]) -> Teacher:
+def teacher_on(reader: Reader, positive: list[Prompt], contrast: list[Prompt], name: str = "theirs") -> Teacher:
     read = GateData(positive, contrast, reader.turns([*positive, *contrast]))
-    return teacher_of("theirs, layer 1", reader, data_of(positive, contrast), read)  # type: ignore[arg-type]
+    return teacher_of(f"{name}, layer 1", reader, data_of(positive, contrast), read)  # type: ignore[arg-type]
 
 
-def told(teacher: Teacher, reader: Reader, of: list[Prompt]) -> Taught:
-    found = teacher.taught(reader, of)  # type: ignore[arg-type]
+def told(teachers: Teacher | list[Teacher], reader: Reader, of: list[Prompt]) -> Taught:
+    found = taught(reader, teachers if isinstance(teachers, list) else [teachers], of)  # type: ignore[arg-type]
     assert found is not None
     return found
 
@@ -138,17 +139,14 @@ def test_what_it_says_of_its_own_model_is_its_own_gate(
     flat = turns.states.astype(np.float32)
     mean, scale = flat.mean(axis=0), flat.std(axis=0)
     standardised = (flat - mean) / scale
-    rows = turns.offsets[of.anchors[:, 0]] + of.anchors[:, 1]
-    start = of.start(standardised[rows], standardised[turns.offsets[of.ends + 1] - 1])
-    assert (
-        start is not None
-        and start.query.shape == start.value.shape == (40, FOLDS * HEADS)
-        and start.bias.shape == (FOLDS,)
-    )
+    [lesson] = of.lessons
+    rows = turns.offsets[lesson.anchors[:, 0]] + lesson.anchors[:, 1]
+    start, explained = lesson.start(standardised[rows], standardised[turns.offsets[lesson.ends + 1] - 1])
+    assert start.query.shape == start.value.shape == (40, FOLDS * HEADS) and start.bias.shape == (FOLDS,)
     heads = standardised[rows] @ torch.cat([start.query, start.value], dim=1).detach().numpy()
-    wanted = of.heads @ of.basis
+    wanted = lesson.heads @ lesson.basis
     centred = heads - heads.mean(axis=0) - (wanted - wanted.mean(axis=0))
-    assert (centred**2).sum() < 0.05 * ((wanted - wanted.mean(axis=0)) ** 2).sum()
+    assert (centred**2).sum() < 0.05 * ((wanted - wanted.mean(axis=0)) ** 2).sum() and explained > 0.95
 
 
 def test_nothing_that_is_held_out_was_told() -> None:
@@ -172,9 +170,10 @@ def test_a_model_with_nothing_in_common_learns_from_labels(
     reader, rng = ours(), np.random.default_rng(0)
     both = [*everything[0], *everything[1]]
     turns, of = reader.turns(both), told(teacher, reader, both)
-    noise = rng.standard_normal((len(of.anchors), 56)).astype(np.float32)
-    assert of.start(noise, noise[: len(of.ends)]) is None
-    shuffled = replace(of, heads=of.heads[rng.permutation(len(of.heads))])
+    lengths = np.diff(turns.offsets)
+    assert of.start(lambda rows: rng.standard_normal((len(rows), 56)).astype(np.float32), lengths) is None
+    [lesson] = of.lessons
+    shuffled = replace(of, lessons=[replace(lesson, heads=lesson.heads[rng.permutation(len(lesson.heads))])])
     _, fit = fit_contrastive_gate(*turns.parted(len(everything[0])), seed=0, taught=shuffled)
     assert fit.auroc > 0.9, fit
 
@@ -195,7 +194,8 @@ def test_what_is_new_has_no_score(teacher: Teacher, everything: tuple[list[Promp
     new = Prompt([{"role": "user", "content": "w1 w2 w3 w5"}])
     of = told(teacher, ours(), [*everything[0][:30], new])
     assert np.isnan(of.scores[-1]) and not np.isnan(of.scores[:-1]).any()
-    assert not (of.anchors[:, 0] == 30).any() and of.model == "theirs, layer 1"
+    [lesson] = of.lessons
+    assert not (lesson.anchors[:, 0] == 30).any() and lesson.model == "theirs, layer 1"
     turns = ours().turns([*everything[0][:30], new, *everything[1][:30]])
     both = told(teacher, ours(), [*everything[0][:30], new, *everything[1][:30]])
     _, fit = fit_contrastive_gate(*turns.parted(31), seed=0, taught=both)
@@ -207,12 +207,74 @@ def test_another_recipe_has_no_teacher(
 ) -> None:
     new = [Prompt([{"role": "user", "content": f"w1 w2 new {i}"}]) for i in range(8)]
     few = everything[0][:50]
-    assert teacher.taught(ours(), [*few, *new]) is None  # type: ignore[arg-type]
-    assert teacher.taught(ours(), [*few, *new[:4]]) is not None  # type: ignore[arg-type]
-    data = data_of(*everything)
-    assert taught(ours(), data, few) is None  # type: ignore[arg-type]
-    teacher.save(tmp_path / "teacher.npz")
-    assert taught(ours(), replace(data, teacher=tmp_path / "teacher.npz"), few) is not None  # type: ignore[arg-type]
+    assert taught(ours(), [teacher], [*few, *new]) is None  # type: ignore[arg-type]
+    assert taught(ours(), [teacher], [*few, *new[:4]]) is not None  # type: ignore[arg-type]
+    assert taught(ours(), [], few) is None  # type: ignore[arg-type]
+
+
+def test_of_two_teachers_the_one_that_is_most_alike_is_begun_with(
+    teacher: Teacher, everything: tuple[list[Prompt], list[Prompt]]
+) -> None:
+    """And what is learnt of each prompt is what both held of it."""
+    second = teacher_on(Reader(48, 4, r" ?w\d+"), *everything, name="other")
+    both = [*everything[0], *everything[1]]
+    turns, of = ours().turns(both), told([teacher, second], ours(), both)
+    single = [told(each, ours(), both) for each in (teacher, second)]
+    assert [lesson.model for lesson in of.lessons] == ["theirs, layer 1", "other, layer 1"]
+    assert np.allclose(of.scores, np.mean([each.scores for each in single], axis=0), atol=1e-5)
+    assert np.array_equal(of.folds, single[0].folds) and np.array_equal(of.folds, single[1].folds)
+
+    flat = turns.states.astype(np.float32)
+    lengths = np.diff(turns.offsets)
+
+    def states(rows: np.ndarray) -> np.ndarray:
+        return flat[turns.offsets[rows[:, 0]] + rows[:, 1]]
+
+    rng = np.random.default_rng(0)
+    shuffled = [replace(each, heads=each.heads[rng.permutation(len(each.heads))]) for each in of.lessons]
+    for i in (0, 1):  # only this one says something
+        lessons = [lesson if k == i else shuffled[k] for k, lesson in enumerate(of.lessons)]
+        begun = replace(of, lessons=lessons).start(states, lengths)
+        wanted = single[i].start(states, lengths)
+        assert begun is not None and wanted is not None and torch.equal(begun.weight, wanted.weight)
+    assert replace(of, lessons=shuffled).start(states, lengths) is None
+
+
+def test_it_goes_as_far_from_the_teacher_as_does_best(
+    teacher: Teacher, everything: tuple[list[Prompt], list[Prompt]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, few = ours(), [side[:120] for side in everything]
+    turns, of = (reader.turns(few[0]), reader.turns(few[1])), told(teacher, reader, [*few[0], *few[1]])
+    found: dict[tuple[float, ...], float] = {}
+    for ways in ((0.0,), (1.0,), gates.WAYS):
+        monkeypatch.setattr(gates, "WAYS", ways)
+        gate, fit = fit_contrastive_gate(*turns, seed=0, taught=of)
+        found[ways] = fit.auroc
+        if ways == (0.0,):
+            data = gates._Standardised(turns)
+            start = of.start(data.tokens, data.lengths)
+            assert start is not None and np.array_equal(gate.query, start.query.detach().numpy())
+    at_first, learnt, between = found.values()
+    assert between >= max(at_first, learnt) and at_first != learnt, found
+
+
+def test_what_one_teacher_does_not_know_the_other_may(
+    teacher: Teacher, everything: tuple[list[Prompt], list[Prompt]]
+) -> None:
+    short = replace(teacher, places=teacher.places[:-1], folds=teacher.folds[:-1], scores=teacher.scores[:-1])
+    both = [*everything[0], *everything[1]]
+    of = told([short, teacher], ours(), both)
+    assert not np.isnan(of.scores).any()
+    assert np.isnan(told(short, ours(), both).scores).sum() == 1
+
+
+def test_teachers_part_the_prompts_alike(teacher: Teacher, tmp_path: Path) -> None:
+    files = [tmp_path / "one.npz", tmp_path / "two.npz"]
+    teacher.save(files[0])
+    replace(teacher, folds=(teacher.folds + 1) % FOLDS).save(files[1])
+    assert len(load_teachers([files[0], files[0]])) == 2
+    with pytest.raises(DataError, match=r"two.npz: made of another recipe than one.npz"):
+        load_teachers(files)
 
 
 def test_the_file_is_what_was_saved(teacher: Teacher, tmp_path: Path) -> None:
@@ -275,24 +337,24 @@ def smollm2_data(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> obj
     llama.close()
 
 
-def test_the_teacher_of_safety_knows_its_recipe() -> None:
+def test_the_teachers_of_safety_know_their_recipe() -> None:
     data = load_recipe("safety")
-    assert data.teacher is not None
-    teacher, order = Teacher.load(data.teacher), data.ordered[:PROMPTS]
-    assert str(teacher.model).startswith("qwen2.5-coder-0.5b")
-    places = {int(place): i for i, place in enumerate(teacher.places)}
-    rows = [places.get(prompt.place) for _, prompt in order]
-    assert sum(row is not None for row in rows) > 0.99 * len(order)
-    needs = np.array([needs for (needs, _), row in zip(order, rows, strict=True) if row is not None])
-    scores = teacher.scores[[row for row in rows if row is not None]].astype(float)
-    assert (auroc(scores[needs], scores[~needs]) or 0) > 0.95
-    assert (np.bincount(teacher.folds) > 0.1 * len(rows)).all()
-    folds: dict[str, set[int]] = {}
-    for fold, (_, prompt) in zip(teacher.folds_of([prompt for _, prompt in order]), order, strict=True):
-        folds.setdefault(prompt.family, set()).add(int(fold))
-    assert all(len(each) == 1 for family, each in folds.items() if family)
+    order = data.ordered[:PROMPTS]
+    prompts_of, needs = [prompt for _, prompt in order], np.array([needs for needs, _ in order])
+    teachers = load_teachers(data.teachers)
+    assert [str(each.model).split("-")[0].lower() for each in teachers] == ["qwen2.5", "smollm2"]
+    for teacher in teachers:
+        scores = teacher.scores_of(prompts_of)
+        known = ~np.isnan(scores)
+        assert known.mean() > 0.99
+        assert (auroc(scores[known & needs], scores[known & ~needs]) or 0) > 0.93
+        assert (np.bincount(teacher.folds) > 0.1 * len(order)).all()
+        folds: dict[str, set[int]] = {}
+        for fold, prompt in zip(teacher.folds_of(prompts_of), prompts_of, strict=True):
+            folds.setdefault(prompt.family, set()).add(int(fold))
+        assert all(len(each) == 1 for family, each in folds.items() if family)
 
 
 def test_without_a_teacher_nothing_is_told() -> None:
     data = data_of(*prompts(40, seed=1))
-    assert data.teacher is None and load_recipe("truthful").teacher is None
+    assert not data.teachers and not load_recipe("truthful").teachers

@@ -592,5 +592,4 @@ def test_it_is_imported_without_transformers() -> None:
 def test_parts(
     lengths: list[int], at_most: int, n_tokens: int, wanted: list[range], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "TOKENS", n_tokens)
-    assert list(module._parts(lengths, at_most)) == wanted
+    assert list(module._parts(lengths, at_most, n_tokens)) == wanted

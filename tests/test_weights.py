@@ -27,6 +27,7 @@ def test_by_itself_only_refusals_of_small_models(llama: SteeredLlama, monkeypatc
     monkeypatch.setattr(weights, "MAX_PARAMETERS", llama.n_parameters)
     assert learns_by_itself(llama, "refusal")
     monkeypatch.setattr(weights, "MAX_PARAMETERS", llama.n_parameters - 1)
+    monkeypatch.setattr(weights, "MAX_FAST_PARAMETERS", llama.n_parameters - 1)
     assert not learns_by_itself(llama, "refusal")
     monkeypatch.undo()
     for missing in ("accelerate", "transformers"):
@@ -74,6 +75,7 @@ def test_weights_are_opened_by_themselves_where_they_are_few(
 ) -> None:
     assert weights.opens_by_itself(llama)
     monkeypatch.setattr(weights, "MAX_PARAMETERS", llama.n_parameters - 1)
+    monkeypatch.setattr(weights, "MAX_FAST_PARAMETERS", llama.n_parameters - 1)
     assert not weights.opens_by_itself(llama)
 
 
@@ -119,7 +121,7 @@ def test_they_are_read_without_the_vocabulary(llama: SteeredLlama, monkeypatch: 
     short = weights_of(llama).state_dict()
     original = Path(llama.model_path)
     assert len(read) == 1 and read[0] != original and not read[0].exists()
-    monkeypatch.setattr(weights, "_write_without_vocabulary", lambda path, short: short.write_text("nothing") > 0)
+    monkeypatch.setattr(weights, "_write_part", lambda path, short, **_: short.write_text("nothing") > 0)
     whole = weights_of(llama).state_dict()
     assert read[2:] == [original] and [*short] == [*whole] and all(torch.equal(short[k], whole[k]) for k in whole)
 
@@ -134,6 +136,6 @@ def test_a_header_with_lists_of_its_own_is_not_copied(tmp_path: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    assert weights._write_without_vocabulary(path, tmp_path / "short.gguf")
-    assert not weights._write_without_vocabulary(tmp_path / "lists.gguf", tmp_path / "none.gguf")
+    assert weights._write_part(path, tmp_path / "short.gguf")
+    assert not weights._write_part(tmp_path / "lists.gguf", tmp_path / "none.gguf")
     assert not (tmp_path / "none.gguf").exists()

@@ -230,7 +230,7 @@ def _tell(profile: Profile, kept: Path, model: str, chat_with: str, reference: s
     facts = profile.training
     n_read, n_prompts = facts.get("prompts_for_gate", 0), facts.get("pairs", 0) + facts.get("contrast_prompts", 0)
     if 0 < n_read < n_prompts:
-        teacher = f", beginning with that of {facts['teacher']}" if facts.get("teacher") else ""
+        teacher = f", taught by {' and '.join(facts['teachers'])}" if facts.get("teachers") else ""
         more = f"; --minutes {3 * facts['minutes']:g} goes on from there" if facts.get("minutes") else ""
         click.echo(f"  prompts   the gate learnt from {n_read:,} of {n_prompts:,}{teacher}{more}")
     stages = sorted(profile.training["stages"].items(), key=lambda stage: -stage[1])

@@ -78,7 +78,7 @@ def assemble(
         training={
             **_provenance(run, stopwatch),
             "prompts_for_gate": len(read.prompts) if read else 0,
-            "teacher": read.teacher if read else "",
+            "teachers": list(read.teachers) if read else [],
             "pairs_for_experts": learnt.n_pairs,
             "expert_shares": {str(layer): learnt.shares[layer] for layer in chosen.layers if layer in learnt.shares},
             "figures": {

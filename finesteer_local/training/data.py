@@ -84,7 +84,7 @@ class TrainingData:
             than from the pairs' rejected answers: what the model would have said is a better start than a stock one.
         pooled: the answers were dealt from a pool, so that any of them goes with any prompt.
         kinds: the kinds of request that the profile is to tell apart; () where it is to tell none.
-        teacher: the file of what the recipe's gate learnt on another model (teacher.py); None where there is none.
+        teachers: the files of what the recipe's gate learnt on other models (teacher.py), one each.
     """
 
     name: str
@@ -97,7 +97,7 @@ class TrainingData:
     own_replies: bool = False
     pooled: bool = False
     kinds: Sequence[KindOf] = ()
-    teacher: Path | None = None
+    teachers: Sequence[Path] = ()
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):  # it also names files

@@ -77,17 +77,22 @@ EFFORTS = {
 }
 """Each doubling of the prompts is worth .04 to .08 of the plain requests that a small model's gate recognises,
 whichever they are (docs/experiments.md)."""
-LARGE = 2_000_000_000
-"""Parameters from which on a gate reads as many tokens as cost what a model of this size pays for its own: at eight
-billion 10,000 prompts would be the better part of an hour on a laptop, and a first gate comes of a quarter of them."""
+SMALL = 300_000_000
+"""Parameters up to which a model needs all of the lessons to decline in good order; a larger one, half of them."""
+LARGE = 1_000_000_000
+_FALL = 0.7
+"""From so many parameters on a gate reads fewer prompts: half as many at 2.7 billion, a quarter at seven. Otherwise the
+prompts of `standard` would be the better part of an hour on a laptop there."""
 
 
 def effort_of(quality: str, n_parameters: int) -> Effort:
     """What a quality means for a model of this size; all of the recipe's prompts are all whatever it costs."""
     effort = EFFORTS[quality]
+    if n_parameters > SMALL:
+        effort = replace(effort, lessons=effort.lessons // 2)
     if effort.prompts is None or n_parameters <= LARGE:
         return effort
-    return replace(effort, prompts=max(MIN_PROMPTS, effort.prompts * LARGE // n_parameters))
+    return replace(effort, prompts=max(MIN_PROMPTS, round(effort.prompts * (LARGE / n_parameters) ** _FALL)))
 
 
 @dataclass(frozen=True)
@@ -159,7 +164,7 @@ _PAIR = 1.5  # answers' worth of time that a pair takes: the reply, and reading 
 
 def fit_seconds(n_prompts: int, data: TrainingData) -> float:
     """Seconds that gate and kinds take for so many of the prompts of `data`, once these have been read."""
-    taught = data.teacher is not None and n_prompts <= PROMPTS
+    taught = bool(data.teachers) and n_prompts <= PROMPTS
     return n_prompts * (TAUGHT_SECONDS if taught else FIT_SECONDS)
 
 
@@ -190,16 +195,18 @@ def _n_computed(batch: Sequence[Example]) -> int:
     return len(batch) * max(len(example.prompt) + len(example.answer) for example in batch)
 
 
-def fitting(minutes: float, pace: Pace, *, learns: bool, judge: str) -> Effort:
-    """The most that can be done in this time, with all of the recipe's prompts that are left time for."""
+def fitting(minutes: float, pace: Pace, n_parameters: int, *, learns: bool, judge: str) -> Effort:
+    """The most that can be done in this time with a model of this size, with all of the recipe's prompts that are left
+    time for."""
     most = minutes * 60 * _FIRST_PART - SETTING_UP
-    fits = [each for each in EFFORTS.values() if pace.first_part(each, learns=learns, judge=judge) <= most]
+    efforts = [effort_of(quality, n_parameters) for quality in EFFORTS]
+    fits = [each for each in efforts if pace.first_part(each, learns=learns, judge=judge) <= most]
     watched = 0
     if pace.watched:
         last = minutes * 60 * LAST_PART
         watched = min(int(last / pace.watched), max(each.watched for each in EFFORTS.values()))
         watched = watched if watched >= MIN_WATCHED else 0
-    return replace(fits[-1] if fits else EFFORTS["quick"], prompts=None, watched=watched)
+    return replace(fits[-1] if fits else efforts[0], prompts=None, watched=watched)
 
 
 def least_seconds(effort: Effort, pace: Pace, n_prompts: int, *, learns: bool, judge: str) -> float:

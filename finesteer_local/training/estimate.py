@@ -52,7 +52,7 @@ def estimate_seconds(
         effort = (
             effort_of(quality, llama.n_parameters)
             if quality
-            else fitting(minutes, pace, learns=learns, judge=data.judge)
+            else fitting(minutes, pace, llama.n_parameters, learns=learns, judge=data.judge)
         )
     n_prompts = len(data.positive) + len(data.contrast)
     whole = pace.whole(effort, min(n_prompts, effort.prompts or n_prompts), learns=learns, judge=data.judge)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,13 +21,13 @@ PORTION = 2000
 class GateData:
     """Prompts that need intervention, then those that do not, and the hidden states of their last turns.
 
-    `teacher` is the model whose gate says more of them (teacher.py); "" for none.
+    `teachers` are the models whose gates say more of them (teacher.py).
     """
 
     positive: list[Prompt]
     contrast: list[Prompt]
     turns: Turns
-    teacher: str = ""
+    teachers: Sequence[str] = ()
 
     @property
     def prompts(self) -> list[Prompt]:

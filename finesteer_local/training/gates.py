@@ -36,6 +36,11 @@ TAUGHT_EPOCHS = 8
 """Who begins with what a teacher knows (teacher.py) needs half as many, and smaller steps, to keep it."""
 TAUGHT_RATE = 1e-3
 TAUGHT_FULL = 4000  # from fewer examples the steps are smaller by as much
+WAYS = (0.0, 0.3, 0.5, 0.7, 1.0)
+"""How far such probes go from what they began with to what they learnt: as far as does best on what is held out. What a
+teacher of the model's own kind gave them is better than what they make of it from a part of its prompts; weights
+between the two are often better than both (WiSE-FT, arXiv 2109.01903)."""
+COMPARED = 4000  # prompts that tell which is best
 SOFT = 0.5
 """So much of what a probe learns of a prompt is what the teacher held of it; the rest is its label."""
 DROPOUT = 0.2
@@ -158,7 +163,10 @@ def fit_contrastive_gate(
     folds = folds_of(labels, np.array(families or [""] * len(labels)), seed) if taught is None else taught.folds
     form = np.array(forms or [PLAIN] * len(labels))
     examples = _examples(data.lengths, labels, requests or [None] * len(labels), seed)
-    probes = _train(data, examples, folds, seed, progress, taught)
+    start = _start(data, taught)
+    probes = _train(data, examples, folds, seed, progress, taught, start)
+    if start is not None:
+        probes = _between(start, probes, data, labels, folds, seed)
     held_out = _score(probes, data)[np.arange(len(labels)), folds]
     sent = held_out[(labels == 0) & np.isin(form, SENT)]
     calibrated = sent if len(sent) else held_out[labels == 0]
@@ -386,6 +394,7 @@ def _train(
     seed: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
     taught: Taught | None = None,
+    start: Probes | None = None,
 ) -> Probes:
     """Probes, the one of each fold trained on the rows that are not in it.
 
@@ -394,7 +403,7 @@ def _train(
     rng = np.random.default_rng(seed)
     kept = data.kept(fast_dtype())
     unseen = torch.from_numpy(folds)[[each.row for each in examples], None] != torch.arange(FOLDS)
-    start, targets = _start(data, taught), _targets(examples, taught)
+    targets = _targets(examples, taught)
     begin, steps = start or _drawn(len(data.mean), seed), _steps(len(examples), start)
     parts = torch.split(torch.arange(FOLDS), FOLDS // GROUPS)
     groups = [_Group(kept, examples, targets, unseen[:, part], begin.part(part), steps, seed) for part in parts]
@@ -407,11 +416,22 @@ def _train(
 
 
 def _start(data: _Standardised, taught: Taught | None) -> Probes | None:
-    """What the teacher has the probes begin with; None without one, or where it is of no use to this model."""
-    if taught is None:
-        return None
-    last = np.stack([taught.ends, data.lengths[taught.ends] - 1], axis=1)
-    return taught.start(data.tokens(taught.anchors), data.tokens(last))
+    """What a teacher has the probes begin with; None without one, or where none is of use to this model."""
+    return None if taught is None else taught.start(data.tokens, data.lengths)
+
+
+def _between(
+    start: Probes, learnt: Probes, data: _Standardised, labels: Array, folds: NDArray[np.intp], seed: int
+) -> Probes:
+    """Probes on the way from `start` to `learnt` that tell held-out turns apart best."""
+    rows = np.random.default_rng(seed).permutation(len(labels))[:COMPARED]
+    needs = labels[rows] == 1
+
+    def held_out(probes: Probes) -> float:
+        scores = _score(probes, data, rows.tolist())[np.arange(len(rows)), folds[rows]]
+        return auroc(scores[needs], scores[~needs]) or 0.0
+
+    return max((start.towards(learnt, way) for way in WAYS), key=held_out)
 
 
 @torch.no_grad()
@@ -440,9 +460,10 @@ def _steps(n_examples: int, start: Probes | None) -> _Steps:
 
 
 @torch.no_grad()
-def _score(probes: Probes, data: _Standardised) -> Array:
-    """Scores of every turn by every fold's probe, (n, FOLDS): from float32, as the gate will."""
-    rows = range(len(data.lengths))
+def _score(probes: Probes, data: _Standardised, rows: Sequence[int] | None = None) -> Array:
+    """Scores of every turn, or of those that are named, by every fold's probe, (n, FOLDS): from float32, as the gate
+    will."""
+    rows = range(len(data.lengths)) if rows is None else rows
     batches = (data.batch(rows[start : start + BATCH]) for start in range(0, len(rows), BATCH))
     return np.concatenate([probes(x, lengths).numpy() for x, lengths in batches])
 

@@ -24,7 +24,7 @@ from finesteer_local.training.gates import folds_of
 from finesteer_local.training.model_data import ModelData, Turns
 from finesteer_local.training.probes import FOLDS, HEADS
 from finesteer_local.training.recipes import load_data, recipe_names
-from finesteer_local.training.teacher import Teacher
+from finesteer_local.training.teacher import load_teachers
 
 A_WEIGHT = 8
 UNSEEN = -1
@@ -117,11 +117,11 @@ def _folds(profile: Profile, data: TrainingData) -> tuple[NDArray[np.intp], bool
     taken = order[:n]
     rows = [i for i, (needs, _) in enumerate(taken) if needs] + [i for i, (needs, _) in enumerate(taken) if not needs]
     prompts = [taken[i][1] for i in rows]
-    if name := facts.get("teacher"):
-        teacher = Teacher.load(data.teacher) if data.teacher else None
-        if teacher is None or str(teacher.model) != name:
+    if names := facts.get("teachers"):
+        teachers = [teacher for teacher in load_teachers(data.teachers) if str(teacher.model) in names]
+        if len(teachers) < len(names):
             return folds, False
-        folds[rows] = teacher.folds_of(prompts)
+        folds[rows] = teachers[0].folds_of(prompts)
     else:
         labels = np.array([taken[i][0] for i in rows], np.float32)
         folds[rows] = folds_of(labels, np.array([p.family for p in prompts]), int(facts.get("seed") or 0))

@@ -17,29 +17,22 @@ What runs through the layers, and the norms, stay float32. Only the layers that 
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from gguf import dequantize
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from finesteer_local.errors import ModelError
-from finesteer_local.gguf_file import DamagedGGUF, Header, read_header
 from finesteer_local.training.memory import give_back
+from finesteer_local.training.stored import LEVELS, TINY, product, stored
+from finesteer_local.training.tensor_file import Shape, TensorFile
 
-_PAIRED = "llama"  # rotates neighbouring numbers of a head; the others its two halves (llama.cpp: LLAMA_ROPE_TYPE_NORM)
-ARCHITECTURES = (_PAIRED, "qwen2", "qwen3")
-_MAX_ITEMS = 1 << 24
 _MOVED = 0.55  # how much of the range of inputs the weights get: alpha of SmoothQuant
-_LEVELS = 127.0
-_TINY = 1e-12
 BLOCK = 64
 """Tokens that look together; fewer are multiplied less efficiently, more look at too much."""
 _COLUMNS = 128  # what a block looks at, the least, and doubled: blocks alike in it look together
@@ -55,83 +48,6 @@ LARGEST = 3 << 28
 """Bytes that matrices in bfloat16 may take; more are kept in 8 bits."""
 _TRIED = 512  # tokens by which the precisions are timed
 _REPEATS = 5
-
-
-class _Shape(NamedTuple):
-    """What a model's metadata says of its layers."""
-
-    n_embd: int
-    n_heads: int
-    n_groups: int  # heads of keys and values
-    n_rot: int  # of a head, all of which are rotated
-    epsilon: float
-    base: float
-    paired: bool
-
-    @property
-    def share(self) -> int:
-        """Heads that read the same keys and values."""
-        return self.n_heads // self.n_groups
-
-    @classmethod
-    def of(cls, header: Header) -> _Shape:
-        architecture = header.values["general.architecture"]
-        if architecture not in ARCHITECTURES:
-            raise ModelError(f"the architecture {architecture} is not read in PyTorch")
-
-        def value(key: str, default: Any = None) -> Any:
-            return header.values.get(f"{architecture}.{key}", default)
-
-        n_embd, n_heads = int(value("embedding_length")), int(value("attention.head_count"))
-        n_rot = int(value("attention.key_length", n_embd // n_heads))
-        if value("rope.scaling.type", "none") != "none" or int(value("rope.dimension_count", n_rot)) != n_rot:
-            raise ModelError("positions that are scaled or rotate in part are not read in PyTorch")
-        return cls(
-            n_embd=n_embd,
-            n_heads=n_heads,
-            n_groups=int(value("attention.head_count_kv", n_heads)),
-            n_rot=n_rot,
-            epsilon=float(value("attention.layer_norm_rms_epsilon")),
-            base=float(value("rope.freq_base", 10_000.0)),
-            paired=architecture == _PAIRED,
-        )
-
-
-class _File:
-    """The tensors of a GGUF file, dequantised one at a time."""
-
-    def __init__(self, path: Path) -> None:
-        try:
-            self.header = read_header(path, max_items=_MAX_ITEMS)
-        except DamagedGGUF as error:
-            raise ModelError(f"{path} cannot be read: {error}") from error
-        self._path = path
-        self.forget()
-
-    def forget(self) -> None:
-        """Let what was read go: mapped pages count as the process's memory as long as they are mapped."""
-        self._bytes = np.memmap(self._path, np.uint8, "r")
-
-    def has(self, name: str) -> bool:
-        return name in self.header.tensors
-
-    def n_weights(self, top: int) -> int:
-        """Of layers 0 to `top`, nearly all of them in matrices."""
-        layers = tuple(f"blk.{index}." for index in range(top + 1))
-        return sum(math.prod(each.shape) for name, each in self.header.tensors.items() if name.startswith(layers))
-
-    def rows(self, name: str, rows: NDArray[np.intp] | None = None) -> Tensor:
-        """A tensor, or some rows of it, as float32."""
-        try:
-            tensor = self.header.tensors[name]
-        except KeyError as error:
-            raise ModelError(f"the model has no tensor {name}") from error
-        data = self._bytes[tensor.start : tensor.start + tensor.n_bytes].reshape(tensor.shape[0], -1)
-        numbers = data if rows is None else data[rows]
-        if tensor.kind.name in ("F32", "F16"):  # gguf's dequantize wants these typed
-            numbers = np.ascontiguousarray(numbers).view(np.float32 if tensor.kind.name == "F32" else np.float16)
-        found = np.array(dequantize(np.ascontiguousarray(numbers), tensor.kind), np.float32)
-        return torch.from_numpy(found if len(tensor.shape) > 1 else found.reshape(-1))
 
 
 class _Float:
@@ -151,8 +67,8 @@ class _Float:
         Args:
             shared: makes inputs that cannot be divided apart have one divisor.
         """
-        scale = self.greatest.clamp(min=_TINY) ** _MOVED / self.weight.abs().amax(0).clamp(min=_TINY) ** (1 - _MOVED)
-        scale = shared(scale.clamp(min=_TINY))
+        scale = self.greatest.clamp(min=TINY) ** _MOVED / self.weight.abs().amax(0).clamp(min=TINY) ** (1 - _MOVED)
+        scale = shared(scale.clamp(min=TINY))
         self.weight = self.weight * scale
         return scale
 
@@ -161,14 +77,14 @@ class _Int8:
     """A matrix (n_out, n_in) in 8 bits, with a bias (n_out,) in float32."""
 
     def __init__(self, source: _Float) -> None:
-        self.scale = source.weight.abs().amax(1).clamp_(min=_TINY).div_(_LEVELS)
+        self.scale = source.weight.abs().amax(1).clamp_(min=TINY).div_(LEVELS)
         self.weight = torch.div(source.weight, self.scale[:, None]).round_().to(torch.int8).t().contiguous()
         self.bias = source.bias
 
     def __call__(self, inputs: Tensor) -> Tensor:
         # Not `aminmax`, which takes eight times as long over a row.
         greatest = torch.maximum(inputs.amax(-1, keepdim=True), inputs.amin(-1, keepdim=True).neg_())
-        scale = greatest.clamp_(min=_TINY).div_(_LEVELS)
+        scale = greatest.clamp_(min=TINY).div_(LEVELS)
         levels = torch.div(inputs, scale).round_().to(torch.int8)
         out = torch.mul(torch._int_mm(levels, self.weight), self.scale).mul_(scale)
         return out if self.bias is None else out.add_(self.bias)
@@ -188,25 +104,13 @@ class _Bfloat16:
 class _Stored:
     """A matrix (n_out, n_in) that is kept in 8 bits and multiplied in bfloat16, in which these are exact."""
 
-    _rooms = threading.local()  # where a thread has the matrix that it is multiplying by
-
     def __init__(self, source: _Float) -> None:
-        least = source.weight.abs().amax(1).clamp_(min=_TINY).div_(_LEVELS)
-        self.scale = least.mul_(1 + 2**-7).to(torch.bfloat16)  # whichever way that is rounded, no level is beyond 127
-        self.weight = torch.div(source.weight, self.scale.float()[:, None]).round_().to(torch.int8)
+        self.weight, self.scale = stored(source.weight)
         self.bias = None if source.bias is None else source.bias.to(torch.bfloat16)
 
     def __call__(self, inputs: Tensor) -> Tensor:
-        weight = self._room(self.weight.numel()).view(self.weight.shape).copy_(self.weight)
-        out = functional.linear(inputs.to(torch.bfloat16), weight).mul_(self.scale)
+        out = product(inputs.to(torch.bfloat16), self.weight, self.scale)
         return out if self.bias is None else out.add_(self.bias)
-
-    def _room(self, n: int) -> Tensor:
-        """Room for n numbers, the same again and again: asking the system for as much takes longer than the product."""
-        kept: Tensor | None = getattr(self._rooms, "kept", None)
-        if kept is None or len(kept) < n:
-            kept = self._rooms.kept = torch.empty(n, dtype=torch.bfloat16)
-        return kept[:n]
 
 
 _Matrix = _Float | _Int8 | _Bfloat16 | _Stored
@@ -257,7 +161,7 @@ class Places(NamedTuple):
 class _Layer:
     """One block: attention and a gated feed-forward network, each behind an RMS norm."""
 
-    def __init__(self, file: _File, index: int, shape: _Shape) -> None:
+    def __init__(self, file: TensorFile, index: int, shape: Shape) -> None:
         def named(name: str) -> Tensor:
             return file.rows(f"blk.{index}.{name}")
 
@@ -371,7 +275,7 @@ class _Layer:
         self.qkv, self.output, self.gate_up, self.down = map(_Int8, (qkv, output, gate_up, down))
 
 
-def _by_place(rows: Tensor, shape: _Shape) -> Tensor:
+def _by_place(rows: Tensor, shape: Shape) -> Tensor:
     """Rows of all heads, those of a group together, as (share, n_groups, n_rot) instead."""
     grouped = rows.reshape(shape.n_groups, shape.share, shape.n_rot, *rows.shape[1:])
     return grouped.transpose(0, 1).reshape(rows.shape)
@@ -395,8 +299,8 @@ class LowerLayers:
     """
 
     def __init__(self, path: Path, top: int, precision: Precision, sample: Sequence[int]) -> None:
-        file = _File(path)
-        self._file, self.shape = file, _Shape.of(file.header)
+        file = TensorFile(path)
+        self._file, self.shape = file, Shape.of(file.header)
         self._frequencies = _frequencies(file, self.shape)
         self._dtype = _HEADS[precision]
         self._layers: list[_Layer] = []
@@ -447,7 +351,7 @@ def causal(n: int) -> NDArray[np.bool_]:
     return np.tril(np.ones((n, n), np.bool_))
 
 
-def _frequencies(file: _File, shape: _Shape) -> Tensor:
+def _frequencies(file: TensorFile, shape: Shape) -> Tensor:
     """By how much a position turns each pair of a head, (n_rot / 2,)."""
     turns = torch.arange(0, shape.n_rot, 2, dtype=torch.float64) / shape.n_rot
     frequencies = shape.base**-turns
@@ -455,7 +359,7 @@ def _frequencies(file: _File, shape: _Shape) -> Tensor:
 
 
 def _places(
-    shape: _Shape, frequencies: Tensor, positions: NDArray[np.intp], sees: NDArray[np.bool_], dtype: torch.dtype
+    shape: Shape, frequencies: Tensor, positions: NDArray[np.intp], sees: NDArray[np.bool_], dtype: torch.dtype
 ) -> Places:
     """See `LowerLayers.places`; the masks are of `dtype`, as the heads are."""
     angles = torch.from_numpy(positions).double()[:, None, None] * frequencies
@@ -494,8 +398,8 @@ def quicker(path: Path, top: int) -> Precision:
     Raises:
         ModelError: the model's architecture, or something in it, is not known here.
     """
-    file = _File(path)
-    shape = _Shape.of(file.header)
+    file = TensorFile(path)
+    shape = Shape.of(file.header)
     if not _has_bfloat16():
         return "int8"
     tried: tuple[Precision, Precision] = "int8", "bfloat16"

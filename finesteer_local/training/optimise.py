@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.checkpoint import checkpoint
 
 from finesteer_local.errors import DataError
 from finesteer_local.runtime.packing import shared_length
@@ -29,7 +31,7 @@ from finesteer_local.training.data import Pair
 from finesteer_local.training.model_data import pair_tokens
 from finesteer_local.training.progress import Progress
 from finesteer_local.training.trials import ANSWER_TOKENS
-from finesteer_local.training.weights import WITHOUT, logits_of
+from finesteer_local.training.weights import WITHOUT, in_8_bits, logits_of
 
 MANY = 8  # pairs of a step
 RATE = 0.05  # Adam's, for these; one pass over them
@@ -167,7 +169,7 @@ def _learn(
     last = 1 / len(batches) if falling else 1.0
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, last, total_iters=len(batches))
     mask: list[torch.Tensor] = []
-    with _added(model, layers, vectors, mask), _plain_attention(model):
+    with _added(model, layers, vectors, mask), _plain_attention(model), _forgetful(model):
         beginning = _beginning(model, batches, mask)
         for done, batch in enumerate(batches, 1):
             loss = loss_of(_logprobs(model, batch, mask, beginning))
@@ -216,6 +218,20 @@ def _plain_attention(model: Any) -> Iterator[None]:
         yield
     finally:
         model.set_attn_implementation(before)
+
+
+@contextmanager
+def _forgetful(model: Any) -> Iterator[None]:
+    """While it lasts what a larger model's feed-forward networks compute is computed again to be differentiated: to
+    keep it would take three quarters of the memory that learning takes beside the weights."""
+    networks = [block.mlp for block in model.get_decoder().layers] if in_8_bits(model) else []
+    for network in networks:
+        network.forward = partial(checkpoint, network.forward, use_reentrant=False)
+    try:
+        yield
+    finally:
+        for network in networks:
+            del network.forward  # its class's own
 
 
 class _Beginning(NamedTuple):

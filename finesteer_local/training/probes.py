@@ -66,6 +66,14 @@ class Probes(nn.Module):
         made.bias.copy_(torch.cat([part.bias for part in parts]))
         return made
 
+    @torch.no_grad()
+    def towards(self, other: Probes, way: float) -> Probes:
+        """Probes whose weights lie this share of the way from these to the other's."""
+        made = Probes(len(self.weight), self.window, len(self.bias))
+        for mine, theirs, between in zip(self.parameters(), other.parameters(), made.parameters(), strict=True):
+            between.copy_(torch.lerp(mine, theirs, way))
+        return made
+
     def forward(
         self,
         x: torch.Tensor,

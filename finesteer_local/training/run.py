@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,7 +21,7 @@ from finesteer_local.training.model_data import ModelData, run_folder
 from finesteer_local.training.pairs import DELTA_TOKENS, HANDFUL, MAX_PAIRS
 from finesteer_local.training.progress import Progress
 from finesteer_local.training.settings import TrainingSettings
-from finesteer_local.training.teacher import Teacher
+from finesteer_local.training.teacher import Teacher, load_teachers
 from finesteer_local.training.torch_engine import TIMED, faster_engine, worth_opening
 from finesteer_local.training.weights import learns_by_itself, weights_of
 
@@ -47,6 +48,7 @@ class Run:
         deadline: until when.
         layers: candidates for steering, ascending.
         learns: whether what steers is learnt through the model in PyTorch.
+        teachers: of the gate.
         progress: called with (stage, done, total).
     """
 
@@ -57,6 +59,7 @@ class Run:
     deadline: Deadline
     layers: list[int]
     learns: bool
+    teachers: Sequence[Teacher]
     progress: Progress
 
     @property
@@ -98,16 +101,16 @@ def begin(llama: TrainableModel, data: TrainingData, settings: TrainingSettings,
     """
     if settings.gated and not data.contrast:
         raise DataError("there are no prompts that must stay untouched; without them no gate can be trained")
-    if settings.gated and data.teacher is not None:
-        Teacher.load(data.teacher)  # it is read long after this, and may be damaged
+    teachers = load_teachers(data.teachers) if settings.gated else []  # needed long after this, and may be damaged
     deadline = Deadline(None if settings.quality else settings.minutes * 60)
     learns = learns_by_itself(llama, data.judge) if settings.optimise is None else settings.optimise
     try:
-        return _run(llama, data, settings, deadline, learns, progress)
+        return _run(llama, data, settings, deadline, learns, teachers, progress)
     except ModelError:
         if settings.optimise or not learns:
             raise
-        return _run(llama, data, settings, deadline, False, progress)  # differences of states do for every model
+        # Differences of states do for every model.
+        return _run(llama, data, settings, deadline, False, teachers, progress)
 
 
 def _run(
@@ -116,6 +119,7 @@ def _run(
     settings: TrainingSettings,
     deadline: Deadline,
     learns: bool,
+    teachers: Sequence[Teacher],
     progress: Progress,
 ) -> tuple[Run, Any]:
     """A run, and the model's weights where it needs them; raises `ModelError` where these cannot be read."""
@@ -135,7 +139,7 @@ def _run(
     model_data.go_to(model_data.folder / effort.name)
     if learns and weights is None and not (model_data.folder / VECTORS).exists():
         weights = opened or weights_of(llama)
-    return Run(model_data, fitting_data, settings, effort, deadline, layers, learns, progress), weights
+    return Run(model_data, fitting_data, settings, effort, deadline, layers, learns, teachers, progress), weights
 
 
 def answer_faster(model_data: ModelData, data: TrainingData, weights: Any = None) -> Any:
@@ -165,7 +169,7 @@ def _planned(
         model_data.progress("measuring this machine", 0, 1)
         pace = Pace.measured(model_data, data, layer, weights, watches=watching)
         model_data.progress("measuring this machine", 1, 1)
-        effort = fitting(settings.minutes, pace, learns=learns, judge=data.judge)
+        effort = fitting(settings.minutes, pace, model_data.llama.n_parameters, learns=learns, judge=data.judge)
         n_prompts = len(data.positive) + len(data.contrast) if settings.gated else 0
         needed = least_seconds(effort, pace, n_prompts, learns=learns, judge=data.judge) / 60
         if needed > LATE * settings.minutes:

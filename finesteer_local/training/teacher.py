@@ -13,7 +13,7 @@ the folds, and lets each probe begin with that of its fold: so what is held out 
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +27,7 @@ from sklearn.metrics import r2_score
 from finesteer_local import paths
 from finesteer_local.errors import DataError
 from finesteer_local.steering import ContrastiveGate
-from finesteer_local.training.data import Prompt, TrainingData
+from finesteer_local.training.data import Prompt
 from finesteer_local.training.model_data import ModelData
 from finesteer_local.training.probes import FOLDS, HEADS, Probes
 
@@ -54,13 +54,11 @@ _RIDGE_LAST = 0.7  # a prompt has one last token
 
 
 @dataclass(frozen=True)
-class Taught:
-    """What a teacher says of some turns, in their order.
+class Lesson:
+    """What one teacher's heads made of some turns.
 
     Attributes:
         model: which taught it.
-        folds: of each turn, (n,): the teacher's probe of that fold has not seen it.
-        scores: log-odds that each needs intervention, by that probe, (n,); NaN where the teacher does not know it.
         anchors: tokens, as rows (turn, token), (k, 2).
         heads: what the teacher's heads made of these, (k, RANK), of which `basis`, (RANK, 2 * FOLDS * HEADS), and
             `mean`, (2 * FOLDS * HEADS,), make logits and values, fold by fold.
@@ -70,8 +68,6 @@ class Taught:
     """
 
     model: str
-    folds: NDArray[np.intp]
-    scores: Array
     anchors: NDArray[np.intp]
     heads: Array
     basis: Array
@@ -80,12 +76,11 @@ class Taught:
     last: Array
     bias: float
 
-    def start(self, states: Array, last: Array) -> Probes | None:
+    def start(self, states: Array, last: Array) -> tuple[Probes, float]:
         """Probes to begin with, from the standardised states of the `anchors`, (k, n_embd), and of the last tokens of
-        the turns `ends`, (m, n_embd); None where the two models have too little in common."""
+        the turns `ends`, (m, n_embd); and the share of the heads' variance that these states explain."""
         found = Ridge(alpha=_RIDGE * len(states)).fit(states, self.heads)
-        if r2_score(self.heads, found.predict(states), multioutput="variance_weighted") < ALIKE:
-            return None
+        explained = float(r2_score(self.heads, found.predict(states), multioutput="variance_weighted"))
         heads = found.coef_.T @ self.basis  # (n_embd, 2 * FOLDS * HEADS)
         constant = found.intercept_ @ self.basis + self.mean
         added = Ridge(alpha=_RIDGE_LAST * len(last)).fit(last, self.last)
@@ -98,7 +93,40 @@ class Taught:
             probes.value.copy_(torch.from_numpy(heads[:, n:]))
             probes.last.copy_(torch.from_numpy(added.coef_)[:, None])
             probes.bias.copy_(torch.from_numpy(bias))
-        return probes
+        return probes, explained
+
+
+@dataclass(frozen=True)
+class Taught:
+    """What a recipe's teachers say of some turns, in their order.
+
+    Attributes:
+        folds: of each turn, (n,): the teachers' probes of that fold have not seen it.
+        scores: log-odds that each needs intervention, by these probes, (n,); the mean of the teachers, NaN where none
+            knows it.
+        lessons: of each teacher that has any.
+    """
+
+    folds: NDArray[np.intp]
+    scores: Array
+    lessons: Sequence[Lesson]
+
+    def start(self, states: Callable[[NDArray[np.intp]], Array], lengths: NDArray[np.intp]) -> Probes | None:
+        """Probes to begin with: those of the teacher of whom this model's states say the most.
+
+        Args:
+            states: standardised, of tokens as rows (turn, token), (n, n_embd).
+            lengths: of the turns, in tokens.
+
+        Returns:
+            None where the model has too little in common with any of them.
+        """
+        found = [
+            lesson.start(states(lesson.anchors), states(np.stack([lesson.ends, lengths[lesson.ends] - 1], axis=1)))
+            for lesson in self.lessons
+        ]
+        probes, explained = max(found, key=lambda each: each[1], default=(None, 0.0))
+        return probes if explained >= ALIKE else None
 
 
 @dataclass(frozen=True)
@@ -113,7 +141,7 @@ class Teacher:
         counts: of the first of these, how many tokens are anchors, (m,).
         offsets: where each anchor stands (`_anchors`), (k,).
         heads: what the heads made of each, in steps of `steps`, (RANK,), (k, RANK).
-        basis, mean, last, bias: see `Taught`; `last` of the first m prompts.
+        basis, mean, last, bias: see `Lesson`; `last` of the first m prompts.
     """
 
     model: NDArray[np.str_]
@@ -224,16 +252,24 @@ class Teacher:
             np.intp,
         )
 
-    def taught(self, model_data: ModelData, prompts: Sequence[Prompt]) -> Taught | None:
-        """What it says of these prompts of another model, or of its own; None where it knows too few of them."""
+    def knows(self, prompts: Sequence[Prompt]) -> bool:
+        """Whether it knows enough of these prompts to teach anything about them."""
+        return sum(prompt.place in self._rows for prompt in prompts) >= KNOWN * len(prompts)
+
+    def scores_of(self, prompts: Sequence[Prompt]) -> Array:
+        """What it held of each prompt, (n,); NaN where it does not know it."""
         known = [self._rows.get(prompt.place) for prompt in prompts]
-        if sum(row is not None for row in known) < KNOWN * len(prompts):
-            return None
+        return np.array([np.nan if row is None else self.scores[row] for row in known], np.float32)
+
+    def lesson(self, model_data: ModelData, prompts: Sequence[Prompt]) -> Lesson | None:
+        """What its heads made of these prompts, for another model, or its own; None where they made nothing of any."""
         starts = np.concatenate([[0], np.cumsum(self.counts, dtype=np.intp)])
         anchors: list[NDArray[np.intp]] = []
         rows: list[NDArray[np.intp]] = []
         ends: list[int] = []
-        for turn, (prompt, row) in enumerate(zip(prompts, known, strict=True)):
+        of: list[int] = []
+        for turn, prompt in enumerate(prompts):
+            row = self._rows.get(prompt.place)
             if row is None or row >= len(self.counts):
                 continue
             offsets, tokens = _anchors(model_data, prompt)
@@ -241,13 +277,11 @@ class Teacher:
             anchors.append(np.stack([np.full(len(here), turn), tokens[here]], axis=1))
             rows.append(starts[row] + there)
             ends.append(turn)
+            of.append(row)
         if not anchors:
             return None
-        of = [known[turn] for turn in ends]
-        return Taught(
+        return Lesson(
             model=str(self.model),
-            folds=self.folds_of(prompts),
-            scores=np.array([np.nan if row is None else self.scores[row] for row in known], np.float32),
             anchors=np.concatenate(anchors),
             heads=self.heads[np.concatenate(rows)] * self.steps,
             basis=self.basis.astype(np.float32),
@@ -258,9 +292,25 @@ class Teacher:
         )
 
 
-def taught(model_data: ModelData, data: TrainingData, prompts: Sequence[Prompt]) -> Taught | None:
-    """What the recipe's teacher says of these prompts of `data`; None where it has none, or one of another recipe."""
-    return None if data.teacher is None else Teacher.load(data.teacher).taught(model_data, prompts)
+def load_teachers(paths: Sequence[Path]) -> list[Teacher]:
+    """A recipe's teachers; raises `DataError` for a file that is none, or that has folds of its own."""
+    found = [Teacher.load(path) for path in paths]
+    for path, teacher in zip(paths[1:], found[1:], strict=True):
+        _, here, there = np.intersect1d(found[0].places, teacher.places, return_indices=True)
+        if (found[0].folds[here] != teacher.folds[there]).any():
+            raise DataError(f"{path}: made of another recipe than {paths[0].name}; make both anew from this one")
+    return found
+
+
+def taught(model_data: ModelData, teachers: Sequence[Teacher], prompts: Sequence[Prompt]) -> Taught | None:
+    """What a recipe's teachers say of these prompts of another model, or of one's own; None where they know too few."""
+    knowing = [teacher for teacher in teachers if teacher.knows(prompts)]
+    lessons = [teacher.lesson(model_data, prompts) for teacher in knowing]
+    found = [lesson for lesson in lessons if lesson is not None]
+    if not found:
+        return None
+    held = np.ma.masked_invalid([teacher.scores_of(prompts) for teacher in knowing])
+    return Taught(knowing[0].folds_of(prompts), held.mean(axis=0).filled(np.nan).astype(np.float32), found)
 
 
 def _anchors(

@@ -29,7 +29,7 @@ from finesteer_local.runtime.trainable import Asked, TrainableModel, WholeAnswer
 from finesteer_local.small_cache import SmallCache
 from finesteer_local.training.precision import choice_key
 from finesteer_local.training.transformers_tap import BlockRows, Stop, steered_rows, whole_plan
-from finesteer_local.training.weights import logits_of, opens_by_itself
+from finesteer_local.training.weights import in_8_bits, logits_of, opens_by_itself
 
 Array = NDArray[np.float32]
 
@@ -37,8 +37,9 @@ LEAST_PARAMETERS = 20_000_000
 """Smaller models answer at once by any means."""
 AT_ONCE = 64
 """Answers that are written together: each step reads all weights, whose memory is slower than what multiplies."""
-TOKENS = 8192
-"""Tokens of prompts, padding included, that are computed at once: what they need of memory stays below 1 GB."""
+TOKENS, FEWER_TOKENS = 8192, 4096
+"""Tokens of prompts, padding included, that are computed at once: what they need of memory stays below 1 GB, and below
+half of that for larger models, whose weights are in 8 bits."""
 TIMED = 16
 """Answers by which the two are compared."""
 _TIMED_TOKENS = 12
@@ -78,10 +79,11 @@ def faster_engine(llama: TrainableModel, weights: Any, prompts: Sequence[Sequenc
     wins = _choices.get(key)
     engine = None if wins is False else _engine(llama, weights)
     if not isinstance(wins, bool):
-        wins = (
-            engine is not None
-            and _agree(engine, llama, prompts[:_COMPARED])
-            and _seconds(engine, prompts) < _seconds(llama, prompts)
+        # 8 bits are of a known architecture, and opened only where PyTorch is far ahead; to find out would take a
+        # minute, and the memory of both.
+        wins = engine is not None and (
+            in_8_bits(weights)
+            or (_agree(engine, llama, prompts[:_COMPARED]) and _seconds(engine, prompts) < _seconds(llama, prompts))
         )
         _choices.keep(key, wins)
     return engine if engine is not None and wins else llama
@@ -161,7 +163,7 @@ class TorchEngine:
         requests = [chat_request(self.llama, each, seed=i, **options) for i, each in enumerate(conversations, seed)]
         for request in requests:
             request.check(self.llama, self.llama.n_ctx())
-        for rows in _parts([len(request.prompt) for request in requests], AT_ONCE):
+        for rows in self._parts([len(request.prompt) for request in requests], AT_ONCE):
             yield from self._answered([requests[i] for i in rows])
 
     @torch.inference_mode()
@@ -184,11 +186,11 @@ class TorchEngine:
         steerings = [Steering(self.llama.steer, turn) for _, _, turn in asked]
         decided: list[SteeredRequest] = []
         prompts = [prompt for prompt, _, _ in asked]
-        for rows in _parts(list(map(len, prompts)), len(prompts)):
+        for rows in self._parts(list(map(len, prompts)), len(prompts)):
             decided += self._decided([prompts[i] for i in rows], [steerings[i] for i in rows])
         rows_of = [(i, answer) for i, (_, answers, _) in enumerate(asked) for answer in answers]
         found: list[list[NDArray[np.float64]]] = [[] for _ in asked]
-        for part in _parts([len(prompts[i]) + len(answer) for i, answer in rows_of], len(rows_of)):
+        for part in self._parts([len(prompts[i]) + len(answer) for i, answer in rows_of], len(rows_of)):
             some = [rows_of[at] for at in part]
             tokens = [[*prompts[i], *answer[:-1]] for i, answer in some]
             with self._adding([decided[i] for i, _ in some], [0] * len(some), max(map(len, tokens)), padded_left=False):
@@ -204,6 +206,9 @@ class TorchEngine:
         return found
 
     # --- one pass
+
+    def _parts(self, lengths: Sequence[int], at_most: int) -> Iterator[range]:
+        return _parts(lengths, at_most, FEWER_TOKENS if in_8_bits(self._model) else TOKENS)
 
     def _decided(self, prompts: Sequence[Sequence[int]], steerings: Sequence[Steering]) -> list[SteeredRequest]:
         """The requests of some prompts, decided by their profiles: one pass up to the highest gate's layer."""
@@ -365,12 +370,12 @@ def _padded(rows: Sequence[Sequence[int]], *, left: bool = False) -> tuple[torch
     return tokens, pad_sequence(there, batch_first=True, padding_side=side)
 
 
-def _parts(lengths: Sequence[int], at_most: int) -> Iterator[range]:
-    """Rows that are computed together, in order: at most `TOKENS` with what pads them, and so many rows."""
+def _parts(lengths: Sequence[int], at_most: int, n_tokens: int) -> Iterator[range]:
+    """Rows that are computed together, in order: at most so many tokens with what pads them, and so many rows."""
     start = longest = 0
     for i, length in enumerate(lengths):
         longest = max(longest, length)
-        if i > start and (i - start == at_most or (i - start + 1) * longest > TOKENS):
+        if i > start and (i - start == at_most or (i - start + 1) * longest > n_tokens):
             yield range(start, i)
             start, longest = i, length
     if start < len(lengths):

@@ -113,7 +113,7 @@ def learn_gate(run: Run, layer: int) -> tuple[Gate, GateFit | None, GateData | N
         positive, contrast = found.turns.parted(len(found.positive))
         learn, held = held_out(found.positive, settings.seed)
         return *fit_subspace_gate(positive.last[learn], positive.last[held], contrast.last), found
-    told = taught(run.model_data, run.data, found.prompts)
+    told = taught(run.model_data, run.teachers, found.prompts)
     gate, fit = fit_gate(
         run.model_data,
         run.data,
@@ -122,7 +122,7 @@ def learn_gate(run: Run, layer: int) -> tuple[Gate, GateFit | None, GateData | N
         taught=told,
         progress=lambda done, total: run.progress("training the gate", done, total),
     )
-    return gate, fit, replace(found, teacher=told.model) if told else found
+    return gate, fit, replace(found, teachers=[lesson.model for lesson in told.lessons]) if told else found
 
 
 def _watch(run: Run, layer: int) -> tuple[AnswerGate, AnswerGateFit] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,17 +13,27 @@ from typing import Any
 import numpy as np
 import torch
 from gguf import GGML_QUANT_SIZES, GGUFValueType, GGUFWriter
+from numpy.typing import NDArray
 from torch.nn import functional
 
 from finesteer_local.distribution import missing_extra
 from finesteer_local.errors import ModelError
 from finesteer_local.gguf_file import read_header
 from finesteer_local.runtime.trainable import TrainableModel
+from finesteer_local.training.memory import give_back
 from finesteer_local.training.precision import fast_dtype
+from finesteer_local.training.stored import StoredLinear
+from finesteer_local.training.stored_model import stored_model
+from finesteer_local.training.tensor_file import is_known
 
 MAX_PARAMETERS = 700_000_000
 """With more parameters, vectors are learnt through the model only on demand: it would take longer than all the rest.
 A model of half a billion has 630 million as llama.cpp counts them, where its output matrix is not that of its input."""
+MAX_FAST_PARAMETERS = 2_000_000_000
+"""The same where the processor multiplies bfloat16 fast, several times as fast as llama.cpp the blocks of a file."""
+LARGEST = 3 << 29
+"""Bytes that weights may take in the precision in which they are multiplied; more are kept in 8 bits
+(stored_model.py)."""
 WITHOUT = "train with --no-optimise"
 _SAMPLE = "The capital of France is Paris. Water boils at a hundred degrees, and ice melts at zero."
 _CLOSE = 0.5  # a token's log-probability: what 8-bit activations move is a tenth of it, other weights move whole units
@@ -41,15 +52,19 @@ def learns_by_itself(llama: TrainableModel, judge: str) -> bool:
 
 def opens_by_itself(llama: TrainableModel) -> bool:
     """Whether a model's weights are opened in PyTorch where the user does not say: they can be, and are few."""
-    installed = all(find_spec(name) for name in ("accelerate", "transformers"))
-    return installed and llama.n_parameters <= MAX_PARAMETERS
+    if not all(find_spec(name) for name in ("accelerate", "transformers")):
+        return False
+    if llama.n_parameters <= MAX_PARAMETERS:
+        return True
+    fast = llama.n_parameters <= MAX_FAST_PARAMETERS and fast_dtype() == torch.bfloat16
+    return fast and is_known(Path(llama.model_path))  # else transformers would take 6 GB to read them
 
 
 def weights_of(llama: TrainableModel) -> Any:
     """The weights of `llama`, a GGUF model, as a transformers model; the `TransformersModel`'s own.
 
-    They are in the precision in which this machine multiplies fastest (`precision.fast_dtype`). What is learnt through
-    them is the same in bfloat16 (docs/experiments.md).
+    They are in the precision in which this machine multiplies fastest (`precision.fast_dtype`), or kept in 8 bits where
+    they would take more than `LARGEST`. What is learnt through them is the same (docs/experiments.md).
 
     Raises:
         MissingExtraError: transformers or accelerate is not installed.
@@ -59,28 +74,53 @@ def weights_of(llama: TrainableModel) -> Any:
         return llama.weights
     try:
         import accelerate  # noqa: F401 - transformers asks for it here
-        from transformers import AutoModelForCausalLM
+        import transformers
     except ImportError as error:
         raise missing_extra("transformers", "--optimise needs transformers and accelerate") from error
     path = Path(llama.model_path)
-    with TemporaryDirectory(prefix="finesteer-") as folder:
-        short = Path(folder) / path.name
-        try:
-            model = _loaded(AutoModelForCausalLM, short if _write_without_vocabulary(path, short) else path)
-        except Exception:  # transformers may miss what is not in the copy, and there may be no room for it
+    tokens = llama.tokenize(_SAMPLE.encode())
+    [expected] = llama.answer_logprobs(tokens[:1], [tokens[1:]])
+    give_back()  # before the weights come: llama.cpp has read its file
+    model = _kept_in_8_bits(path) if llama.n_parameters * fast_dtype().itemsize > LARGEST else None
+    if model is None:
+        with TemporaryDirectory(prefix="finesteer-") as folder:
+            short = Path(folder) / path.name
             try:
-                model = _loaded(AutoModelForCausalLM, path)
-            except Exception as error:  # whatever it makes of the file
-                reason = " ".join(str(error).split())[:200]
-                raise ModelError(f"transformers cannot read {path}: {reason}; {WITHOUT}") from error
-    _check_same(model.eval(), llama)
+                model = _loaded(transformers.AutoModelForCausalLM, short if _write_part(path, short) else path)
+            except Exception:  # transformers may miss what is not in the copy, and there may be no room for it
+                try:
+                    model = _loaded(transformers.AutoModelForCausalLM, path)
+                except Exception as error:  # whatever it makes of the file
+                    reason = " ".join(str(error).split())[:200]
+                    raise ModelError(f"transformers cannot read {path}: {reason}; {WITHOUT}") from error
+    if not _computes(model.eval(), tokens, expected):
+        raise ModelError(f"transformers does not compute what llama.cpp does with {path}; {WITHOUT}")
     return model
+
+
+def _kept_in_8_bits(path: Path) -> Any:
+    """The model at `path` as a transformers model with a byte a weight; None where that is not known to be right."""
+    from transformers import AutoConfig
+
+    with TemporaryDirectory(prefix="finesteer-") as folder, contextlib.suppress(Exception):  # transformers' own
+        short = Path(folder) / path.name
+        file = short if _write_part(path, short, tensors=False) else path
+        config = AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name, local_files_only=True)
+        return stored_model(path, config, fast_dtype())
+    return None
+
+
+def in_8_bits(model: Any) -> bool:
+    """Whether the weights of a transformers model are kept in 8 bits."""
+    return isinstance(model.get_output_embeddings(), StoredLinear)
 
 
 def logits_of(model: Any, hidden: torch.Tensor) -> torch.Tensor:
     """Logits in float32, (n, n_vocab), of what the model's decoder gives, (n, n_embd)."""
     head = model.get_output_embeddings()
-    logits: torch.Tensor = head(hidden.to(head.weight.dtype)).float()  # some give float32 whatever they compute in
+    if not in_8_bits(model):  # which take what comes
+        hidden = hidden.to(head.weight.dtype)
+    logits: torch.Tensor = head(hidden).float()  # some give float32 whatever they compute in
     cap = getattr(model.config, "final_logit_softcapping", None)
     return logits if cap is None else torch.tanh(logits / cap) * cap
 
@@ -97,7 +137,7 @@ def _loaded(factory: Any, path: Path) -> Any:
         )
 
 
-def _write_without_vocabulary(path: Path, short: Path) -> bool:
+def _write_part(path: Path, short: Path, *, tensors: bool = True) -> bool:
     """A copy of the GGUF file at `path` that has of its vocabulary only the size, and whether there is one.
 
     transformers reads every word of a vocabulary three times, which takes longer than all the weights. There is no copy
@@ -114,7 +154,7 @@ def _write_without_vocabulary(path: Path, short: Path) -> bool:
         if key.startswith(f"{architecture}.") or key == "general.name":
             writer.add_key_value(key, value, GGUFValueType.get_type(value))
     data = np.memmap(path, np.uint8, "r")
-    for name, tensor in header.tensors.items():
+    for name, tensor in header.tensors.items() if tensors else ():
         block, size = GGML_QUANT_SIZES[tensor.kind]
         rows = data[tensor.start : tensor.start + tensor.n_bytes]
         shape = (*tensor.shape[:-1], tensor.shape[-1] // block * size)
@@ -127,11 +167,8 @@ def _write_without_vocabulary(path: Path, short: Path) -> bool:
 
 
 @torch.inference_mode()
-def _check_same(model: Any, llama: TrainableModel) -> None:
-    """Raise `ModelError` where transformers computes something else than llama.cpp."""
-    tokens = llama.tokenize(_SAMPLE.encode())
-    [expected] = llama.answer_logprobs(tokens[:1], [tokens[1:]])
-    logits = model(input_ids=torch.tensor([tokens])).logits[0, :-1].float()
+def _computes(model: Any, tokens: Sequence[int], expected: NDArray[np.float64]) -> bool:
+    """Whether transformers finds these tokens about as likely, but for the first, as llama.cpp does."""
+    logits = model(input_ids=torch.tensor([list(tokens)])).logits[0, :-1].float()
     found = -functional.cross_entropy(logits, torch.tensor(tokens[1:]), reduction="none")
-    if not np.abs(found.numpy() - expected).mean() < _CLOSE:
-        raise ModelError(f"transformers does not compute what llama.cpp does with {llama.model_path}; {WITHOUT}")
+    return bool(np.abs(found.numpy() - expected).mean() < _CLOSE)  # NaN is not

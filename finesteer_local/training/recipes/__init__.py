@@ -63,10 +63,9 @@ _TEXTS = (
     "rejected",
     "wrappers",
     "phrasings",
-    "teacher",
     *PAGES,
 )
-_LISTS = ("positive", "pairs", "contrast")
+_LISTS = ("positive", "pairs", "contrast", "teachers")
 _Item = TypeVar("_Item")
 
 
@@ -112,7 +111,7 @@ def load_recipe(name: str, seed: int = 0) -> TrainingData:
         recipe=folder.resolve().name,
         pooled="pairs" not in recipe,
         kinds=kinds,
-        teacher=_path(folder, recipe["teacher"]) if "teacher" in recipe else None,
+        teachers=[_path(folder, name) for name in recipe.get("teachers", ())],
     )
 
 
