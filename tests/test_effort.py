@@ -106,6 +106,18 @@ def test_a_gate_with_a_teacher_is_learnt_sooner(tmp_path: Path) -> None:
     assert module.fit_seconds(n, taught) == module.fit_seconds(n, data)
 
 
+def test_what_is_late_already_does_the_least() -> None:
+    """And then stops; with time left, a portion is what it always is."""
+    items = range(5000)
+    late = [(n, list(part)) for n, part in module.portions(items, 2000, Deadline(-1.0), least=1000)]
+    assert late == [(1000, list(items[:1000]))]
+    in_time = [(n, list(part)) for n, part in module.portions(items, 2000, Deadline(None), least=1000)]
+    assert [n for n, _ in in_time] == [2000, 4000, 5000]
+    assert [item for _, part in in_time for item in part] == list(items)
+    few = [n for n, _ in module.portions(items[:300], 2000, Deadline(-1.0), least=1000)]
+    assert few == [300]
+
+
 def test_answers_are_watched_in_a_part_of_the_time() -> None:
     pace = replace(PACE, watched=0.5)
     plans = [fitting(minutes, pace, SMALL, learns=True, judge="refusal").watched for minutes in (1, 10, 20, 300)]

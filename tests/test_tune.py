@@ -361,6 +361,26 @@ def test_nearly_as_good_is_good_enough(blank: Profile, tmp_path: Path, monkeypat
     assert tuned(llama(quality), blank, tmp_path / "b")[0].strength == best[2 * len(best) // 3]
 
 
+@pytest.mark.parametrize(("n", "wanted"), [(48, 0.05), (32, 2 / 32), (16, 2 / 16)])
+def test_of_few_answers_two_say_nothing(blank: Profile, tmp_path: Path, n: int, wanted: float) -> None:
+    experts = {3: Experts.fixed(np.ones(64, np.float32))}
+    for judge, tolerance in (("refusal", wanted), ("margin", SEARCHES["margin"].tolerance)):
+        asked = [replace(PAIRS[0].prompt, messages=[{"role": "user", "content": f"do {i}"}]) for i in range(60)]
+        trials = Trials(
+            llama(lambda *_: (1.0, 1.0)),  # type: ignore[arg-type]
+            blank,
+            experts,
+            PAIRS,
+            asked,
+            judge,
+            False,
+            tmp_path,
+            lambda *_: None,
+            n,
+        )
+        assert trials.search.tolerance == pytest.approx(tolerance)
+
+
 def test_of_equals_the_one_that_steers_more_often(blank: Profile, tmp_path: Path) -> None:
     """As many answers are right, but of the weaker setting's failures more are the unwanted behaviour itself."""
     up = sorted(strength for strength in STRENGTHS if strength > FIRST_STRENGTH)

@@ -230,14 +230,17 @@ def portions(
         later: seconds that so many items will take once all are there.
     """
     seconds = 0.0  # that the slowest portion took
-    for start in range(0, len(items), size):
-        part = items[start : start + size]
+    start = 0
+    while start < len(items):
+        late = start == 0 and deadline.left <= 0
+        part = items[start : start + (min(least, size) if late else size)]
         n = start + len(part)
         if start >= least and deadline.left < seconds + later(n):
             return
         begun = time.monotonic()
         yield n, part
         seconds = max(seconds, time.monotonic() - begun)
+        start = n
 
 
 class Deadline:

@@ -79,10 +79,10 @@ def faster_engine(llama: TrainableModel, weights: Any, prompts: Sequence[Sequenc
     wins = _choices.get(key)
     engine = None if wins is False else _engine(llama, weights)
     if not isinstance(wins, bool):
-        # 8 bits are of a known architecture, and opened only where PyTorch is far ahead; to find out would take a
-        # minute, and the memory of both.
+        # 8 bits are of a known architecture, and where bfloat16 is fast PyTorch is far ahead with them; to find out
+        # would take up to a minute, and the memory of both.
         wins = engine is not None and (
-            in_8_bits(weights)
+            (in_8_bits(weights) and weights.dtype == torch.bfloat16)
             or (_agree(engine, llama, prompts[:_COMPARED]) and _seconds(engine, prompts) < _seconds(llama, prompts))
         )
         _choices.keep(key, wins)

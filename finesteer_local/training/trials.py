@@ -43,6 +43,7 @@ BLOCK, LARGE_BLOCK = 16, 32
 PyTorch answers: it takes little longer over twice as many."""
 BEHIND = 4
 """By so many answers of the same prompts, beyond what is tolerated: chance is behind by as many in one look of ten."""
+BY_CHANCE = 2  # answers more or less
 OWN_ANSWERS = 48  # unsteered ones, by which language is judged
 ANSWER_TOKENS = 40
 WHOLE_TOKENS = 160  # of an answer that is judged as a whole; what has not ended by then does not end
@@ -81,9 +82,9 @@ class Trials:
         if block != BLOCK:
             self._known["block"] = block
         self.candidates: list[Layers] = [tuple(sorted(experts))] if learnt else [(layer,) for layer in experts]
-        self.search = SEARCHES[search_name(judge, learnt)]
+        search = SEARCHES[search_name(judge, learnt)]
         # Only a length decay asks how long prompts are.
-        counted = prompts if self.search.length_decays else ()
+        counted = prompts if search.length_decays else ()
         self.prompts = {
             SHORT: _blockwise(spread(_brief(prompts, lambda prompt: prompt), n_answers), block),
             LONG: _blockwise(
@@ -94,6 +95,9 @@ class Trials:
                 block,
             ),
         }
+        # Of few answers, two are more than that.
+        by_chance = BY_CHANCE / max(len(self.prompts[SHORT]), 1) if judge == "refusal" else 0.0
+        self.search = replace(search, tolerance=max(search.tolerance, by_chance))
         self.pairs = _brief(pairs, lambda pair: pair.prompt)
         self.progress = progress
         self.coherence = Coherence(float("inf"))

@@ -31,7 +31,7 @@ MAX_PARAMETERS = 700_000_000
 A model of half a billion has 630 million as llama.cpp counts them, where its output matrix is not that of its input."""
 MAX_FAST_PARAMETERS = 2_000_000_000
 """The same where the processor multiplies bfloat16 fast, several times as fast as llama.cpp the blocks of a file."""
-LARGEST = 3 << 29
+LARGEST = 1 << 30
 """Bytes that weights may take in the precision in which they are multiplied; more are kept in 8 bits
 (stored_model.py)."""
 WITHOUT = "train with --no-optimise"
