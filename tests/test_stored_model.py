@@ -29,7 +29,7 @@ def both(llama: SteeredLlama, monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """Its weights as they are, and in 8 bits."""
     monkeypatch.setattr(weights, "fast_dtype", lambda: torch.float32)
     found = [weights_of(llama)]
-    monkeypatch.setattr(weights, "LARGEST", 0)
+    monkeypatch.setattr(weights, "LARGEST", dict.fromkeys(weights.LARGEST, 0))
     return [*found, weights_of(llama)]
 
 
@@ -74,7 +74,7 @@ def test_what_is_not_known_is_left_to_transformers(tmp_path: Path, monkeypatch: 
     """Where the user asks for it; by itself, nothing is opened that would be read into float32 as a whole."""
     path = write_tiny_model(tmp_path / "tiny.gguf")
     llama = open_model(path, n_ctx=256, n_threads=1)
-    monkeypatch.setattr(weights, "LARGEST", 0)
+    monkeypatch.setattr(weights, "LARGEST", dict.fromkeys(weights.LARGEST, 0))
     assert is_known(path) and isinstance(weights_of(llama).get_output_embeddings(), StoredLinear)
     monkeypatch.setattr(tensor_file, "ARCHITECTURES", ())
     assert not is_known(path) and not isinstance(weights_of(llama).get_output_embeddings(), StoredLinear)
@@ -98,7 +98,7 @@ def test_more_are_opened_where_bfloat16_is_fast(tiny: Path, monkeypatch: pytest.
 
 def test_answers_are_those_of_llama_cpp(smollm2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the real model: `weights_of` has compared a text, and these agree about an answer's tokens."""
-    monkeypatch.setattr(weights, "LARGEST", 0)
+    monkeypatch.setattr(weights, "LARGEST", dict.fromkeys(weights.LARGEST, 0))
     llama = open_model(smollm2)
     model = weights_of(llama)
     assert isinstance(model.get_output_embeddings(), StoredLinear)

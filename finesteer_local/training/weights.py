@@ -31,9 +31,9 @@ MAX_PARAMETERS = 700_000_000
 A model of half a billion has 630 million as llama.cpp counts them, where its output matrix is not that of its input."""
 MAX_FAST_PARAMETERS = 2_000_000_000
 """The same where the processor multiplies bfloat16 fast, several times as fast as llama.cpp the blocks of a file."""
-LARGEST = 1 << 30
-"""Bytes that weights may take in the precision in which they are multiplied; more are kept in 8 bits
-(stored_model.py)."""
+LARGEST = {torch.bfloat16: 1 << 30, torch.float32: 3 << 30}
+"""Bytes that weights may take in the precision in which they are multiplied; more are kept in 8 bits (stored_model.py).
+To open them into float32 for every token of an answer takes longer than to multiply."""
 WITHOUT = "train with --no-optimise"
 _SAMPLE = "The capital of France is Paris. Water boils at a hundred degrees, and ice melts at zero."
 _CLOSE = 0.5  # a token's log-probability: what 8-bit activations move is a tenth of it, other weights move whole units
@@ -81,7 +81,8 @@ def weights_of(llama: TrainableModel) -> Any:
     tokens = llama.tokenize(_SAMPLE.encode())
     [expected] = llama.answer_logprobs(tokens[:1], [tokens[1:]])
     give_back()  # before the weights come: llama.cpp has read its file
-    model = _kept_in_8_bits(path) if llama.n_parameters * fast_dtype().itemsize > LARGEST else None
+    dtype = fast_dtype()
+    model = _kept_in_8_bits(path) if llama.n_parameters * dtype.itemsize > LARGEST[dtype] else None
     if model is None:
         with TemporaryDirectory(prefix="finesteer-") as folder:
             short = Path(folder) / path.name
@@ -102,7 +103,8 @@ def _kept_in_8_bits(path: Path) -> Any:
     """The model at `path` as a transformers model with a byte a weight; None where that is not known to be right."""
     from transformers import AutoConfig
 
-    with TemporaryDirectory(prefix="finesteer-") as folder, contextlib.suppress(Exception):  # transformers' own
+    # Whatever transformers makes of a header, or what is not known here: it reads the whole file itself then.
+    with TemporaryDirectory(prefix="finesteer-") as folder, contextlib.suppress(Exception):
         short = Path(folder) / path.name
         file = short if _write_part(path, short, tensors=False) else path
         config = AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name, local_files_only=True)
