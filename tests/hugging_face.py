@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from gguf import GGUFReader, TokenType
+from gguf import MODEL_ARCH, GGUFReader, TokenType, get_tensor_name_map
 from gguf.quants import dequantize
 
 
@@ -46,33 +46,20 @@ def write_directory(gguf: Path, folder: Path) -> Path:
         "bos_token_id": keys["tokenizer.ggml.bos_token_id"],
         "eos_token_id": keys["tokenizer.ggml.eos_token_id"],
     }
-    kind = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen2": (Qwen2Config, Qwen2ForCausalLM)}[architecture]
+    kind = {
+        "llama": (LlamaConfig, LlamaForCausalLM, MODEL_ARCH.LLAMA),
+        "qwen2": (Qwen2Config, Qwen2ForCausalLM, MODEL_ARCH.QWEN2),
+    }[architecture]
     model = kind[1](kind[0](**sizes))
-    state = {
-        "model.embed_tokens.weight": tensors["token_embd.weight"],
-        "lm_head.weight": tensors.get("output.weight", tensors["token_embd.weight"]),
-        "model.norm.weight": tensors["output_norm.weight"],
-    }
-    parts = {
-        "attn_norm": "input_layernorm",
-        "ffn_norm": "post_attention_layernorm",
-        "attn_q": "self_attn.q_proj",
-        "attn_k": "self_attn.k_proj",
-        "attn_v": "self_attn.v_proj",
-        "attn_output": "self_attn.o_proj",
-        "ffn_gate": "mlp.gate_proj",
-        "ffn_up": "mlp.up_proj",
-        "ffn_down": "mlp.down_proj",
-    }
-    for name, array in tensors.items():
-        block, _, rest = name.removeprefix("blk.").partition(".")
-        part, _, suffix = rest.rpartition(".")
-        if name.startswith("blk."):
-            if architecture == "llama" and part in ("attn_q", "attn_k"):
-                # convert_hf_to_gguf.py interleaves the two halves of every head; here they come apart again
-                n = heads if part == "attn_q" else heads_kv
-                array = array.reshape(n, -1, 2, array.shape[1]).swapaxes(1, 2).reshape(array.shape)
-            state[f"model.layers.{block}.{parts[part]}.{suffix}"] = array
+    names, state = get_tensor_name_map(kind[2], sizes["num_hidden_layers"]), {}
+    for name in model.state_dict():
+        given = names.get_name(name, (".weight", ".bias"))
+        array = tensors["token_embd.weight" if given == "output.weight" and given not in tensors else given]
+        if architecture == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
+            # convert_hf_to_gguf.py interleaves the two halves of every head; here they come apart again
+            n = heads if name.endswith("q_proj.weight") else heads_kv
+            array = array.reshape(n, -1, 2, array.shape[1]).swapaxes(1, 2).reshape(array.shape)
+        state[name] = array
     model.load_state_dict({name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in state.items()})
     model.save_pretrained(folder)
     tokenizer = Tokenizer(BPE({token: i for i, token in enumerate(tokens)}, [tuple(m.split(" ")) for m in merges]))

@@ -76,7 +76,7 @@ def test_what_is_not_known_is_left_to_transformers(tmp_path: Path, monkeypatch: 
     llama = open_model(path, n_ctx=256, n_threads=1)
     monkeypatch.setattr(weights, "LARGEST", dict.fromkeys(weights.LARGEST, 0))
     assert is_known(path) and isinstance(weights_of(llama).get_output_embeddings(), StoredLinear)
-    monkeypatch.setattr(tensor_file, "ARCHITECTURES", ())
+    monkeypatch.setattr(tensor_file, "ARCHITECTURES", {})
     assert not is_known(path) and not isinstance(weights_of(llama).get_output_embeddings(), StoredLinear)
     monkeypatch.setattr(weights, "fast_dtype", lambda: torch.bfloat16)
     monkeypatch.setattr(weights, "MAX_PARAMETERS", 0)

@@ -112,8 +112,8 @@ class Warmth:
 
 
 def feels_with(text: str) -> bool:
-    """Whether a text, of one sentence or more, feels with the one to whom it is said."""
-    return bool(_CARE.search(normalised(text)))
+    """Whether a text (`refusals.normalised`), of one sentence or more, feels with the one to whom it is said."""
+    return bool(_CARE.search(text))
 
 
 def warm(answer: str) -> bool:

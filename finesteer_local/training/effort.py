@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, TypeVar
 
 from finesteer_local.runtime.trainable import TrainableModel
@@ -226,21 +227,17 @@ def portions(
 
     Args:
         size: of a portion.
-        least: so many items are worked on in any case.
+        least: so many items are worked on in any case, and no more of them first where it is late already.
         later: seconds that so many items will take once all are there.
     """
     seconds = 0.0  # that the slowest portion took
-    start = 0
-    while start < len(items):
-        late = start == 0 and deadline.left <= 0
-        part = items[start : start + (min(least, size) if late else size)]
-        n = start + len(part)
+    first = min(least, size) if deadline.left <= 0 else size
+    for start, n in pairwise(sorted({0, *range(first, len(items), size), len(items)})):
         if start >= least and deadline.left < seconds + later(n):
             return
         begun = time.monotonic()
-        yield n, part
+        yield n, items[start:n]
         seconds = max(seconds, time.monotonic() - begun)
-        start = n
 
 
 class Deadline:

@@ -29,9 +29,13 @@ def stored(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 def product(inputs: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     """`inputs` (..., n_in) times a stored matrix, (..., n_out), in the type of the inputs."""
-    rows = max(_ROOM // weight.shape[1], 1)
-    found = [functional.linear(inputs, _opened(part, inputs.dtype)) for part in torch.split(weight, rows)]
+    found = [functional.linear(inputs, _opened(part, inputs.dtype)) for part in _parts(weight)]
     return (found[0] if len(found) == 1 else torch.cat(found, -1)).mul_(scale.to(inputs.dtype))
+
+
+def _parts(weight: Tensor) -> tuple[Tensor, ...]:
+    """Rows that are opened at a time."""
+    return torch.split(weight, max(_ROOM // weight.shape[1], 1))
 
 
 def _opened(weight: Tensor, dtype: torch.dtype) -> Tensor:
@@ -58,10 +62,10 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         weight, scale = ctx.saved_tensors
         scaled = gradients[0] * scale.to(gradients[0].dtype)
-        rows = max(_ROOM // weight.shape[1], 1)
-        parts = zip(torch.split(scaled, rows, -1), torch.split(weight, rows), strict=True)
-        found = [part @ _opened(matrix, scaled.dtype) for part, matrix in parts]
-        return torch.stack(found).sum(0) if len(found) > 1 else found[0], None, None
+        matrices = _parts(weight)
+        parts = zip(torch.split(scaled, [len(each) for each in matrices], -1), matrices, strict=True)
+        first, *others = (part @ _opened(matrix, scaled.dtype) for part, matrix in parts)
+        return sum(others, first), None, None
 
 
 class StoredLinear(nn.Module):
@@ -76,11 +80,10 @@ class StoredLinear(nn.Module):
         self.register_buffer("weight", weight)
         self.register_buffer("scale", scale)
         self.register_buffer("bias", bias)
-        self.out_features, self.in_features = weight.shape
 
     def forward(self, inputs: Tensor) -> Tensor:
         out: Tensor = _Product.apply(inputs, self.weight, self.scale)  # type: ignore[no-untyped-call]
-        return out if self.bias is None else out + self.bias.to(out.dtype)
+        return out if self.bias is None else out + self.bias
 
 
 class StoredEmbedding(nn.Module):

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from gguf import get_tensor_name_map
 from torch import Tensor, nn
 
 from finesteer_local.errors import ModelError
@@ -20,21 +21,6 @@ from finesteer_local.training.memory import give_back
 from finesteer_local.training.stored import StoredEmbedding, StoredLinear, stored
 from finesteer_local.training.tensor_file import Shape, TensorFile
 
-_MATRICES = {
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-_NORMS = {
-    "attn_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-}
 _ROWS = 1 << 22
 """Numbers of a matrix that are in float32 at a time."""
 _THREADS = 2
@@ -57,40 +43,42 @@ def stored_model(path: Path, config: Any, dtype: torch.dtype) -> Any:
     with init_empty_weights(include_buffers=False):
         model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
     decoder = model.get_decoder()
+    names = get_tensor_name_map(shape.architecture, len(decoder.layers))
 
-    def fill(layer: tuple[int, nn.Module]) -> None:
-        _fill(file, *layer, shape, dtype)
+    def fill(place: str) -> None:
+        name = names.get_name(place)
+        if name is None:
+            raise ModelError(f"{path}: its {place} is not read in 8 bits")
+        _fill(file, name, model, place, shape, dtype)
         file.forget()
 
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    places = [place for place, each in model.named_modules() if each not in ends and [*each.parameters(recurse=False)]]
     with ThreadPoolExecutor(_THREADS) as threads:
-        list(threads.map(fill, enumerate(decoder.layers)))
+        list(threads.map(fill, places))
     embedding = _matrix(file, "token_embd.weight")
     head = _matrix(file, "output.weight") if file.has("output.weight") else embedding
     decoder.embed_tokens = StoredEmbedding(*embedding, dtype)
     model.lm_head = StoredLinear(*head)
-    _set(decoder.norm, "weight", file.rows("output_norm.weight").to(dtype))
-    left = [name for name, each in model.named_parameters() if each.is_meta]
-    if left:
-        raise ModelError(f"{path}: its {left[0]} is not read in 8 bits")
     file.forget()
     give_back()
     return model
 
 
-def _fill(file: TensorFile, index: int, layer: nn.Module, shape: Shape, dtype: torch.dtype) -> None:
-    for name, place in _NORMS.items():
-        if file.has(tensor := f"blk.{index}.{name}.weight"):
-            _set(layer.get_submodule(place), "weight", file.rows(tensor).to(dtype))
-    for name, place in _MATRICES.items():
-        tensor = f"blk.{index}.{name}"
-        weight, scale = _matrix(file, f"{tensor}.weight")
-        bias = file.rows(f"{tensor}.bias") if file.has(f"{tensor}.bias") else None
-        if shape.paired and name in ("attn_q", "attn_k"):
-            weight, scale = _halved(weight, shape), _halved(scale, shape)
-            bias = None if bias is None else _halved(bias, shape)
-        parent, _, last = place.rpartition(".")
-        made = StoredLinear(weight, scale, None if bias is None else bias.to(dtype))
-        setattr(layer.get_submodule(parent), last, made)
+def _fill(file: TensorFile, name: str, model: nn.Module, place: str, shape: Shape, dtype: torch.dtype) -> None:
+    """Give the module at `place`, a norm or a matrix, the tensors `name`."""
+    module = model.get_submodule(place)
+    if not isinstance(module, nn.Linear):
+        module.weight = nn.Parameter(file.rows(f"{name}.weight").to(dtype), requires_grad=False)
+        return
+    weight, scale = _matrix(file, f"{name}.weight")
+    bias = file.rows(f"{name}.bias") if file.has(f"{name}.bias") else None
+    if shape.paired and name.endswith(("attn_q", "attn_k")):
+        weight, scale = _halved(weight, shape), _halved(scale, shape)
+        bias = None if bias is None else _halved(bias, shape)
+    parent, _, last = place.rpartition(".")
+    made = StoredLinear(weight, scale, None if bias is None else bias.to(dtype))
+    setattr(model.get_submodule(parent), last, made)
 
 
 def _matrix(file: TensorFile, name: str) -> tuple[Tensor, Tensor]:
@@ -105,9 +93,5 @@ def _blocks(shape: tuple[int, ...]) -> Iterator[np.ndarray[Any, np.dtype[np.intp
 
 
 def _halved(rows: Tensor, shape: Shape) -> Tensor:
-    """Rows of heads whose neighbouring numbers are rotated together, so that those of two halves are; see `PAIRED`."""
+    """Rows of heads whose neighbouring numbers are rotated together, so that those of two halves are."""
     return rows.view(-1, shape.n_rot // 2, 2, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)
-
-
-def _set(module: nn.Module, name: str, value: Tensor) -> None:
-    setattr(module, name, nn.Parameter(value, requires_grad=False))

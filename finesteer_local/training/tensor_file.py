@@ -8,15 +8,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from gguf import dequantize
+from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, dequantize
 from numpy.typing import NDArray
 from torch import Tensor
 
 from finesteer_local.errors import ModelError
 from finesteer_local.gguf_file import DamagedGGUF, Header, TensorInfo, read_header
 
-PAIRED = "llama"  # rotates neighbouring numbers of a head; the others its two halves (llama.cpp: LLAMA_ROPE_TYPE_NORM)
-ARCHITECTURES = (PAIRED, "qwen2", "qwen3")
+ARCHITECTURES = {MODEL_ARCH_NAMES[each]: each for each in (MODEL_ARCH.LLAMA, MODEL_ARCH.QWEN2, MODEL_ARCH.QWEN3)}
 _MAX_ITEMS = 1 << 24
 
 
@@ -29,7 +28,13 @@ class Shape(NamedTuple):
     n_rot: int  # of a head, all of which are rotated
     epsilon: float
     base: float
-    paired: bool
+    architecture: MODEL_ARCH
+
+    @property
+    def paired(self) -> bool:
+        """Whether neighbouring numbers of a head are rotated together, not its halves (llama.cpp:
+        LLAMA_ROPE_TYPE_NORM)."""
+        return self.architecture == MODEL_ARCH.LLAMA
 
     @property
     def share(self) -> int:
@@ -56,7 +61,7 @@ class Shape(NamedTuple):
             n_rot=n_rot,
             epsilon=float(value("attention.layer_norm_rms_epsilon")),
             base=float(value("rope.freq_base", 10_000.0)),
-            paired=architecture == PAIRED,
+            architecture=ARCHITECTURES[architecture],
         )
 
 

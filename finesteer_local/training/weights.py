@@ -74,7 +74,7 @@ def weights_of(llama: TrainableModel) -> Any:
         return llama.weights
     try:
         import accelerate  # noqa: F401 - transformers asks for it here
-        import transformers
+        import transformers  # noqa: F401
     except ImportError as error:
         raise missing_extra("transformers", "--optimise needs transformers and accelerate") from error
     path = Path(llama.model_path)
@@ -83,20 +83,26 @@ def weights_of(llama: TrainableModel) -> Any:
     give_back()  # before the weights come: llama.cpp has read its file
     dtype = fast_dtype()
     model = _kept_in_8_bits(path) if llama.n_parameters * dtype.itemsize > LARGEST[dtype] else None
-    if model is None:
-        with TemporaryDirectory(prefix="finesteer-") as folder:
-            short = Path(folder) / path.name
-            try:
-                model = _loaded(transformers.AutoModelForCausalLM, short if _write_part(path, short) else path)
-            except Exception:  # transformers may miss what is not in the copy, and there may be no room for it
-                try:
-                    model = _loaded(transformers.AutoModelForCausalLM, path)
-                except Exception as error:  # whatever it makes of the file
-                    reason = " ".join(str(error).split())[:200]
-                    raise ModelError(f"transformers cannot read {path}: {reason}; {WITHOUT}") from error
+    model = model or _read_whole(path)
     if not _computes(model.eval(), tokens, expected):
         raise ModelError(f"transformers does not compute what llama.cpp does with {path}; {WITHOUT}")
     return model
+
+
+def _read_whole(path: Path) -> Any:
+    """The model at `path` as transformers reads it; raises `ModelError` where it cannot."""
+    from transformers import AutoModelForCausalLM
+
+    with TemporaryDirectory(prefix="finesteer-") as folder:
+        short = Path(folder) / path.name
+        try:
+            return _loaded(AutoModelForCausalLM, short if _write_part(path, short) else path)
+        except Exception:  # transformers may miss what is not in the copy, and there may be no room for it
+            try:
+                return _loaded(AutoModelForCausalLM, path)
+            except Exception as error:  # whatever it makes of the file
+                reason = " ".join(str(error).split())[:200]
+                raise ModelError(f"transformers cannot read {path}: {reason}; {WITHOUT}") from error
 
 
 def _kept_in_8_bits(path: Path) -> Any:
